@@ -1,0 +1,1 @@
+"""From RecordIO sets and image folders to deduplicated, identity-balanced MindRecord shards with Parquet manifests."""

@@ -1,0 +1,327 @@
+"""A build from beginning to end: the order of the stages, what each finished one leaves behind, and the books.
+
+In the work folder, every finished piece is a file that appears by rename, so what exists is whole:
+
+    request.json            what is being built; index-*.npy, listing-*.parquet, partitions.json: how it is cut
+    records/part-*.parquet  scan and sign, one per partition
+    decisions/              the global step
+    routed/, dropped/       one per partition
+    done/shard-*.json       one per shard; its files already lie in dataset/, which becomes the published folder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import workspace
+from pipelines.config import BuildConfig
+from pipelines.decide import decide, load_columns
+from pipelines.errors import BuildError, SourceError
+from pipelines.manifest import ROW_GROUP, SCHEMA_VERSION, SCHEMAS, Manifest, check_books, file_digest, fingerprint
+from pipelines.partition import PartFacts, count_rows, part_facts, probe_rows, sign_partition
+from pipelines.progress import Progress
+from pipelines.runner import Runner, WorkerKilledError
+from pipelines.scan import Partition
+from pipelines.shards import replacing, route, write, write_json, write_parquet
+from pipelines.sources import Dataset, SourceFile, cut
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("dask", "numpy", "opencv-python-headless", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a build is run; nothing here changes a byte of its result.
+
+    Args:
+        workers: local worker processes, 0 for one per core.
+        scheduler: address of a Dask scheduler to use instead.
+        partition_bytes: aimed size of a partition in bytes, 0 to choose.
+        dashboard: serve Dask's dashboard.
+        quiet: no progress.
+    """
+
+    workers: int = 0
+    scheduler: str | None = None
+    partition_bytes: int = 0
+    dashboard: bool = False
+    quiet: bool = False
+
+
+def build(
+    name: str,
+    files: Sequence[SourceFile],
+    out: Path,
+    config: BuildConfig,
+    execution: Execution,
+    *,
+    expected: Dataset | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> Manifest:
+    """Returns the dataset published at `out`.
+
+    Args:
+        name: of the dataset.
+        files: its sources.
+        out: folder to publish; made by one rename at the end.
+        config: what decides the result.
+        execution: how it is run.
+        expected: the known set, whose counts are compared.
+        overwrite: replace a dataset that is published at `out`.
+        restart: throw away an interrupted build.
+
+    Raises:
+        BuildError: cannot start, go on, or publish; an interrupted build stays resumable.
+        SourceError: a source is unusable.
+    """
+    out = Path(os.path.abspath(out))
+    request = {
+        "name": name,
+        "schema_version": SCHEMA_VERSION,
+        "config": dataclasses.asdict(config),
+        "sources": [dataclasses.asdict(file) for file in files],
+    }
+    request = json.loads(json.dumps(request))
+    workspace.check_output(out)
+    with workspace.exclusive(out) as work:
+        try:
+            if (out / "dataset.json").exists() and not overwrite:
+                found = _already_built(out, request)
+                shutil.rmtree(work, ignore_errors=True)
+                return found
+            if restart:
+                workspace.clear(work)
+            workspace.claim(work, request)
+            room = sum(file.bytes for file in files) * 1.1 + (8 << 20)
+            done = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+            workspace.check_space(work, int(room) - done)
+            _Build(request, list(files), work, config, execution, expected).run()
+            workspace.publish(work / "dataset", out, work)
+        except OSError as error:
+            raise workspace.explain_os_error(error, work) from None
+    return Manifest(out)
+
+
+def _already_built(out: Path, request: dict[str, Any]) -> Manifest:
+    found = Manifest(out)
+    same = all(found.info.get(key) == request[key] for key in ("name", "config", "sources"))
+    if not same:
+        raise BuildError(f"{out}: a dataset is published there, from another request; --overwrite replaces it")
+    log.warning("%s: already built from the same sources and settings; nothing to do", out)
+    return found
+
+
+class _Build:
+    """One build in its work folder."""
+
+    def __init__(
+        self,
+        request: dict[str, Any],
+        files: list[SourceFile],
+        work: Path,
+        config: BuildConfig,
+        execution: Execution,
+        expected: Dataset | None,
+    ) -> None:
+        self.request, self.files, self.work, self.config = request, files, work, config
+        self.execution, self.expected = execution, expected
+        self.names = [file.name for file in files]
+        for folder in ("records", "routed", "dropped", "done", "dataset/manifest/images.parquet", "dataset/shards"):
+            (work / folder).mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """Leaves a complete dataset in the work folder."""
+        partitions, warnings = self._cut()
+        execution = self.execution
+        with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
+            self._sign(runner, partitions)
+            facts = [part_facts(self._records(part)) for part in partitions]
+            warnings += self._count(facts)
+            decisions = self.work / "decisions"
+            if not decisions.exists():
+                columns = load_columns([self._records(part) for part in partitions], [fact.rows for fact in facts])
+                decide(columns, self._identity_names(), self.config, runner.workers, decisions)
+            self._route(runner, partitions, facts)
+            shards = json.loads((decisions / "facts.json").read_text())["shards"]
+            self._write(runner, partitions, shards)
+        self._finish(partitions, facts, shards, warnings)
+
+    def _records(self, part: Partition) -> Path:
+        return self.work / "records" / f"part-{part.number:06d}.parquet"
+
+    def _routed(self, part: Partition) -> Path:
+        return self.work / "routed" / f"part-{part.number:06d}.arrow"
+
+    def _dropped(self, part: Partition) -> Path:
+        return self.work / "dropped" / f"part-{part.number:06d}.parquet"
+
+    def _cut(self) -> tuple[list[Partition], list[str]]:
+        """Returns the partitions, as the first run of this build cut them, and warnings about the sources."""
+        path = self.work / "partitions.json"
+        if not path.exists():
+            partitions, warnings = cut(self.files, self.work, self.execution.partition_bytes)
+            write_json([warnings, [dataclasses.asdict(part) for part in partitions]], path)
+        warnings, rows = json.loads(path.read_text())
+        for warning in warnings:
+            log.warning("%s", warning)
+        return [Partition(**row) for row in rows], warnings
+
+    def _sign(self, runner: Runner, partitions: list[Partition]) -> None:
+        """Scans and signs every partition that has no record table yet; quarantines records that kill workers."""
+        with Progress("sign", sum(part.stop - part.start for part in partitions), self.execution.quiet) as progress:
+            todo = []
+            for part in partitions:
+                if self._records(part).exists():
+                    progress.advance(part.stop - part.start, part_facts(self._records(part)).rows)
+                else:
+                    todo.append((part, self.config, self._records(part)))
+            for task, result in runner.map(sign_partition, todo):
+                part = task[0]
+                if isinstance(result, WorkerKilledError):
+                    result = self._quarantine(runner, part)
+                progress.advance(part.stop - part.start, result.rows)
+
+    def _quarantine(self, runner: Runner, part: Partition) -> PartFacts:
+        where = f"{part.path}, {part.start}..{part.stop}"
+        log.warning("%s: kills its worker; looking for the record", where)
+        rows = runner.alone(count_rows, (part,))
+        if isinstance(rows, WorkerKilledError):
+            raise BuildError(f"{where}: reading it kills the worker")
+        killers = runner.find_killers(probe_rows, (part, self.config), 0, rows)
+        task = (part, self.config, self._records(part), frozenset(killers))
+        result = runner.alone(sign_partition, task)
+        if isinstance(result, WorkerKilledError):
+            raise BuildError(f"{where}: kills its worker as a whole, but no record of it does alone (out of memory?)")
+        return result
+
+    def _count(self, facts: list[PartFacts]) -> list[str]:
+        """Returns a warning if the set does not have as many images as its publishers say."""
+        scanned = sum(fact.rows for fact in facts)
+        if sum(fact.records for fact in facts) == 0:
+            raise SourceError(f"{', '.join(self.names)}: no record in it")
+        warnings = []
+        if self.expected and self.expected.images and scanned != self.expected.images:
+            warnings.append(f"{self.expected.name}: {scanned} images scanned, {self.expected.images} expected")
+        for warning in warnings:
+            log.warning("%s", warning)
+        return warnings
+
+    def _identity_names(self) -> list[str] | None:
+        """Returns the folder names by label, None for RecordIO."""
+        if self.files[0].kind != "folder":
+            return None
+        listing = pq.read_table(self.work / "listing-0.parquet", columns=["identity", "place"])
+        return list(dict(zip(listing["place"].to_pylist(), listing["identity"].to_pylist(), strict=True)).values())
+
+    def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartFacts]) -> None:
+        sid = ordinal = 0
+        tasks = []
+        for part, fact in zip(partitions, facts, strict=True):
+            if part.start == 0:
+                ordinal = 0
+            if not (self._routed(part).exists() and self._dropped(part).exists()):
+                paths = (self._routed(part), self._dropped(part))
+                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, self.names, *paths))
+            sid += fact.rows
+            ordinal += fact.records
+        with Progress("route", sid, self.execution.quiet) as progress:
+            for _, result in runner.map(route, tasks):
+                progress.advance(_survived(result, "sorting the records by shard"), result)
+
+    def _write(self, runner: Runner, partitions: list[Partition], shards: int) -> None:
+        routed = [self._routed(part) for part in partitions]
+        data = self.work / "dataset"
+        tasks = []
+        with Progress("write", shards, self.execution.quiet) as progress:
+            for shard in range(shards):
+                done = self.work / "done" / f"shard-{shard:05d}.json"
+                if done.exists():
+                    progress.advance(1, json.loads(done.read_text())["rows"])
+                else:
+                    folders = (data / "manifest" / "images.parquet", data / "shards")
+                    tasks.append((shard, self.files, routed, *folders, done))
+            for task, result in runner.map(write, tasks):
+                _survived(result, f"writing shard {task[0]}")
+                progress.advance(1, result)
+
+    def _finish(self, partitions: list[Partition], facts: list[PartFacts], shards: int, warnings: list[str]) -> None:
+        """Writes the global tables and dataset.json, and checks that the books add up."""
+        data, tables = self.work / "dataset", self.work / "dataset" / "manifest"
+        for name in ("identities", "conflicts", "identity_links"):
+            shutil.copyfile(self.work / "decisions" / f"{name}.parquet", tables / f"{name}.parquet")
+        with replacing(tables / "dropped.parquet") as temporary:
+            _concatenate([self._dropped(part) for part in partitions], temporary)
+        entries = [json.loads((self.work / "done" / f"shard-{i:05d}.json").read_text()) for i in range(shards)]
+        shard_table = pa.Table.from_pylist(entries, SCHEMAS["shards"])
+        write_parquet(shard_table, tables / "shards.parquet")
+        decided = json.loads((self.work / "decisions" / "facts.json").read_text())
+        totals = {key: value for key, value in decided.items() if key != "dedupe"}
+        totals["structural"] = sum(fact.structural for fact in facts)
+        totals["image_bytes"] = sum(pq.read_table(path, columns=["bytes"])["bytes"].to_numpy().sum().item()
+                                    for path in sorted((tables / "images.parquet").iterdir()))  # fmt: skip
+        expected = self.expected
+        # Their count of identities is of those with images, dropped or not.
+        identities = pq.read_table(tables / "identities.parquet")
+        present = len(identities) - identities["label_original"].null_count
+        if expected and expected.identities and present != expected.identities:
+            warnings = [*warnings, f"{expected.name}: {present} identities scanned, {expected.identities} expected"]
+            log.warning("%s", warnings[-1])
+        lost = pq.read_metadata(tables / "dropped.parquet").num_rows
+        wrong = list(check_books(totals, identities, shard_table))
+        if lost != totals["scanned"] - totals["kept"]:
+            wrong.append(f"{lost} rows in dropped, not {totals['scanned'] - totals['kept']}")
+        if wrong:
+            raise BuildError(f"{self.work}: the books do not add up: {'; '.join(wrong)}")
+        published = sorted(path for path in tables.rglob("*.parquet") if path.is_file())
+        digests = {path: file_digest(path) for path in published}
+        info = {
+            **self.request,
+            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            "totals": totals,
+            "dedupe": decided["dedupe"],
+            "warnings": warnings,
+            "files": {str(path.relative_to(data)): {"bytes": size, "sha256": sha}
+                      for path, (size, sha) in digests.items()},
+            "fingerprint": fingerprint(shard_table),
+        }  # fmt: skip
+        # A killed worker may have left a temporary file; no other may be published.
+        for folder in (data / "shards", tables, tables / "images.parquet"):
+            for path in folder.glob(".*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_json(info, data / "dataset.json")
+
+
+def _survived(result: Any, doing: str) -> int:
+    """Returns a stage's result; raises BuildError if its worker died."""
+    if isinstance(result, WorkerKilledError):
+        raise BuildError(f"{doing}: {result} twice; run the same command to go on")
+    return int(result)
+
+
+def _concatenate(paths: Sequence[Path], out: Path) -> None:
+    """Writes the rows of many tables as one, in row groups whose size does not depend on how they were cut."""
+    held: list[pa.Table] = []
+    with pq.ParquetWriter(out, SCHEMAS["dropped"]) as writer:
+        for path in paths:
+            held.append(pq.read_table(path, schema=SCHEMAS["dropped"]))
+            if sum(len(table) for table in held) >= ROW_GROUP:
+                joined = pa.concat_tables(held)
+                whole = len(joined) // ROW_GROUP * ROW_GROUP
+                for start in range(0, whole, ROW_GROUP):
+                    writer.write_table(joined.slice(start, ROW_GROUP).combine_chunks(), row_group_size=ROW_GROUP)
+                held = [joined.slice(whole).combine_chunks()]
+        writer.write_table(pa.concat_tables(held).combine_chunks(), row_group_size=ROW_GROUP)

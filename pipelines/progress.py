@@ -1,0 +1,36 @@
+"""Progress of a stage on stderr: images, images/s, time left (tqdm)."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar for one stage; a context manager. The number of images becomes known as the bytes are read.
+
+    Args:
+        stage: its name.
+        total: units of work (bytes, rows).
+        quiet: show nothing.
+    """
+
+    def __init__(self, stage: str, total: int, quiet: bool) -> None:
+        self._work, self._done = total, 0
+        self._bar = tqdm(desc=f"{stage:<8}", unit=" images", disable=quiet, mininterval=0.5, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, work: int, images: int) -> None:
+        """Counts `work` units as done, with `images` images in them."""
+        self._done += work
+        if self._done:
+            self._bar.total = round((self._bar.n + images) * max(self._work, self._done) / self._done)
+        self._bar.update(images)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

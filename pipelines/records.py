@@ -1,0 +1,53 @@
+"""The record table that the stages hand on: its columns, and why a record may leave.
+
+One row per scanned record, in the order of the source. A row's *sid* (sample id) is its place in that order over the
+whole set; it never changes, whatever is dropped, so it names a photograph in every table of the manifest.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+KEPT = "kept"
+
+REASONS: tuple[str, ...] = (
+    KEPT,
+    "damaged",  # the RecordIO chain is broken here: flipped magic, wild length, cut file
+    "missing",  # the .idx names a record that the .rec does not hold
+    "undecodable",  # no image in the record, not JPEG or PNG, or the decoder refused it
+    "too_large",  # more pixels than max_pixels: never decoded
+    "wrong_size",  # decodes, but not at image_size
+    "bad_label",  # NaN, infinite, negative, fractional, or beyond float32's exact integers
+    "quarantined",  # decoding it killed the worker, alone and repeatedly
+    "exact_duplicate",  # same bytes as the representative, same identity
+    "near_duplicate",  # within near_within bits of the representative, same identity
+    "label_conflict",  # the same photograph under another identity
+    "min_images",  # its identity kept fewer than min_images
+    "max_images",  # its identity had more than max_images
+)
+"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept."""
+
+CODE = {reason: code for code, reason in enumerate(REASONS)}
+
+MAX_LABEL = (1 << 24) - 1
+"""Largest identity a float32 label holds exactly; 2**24 itself may be 2**24 + 1 rounded."""
+
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.int32(), False),  # place in the build's list of files
+        pa.field("key", pa.string()),  # .idx key, "@offset" if the .idx lacks it, path in a folder; null: ordinal
+        pa.field("ordinal", pa.int32(), False),  # place among the partition's records, the structural ones counted
+        pa.field("offset", pa.int64(), False),  # byte of the record's first header
+        pa.field("header", pa.int32(), False),  # bytes of the payload before the image
+        pa.field("bytes", pa.int64(), False),  # encoded image
+        pa.field("parts", pa.int32(), False),  # parts the payload was cut into; 1 but for escaped magic words
+        pa.field("label", pa.int32(), False),  # identity in 0..MAX_LABEL, -1 if unusable
+        pa.field("label_original", pa.string()),  # as the source says it
+        pa.field("reason", pa.uint8(), False),  # CODE; 0 so far
+        pa.field("detail", pa.string()),  # the cause in words, when reason is not 0
+        pa.field("height", pa.int32(), False),  # pixels, 0 if unknown
+        pa.field("width", pa.int32(), False),
+        pa.field("sha256", pa.binary(32)),  # of the encoded image; null if it was never read
+        pa.field("phash", pa.binary(32)),  # 256-bit perceptual hash; null if it did not decode
+    ]
+)

@@ -1,0 +1,147 @@
+"""The engine: runs stage functions over partitions on Dask, survives dying workers, and finds the record that kills.
+
+The only module that knows Dask. A LocalCluster of single-threaded processes by default, or any scheduler that shares
+the file system.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, as_completed
+
+from pipelines.errors import BuildError
+
+log = logging.getLogger(__name__)
+# Dask reports every connection, and a worker's death as a traceback of its own; what matters is said here.
+logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+Task = tuple[Any, ...]
+
+
+class WorkerKilledError(BuildError):
+    """A task killed its worker although it ran alone.
+
+    Args:
+        task: its arguments.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__("the worker died (killed, out of memory, or a crash in the decoder)")
+        self.task = task
+
+
+class Runner:
+    """A pool of workers; a context manager.
+
+    Args:
+        workers: processes of a local cluster; 0 takes one per core this process may use.
+        scheduler: address of an existing scheduler, instead of a local cluster.
+        dashboard: serve Dask's dashboard (local cluster), and log where it is.
+
+    Raises:
+        BuildError: the scheduler cannot be reached, or has no workers.
+    """
+
+    def __init__(self, workers: int = 0, scheduler: str | None = None, dashboard: bool = False) -> None:
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._scheduler, self._dashboard = scheduler, dashboard
+        self._cluster: LocalCluster | None = None
+
+    def __enter__(self) -> Runner:
+        # A task whose worker died is retried by `map`, alone; the profiler would cost 2 % of every worker.
+        dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.profile.enabled": False})
+        try:
+            if self._scheduler is None:
+                self._cluster = LocalCluster(
+                    n_workers=self._workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address=":0" if self._dashboard else None,
+                    silence_logs=logging.CRITICAL,
+                )
+            self._client = Client(self._cluster or self._scheduler, timeout=30)
+            self._client.wait_for_workers(1, timeout=60)
+        except (OSError, TimeoutError, ValueError) as error:
+            self.__exit__()
+            raise BuildError(f"scheduler {self._scheduler or 'of this machine'}: {error or 'no workers'}") from None
+        if self._dashboard:
+            log.warning("dashboard: %s", self._client.dashboard_link)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_client"):
+            self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    @property
+    def workers(self) -> int:
+        """Number of workers asked for; of an existing cluster, those it has now."""
+        return self._workers if self._scheduler is None else len(self._client.scheduler_info(-1)["workers"])
+
+    def map(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        """Yields (task, function(*task)) as they finish, in any order.
+
+        A task that was running when its worker died is suspected, and run again after all others, alone: so an
+        innocent neighbour is not blamed.
+
+        Raises:
+            WorkerKilledError: (yielded in place of the result) the task killed its worker when it ran alone.
+            Exception: whatever the function raises.
+        """
+        name = f"{function.__name__}-{uuid.uuid4().hex}"
+        futures = {
+            self._client.submit(function, *task, key=f"{name}-{i}", pure=False): task for i, task in enumerate(tasks)
+        }
+        suspects: list[Task] = []
+        try:
+            for future in as_completed(list(futures)):
+                task = futures.pop(future)
+                if future.status == "error" and isinstance(future.exception(), KilledWorker):
+                    log.warning("a worker died; its task is run again alone")
+                    suspects.append(task)
+                else:
+                    yield task, future.result()
+                future.release()
+        finally:
+            for future in futures:
+                future.cancel()
+        for task in suspects:
+            yield task, self.alone(function, task)
+
+    def alone(self, function: Callable[..., Any], task: Task) -> Any:
+        """Returns function(*task), run with nothing beside it, or a WorkerKilledError as a value."""
+        self._client.wait_for_workers(1, timeout=60)
+        future = self._client.submit(function, *task, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False)
+        try:
+            return future.result()
+        except KilledWorker:
+            return WorkerKilledError(task)
+
+    def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
+        """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.
+
+        Raises:
+            BuildError: more than 64 rows do; then it is the machine, not the data.
+        """
+        killers: list[int] = []
+        stack = [(low, high)]
+        while stack:
+            low, high = stack.pop()
+            if low >= high or not isinstance(self.alone(function, (*task, low, high)), WorkerKilledError):
+                continue
+            if high - low == 1:
+                killers.append(low)
+                if len(killers) > 64:
+                    raise BuildError("the worker dies on one record after another; it is not the data")
+                continue
+            middle = (low + high) // 2
+            stack += [(middle, high), (low, middle)]
+        return killers

@@ -1,0 +1,148 @@
+"""The folder a build works in: one build at a time, resumable by the same request only, published by one rename."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import BuildError
+from pipelines.mindrecord import FORBIDDEN
+from pipelines.shards import write_json
+
+
+def work_folder(out: Path) -> Path:
+    """Returns the folder beside `out` in which it is built."""
+    return out.with_name(f".{out.name}.building")
+
+
+def check_output(out: Path) -> None:
+    """Refuses a place where no dataset can be published.
+
+    Raises:
+        BuildError: MindSpore could not open files there, or something that is no dataset is in the way.
+    """
+    bad = sorted(set(str(out)) & (FORBIDDEN - {"/"}))
+    if bad:
+        raise BuildError(f"{out}: MindRecord cannot open a path with {' '.join(bad)} in it")
+    if out.exists() and not (out / "dataset.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
+
+
+@contextmanager
+def exclusive(out: Path) -> Iterator[Path]:
+    """Yields the work folder of `out`, locked against a second build until the end, or the death, of this one.
+
+    Raises:
+        BuildError: another build holds it, or the folder cannot be made.
+    """
+    work = work_folder(out)
+    while True:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # another build just published and removed it
+        except OSError as error:
+            raise BuildError(f"{work}: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise BuildError(f"{out}: another build (process {holder}) is writing it") from None
+            try:
+                if not os.path.samestat(os.stat(work / "lock"), os.fstat(lock)):
+                    continue
+            except FileNotFoundError:
+                continue
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            yield work
+            return
+        finally:
+            os.close(lock)
+
+
+def claim(work: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Returns the request of the build in `work`, which is this one or an interrupted one of the same.
+
+    Args:
+        work: the work folder, locked.
+        request: what is to be built: config and sources, plain JSON values.
+
+    Raises:
+        BuildError: an interrupted build there had another request; the message shows what differs.
+    """
+    path = work / "request.json"
+    if not path.exists():
+        write_json(request, path)
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BuildError(f"{path}: damaged: {error}; remove {work} to start again") from None
+    differences = [
+        f"{name}: {before.get(name)!r} then, {request.get(name)!r} now"
+        for name in sorted(before.keys() | request.keys())
+        if before.get(name) != json.loads(json.dumps(request.get(name)))
+    ]
+    if differences:
+        raise BuildError(
+            f"{work}: an interrupted build has another request ({'; '.join(differences)}); "
+            "repeat it as it was, or pass --restart to begin anew"
+        )
+    return before
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Refuses to start what cannot end.
+
+    Raises:
+        BuildError: fewer than `need` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise BuildError(f"{folder}: {free / 1e9:.2f} GB free, the build needs about {need / 1e9:.2f} GB")
+
+
+def fsync_tree(root: Path) -> None:
+    """Forces every file and folder below `root` to disk."""
+    for folder, _, files in os.walk(root, topdown=False):
+        for name in [os.path.join(folder, file) for file in files] + [folder]:
+            handle = os.open(name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def publish(dataset: Path, out: Path, work: Path) -> None:
+    """Renames a finished dataset to `out` and removes the work folder; what was at `out` goes with it."""
+    fsync_tree(dataset)
+    if out.is_dir() and any(out.iterdir()):
+        os.replace(out, work / "replaced")
+    os.replace(dataset, out)
+    handle = os.open(out.parent, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def explain_os_error(error: OSError, work: Path) -> BuildError:
+    """Returns the one line for an OSError that ended a build."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BuildError(f"{error.filename or work}: disk full; free some space and run the same command to go on")
+    return BuildError(f"{error.filename or work}: {error.strerror or error}")
+
+
+def clear(work: Path) -> None:
+    """Empties the work folder, the lock apart."""
+    for entry in work.iterdir():
+        if entry.name != "lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
