@@ -86,7 +86,9 @@ def main(images: int, planted: int, limit: int, recall: float, threads: int, see
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     click.echo(f"images {images:,}, limit {limit}, recall asked {recall}, threads {threads}")
-    click.echo(f"wall {wall:.1f} s, CPU {cpu:.1f} s, peak RSS {peak:.2f} GiB ({peak * (1 << 30) / images:.0f} B an image)")
+    click.echo(
+        f"wall {wall:.1f} s, CPU {cpu:.1f} s, peak RSS {peak:.2f} GiB ({peak * (1 << 30) / images:.0f} B an image)"
+    )
     click.echo(", ".join(f"{key} {value:,}" for key, value in statistics.items()))
     found = np.stack([pairs.a, pairs.b], axis=1) @ np.array([1 << 32, 1])
     sought = np.minimum(truth[:, 0], truth[:, 1]) << 32 | np.maximum(truth[:, 0], truth[:, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def build(
     if name is not None:
         expected, source = dataset_folder(name, data_root)
         if name == "synthetic":
-            _render_synthetic(source, quiet)
+            _render_synthetic(source, quiet, workers)
         elif not source.exists():
             raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
     assert source is not None
@@ -126,7 +127,7 @@ def _setting(text: str) -> tuple[str, Any]:
         raise click.UsageError(f"--set {text}: the value is not YAML") from None
 
 
-def _render_synthetic(folder: Path, quiet: bool) -> None:
+def _render_synthetic(folder: Path, quiet: bool, workers: int) -> None:
     """Renders the synthetic set, unless it is there."""
     if folder.exists():
         return
@@ -139,7 +140,7 @@ def _render_synthetic(folder: Path, quiet: bool) -> None:
         def progress(count: int) -> None:
             bar.update(count)
 
-        write_set(folder, SyntheticSpec(), progress)
+        write_set(folder, SyntheticSpec(), progress, workers or len(os.sched_getaffinity(0)))
 
 
 @main.command()

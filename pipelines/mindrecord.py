@@ -153,9 +153,8 @@ def _write_index(path: Path, rows: Iterable[Iterator[tuple[int, ...]]]) -> bytes
     with closing(sqlite3.connect(index, isolation_level=None)) as link:
         for setting in ("page_size=4096", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
             link.execute(f"PRAGMA {setting}")
-        link.execute("BEGIN")
-        for table in TABLES:
-            link.execute(table)
+        for statement in ("BEGIN", *TABLES):
+            link.execute(statement)
         link.execute("INSERT INTO SHARD_NAME VALUES(?)", (path.name,))
         link.executemany("INSERT INTO INDEXES VALUES(?,?,?,?,?,?,?,?,?,?)", chain.from_iterable(rows))
         link.execute("COMMIT")

@@ -266,9 +266,10 @@ def across_pairs(
 
 
 def _sample(phash: Array, rows: Array) -> Array:
-    """Returns the (2**21,) distances of pairs of rows drawn with a fixed seed."""
+    """Returns the distances of up to 2**21 pairs of rows drawn with a fixed seed."""
     rng = np.random.default_rng(BITS)
-    a, b = (rows.take(rng.integers(0, len(rows), 1 << 21)) for _ in range(2))
+    count = min(1 << 21, 8 * len(rows))
+    a, b = (rows.take(rng.integers(0, len(rows), count)) for _ in range(2))
     return hamming(phash, a, b)[1]
 
 

@@ -110,7 +110,10 @@ def scan_recordio(part: Partition) -> Scanned:
     keyed: list[str | None] = [None] * n
     if named:
         entry = where[rows].tolist()
-        keyed = [str(keys[i]) if i >= 0 else f"@{at}" for i, at in zip(entry, found.offset[rows].tolist(), strict=True)]
+        names = keys.tolist()
+        keyed = [
+            str(names[i]) if i >= 0 else f"@{at}" for i, at in zip(entry, found.offset[rows].tolist(), strict=True)
+        ]
     header, size = np.where(short, 0, header), np.where(short, 0, size)
     out = Scanned(
         offset=np.concatenate([found.offset[rows], offsets[missing]]),
@@ -130,19 +133,23 @@ def scan_recordio(part: Partition) -> Scanned:
     for i in range(n, n + m):
         out.drop(i, "missing", f"the .idx names it at byte {out.offset[i]}, where no record begins")
     usable = np.zeros(n + m, bool)
-    for i, row in enumerate(rows.tolist()):
+    usable[:n] = sound[rows] & ~short[rows]
+    for i in np.flatnonzero(~usable[:n]).tolist():
+        row = rows[i]
         if not sound[row]:
             out.drop(i, "damaged", found.damage[row])
-        elif short[row]:
+        else:
             want = f"its flag {flag[row]} asks for more labels than" if found.length[row] >= IR_HEADER else "too short:"
             out.drop(i, "undecodable", f"no image record: {want} {found.length[row]} bytes of payload")
-        else:
-            usable[i] = True
-            image = found.payload(row)[int(header[row]) :]
-            if len(image) > MAX_ENCODED:
-                out.drop(i, "too_large", f"{len(image)} encoded bytes are more than {MAX_ENCODED}")
-            else:
-                out.images[i] = image
+    # Views into the window, all at once: this loop meets every image of a set.
+    begin = found.offset[rows] - found.start + 8 + header[rows]
+    end = begin + size[rows]
+    window = found.window
+    out.images[:n] = [window[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+    for i in np.flatnonzero(~usable[:n] | (found.parts[rows] > 1) | (size[rows] > MAX_ENCODED)).tolist():
+        if usable[i] and size[rows[i]] > MAX_ENCODED:
+            out.drop(i, "too_large", f"{size[rows[i]]} encoded bytes are more than {MAX_ENCODED}")
+        out.images[i] = found.payload(rows[i])[header[rows[i]] :] if out.reason[i] == 0 else None
     _set_labels(out, np.concatenate([label[rows], np.zeros(m, np.float32)]), usable)
     return _in_order(out)
 
@@ -189,8 +196,8 @@ def _set_labels(out: Scanned, label: np.ndarray, usable: np.ndarray) -> None:
     whole = usable & np.isfinite(label)
     whole[whole] = (label[whole] >= 0) & (label[whole] <= MAX_LABEL) & (label[whole] == np.floor(label[whole]))
     out.label[whole] = label[whole].astype(np.int32)
-    for i, value in zip(np.flatnonzero(whole).tolist(), out.label[whole].tolist(), strict=True):
-        out.label_original[i] = str(value)
+    names = list(map(str, out.label.tolist()))
+    out.label_original = [name if good else None for name, good in zip(names, whole.tolist(), strict=True)]
     for i in np.flatnonzero(usable & ~whole).tolist():
         text = out.label_original[i] = repr(float(label[i]))
         cause = "not finite" if not np.isfinite(label[i]) else "negative" if label[i] < 0 else ""

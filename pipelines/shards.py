@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import ShardError, SourceError
 from pipelines.manifest import ROW_GROUP, SCHEMAS
-from pipelines.mindrecord import Shard, verify_index, write_shard
+from pipelines.mindrecord import Shard, write_shard
 from pipelines.recordio import read_payload
 from pipelines.records import REASONS
 from pipelines.sources import SourceFile
@@ -197,7 +197,7 @@ def _images(table: pa.Table, reader: ImageReader) -> Iterator[bytes]:
 def write(shard: int, files: list[SourceFile], routed: list[Path], images: Path, shards: Path, done: Path) -> int:
     """Returns the rows of a shard after writing its MindRecord files, its part of the table `images`, and `done`.
 
-    The file is read back before it counts: structure, index, and every image against the sha256 that was signed.
+    The file is read back before it counts: its structure and every image against the sha256 that was signed.
 
     Args:
         shard: its number.
@@ -224,7 +224,6 @@ def write(shard: int, files: list[SourceFile], routed: list[Path], images: Path,
         with Shard(path) as shard_file:
             for problem in check_rows(shard_file, table):
                 raise ShardError(path, f"was not read back as it was scanned: {problem}")
-        verify_index(path)
         columns = [column for column in SCHEMAS["images"].names if column != "source"]
         sources = pa.array([files[i].name for i in table["source"].to_pylist()], pa.string())
         part = table.select(columns).add_column(1, "source", sources).cast(SCHEMAS["images"])

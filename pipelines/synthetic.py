@@ -42,10 +42,9 @@ from pipelines.faces import SIZE, draw_face, encode_face, encode_jpeg, generator
 NEAR_BITS = 16
 """A planted near copy is at most this far from its original; the pipeline's default limit is 24."""
 
-CLEAN = "clean"
+CLEAN, SINGLE = "clean", "single_image"
 COPIES = ("exact_duplicate", "near_duplicate", "exact_conflict", "near_conflict")
 BROKEN = ("undecodable", "truncated", "wrong_size")
-SINGLE = "single_image"
 
 _SIZES = ((96, 112), (112, 96), (128, 128), (64, 64))  # height, width in pixels of wrong_size records
 _SPREAD = 0.8  # sigma of the log-normal image counts: with 20 images a head the largest identity has over 100
@@ -62,7 +61,7 @@ class SyntheticSpec:
         images: their photographs in all, long-tailed over the identities; defects come on top.
         defects: planted records of each kind; 0 makes a clean set.
         unseen: further identities, drawn only for ``verification.bin``.
-        pairs: verification pairs, half genuine and half impostor in each of ten folds.
+        pairs: verification pairs, half genuine and half impostor in each of ten folds; 0 leaves the file's lists empty.
         seed: another seed, another set.
     """
 
@@ -144,22 +143,20 @@ def _write(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Draws with `run` (map, or a pool's) and writes the five files."""
-    seed = spec.seed
     end = 1 + sum(len(records) for records in plan)  # key after the last image
     (folder / "property").write_text(f"{len(plan)},{SIZE},{SIZE}\n", encoding="ascii")
     writer = recordio.MXIndexedRecordIO(str(folder / "train.idx"), str(folder / "train.rec"), "w")
     writer.write_idx(0, recordio.pack(recordio.IRHeader(2, [end, end + len(plan)], 0, 0), b""))
     firsts, key = [], 1
-    for label, (records, images) in enumerate(zip(plan, run(partial(_render, seed), plan), strict=True)):
+    for label, (records, images) in enumerate(zip(plan, run(partial(_render, spec.seed), plan), strict=True)):
         firsts.append(key)
         for image in images:
             writer.write_idx(key, recordio.pack(recordio.IRHeader(0, float(label), key, 0), image))
             key += 1
         if progress:
             progress(len(records))
-    for first, last in zip(firsts, [*firsts[1:], end], strict=True):
+    for key, (first, last) in enumerate(zip(firsts, [*firsts[1:], end], strict=True), end):
         writer.write_idx(key, recordio.pack(recordio.IRHeader(2, [first, last], key, 0), b""))
-        key += 1
     size = writer.tell()
     writer.close()
     if (folder / "train.rec").stat().st_size != size:  # MXNet closes without a word when the disk is full
@@ -167,7 +164,7 @@ def _write(
     _write_defects(folder / "defects.csv", plan, firsts)
     unseen = range(len(plan), len(plan) + spec.unseen)  # identities no training record shows
     poses = [[_Record(CLEAN, identity, image) for image in range(_POSES)] for identity in unseen]
-    drawn = dict(zip(unseen, run(partial(_render, seed), poses), strict=True))
+    drawn = dict(zip(unseen, run(partial(_render, spec.seed), poses), strict=True))
     _write_pairs(folder / "verification.bin", spec, drawn)
 
 
