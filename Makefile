@@ -1,5 +1,8 @@
 # faceshards: `make shards` builds a dataset, `make test` tests the project; both set everything up first.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in .venv/bin/python python3.11 python3.12 python3.10 python3; do $$p -c $(RIGHT) 2>/dev/null && echo $$p && break; done)
+RIGHT := 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+STAMP := .venv/installed-$(VERSION)
 DATASET ?= synthetic
 DATA_ROOT ?= data/raw
 OUT ?= data/shards/$(DATASET)
@@ -12,18 +15,16 @@ SHELL := /bin/bash
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: .venv/installed ## set up .venv (again only when setup.cfg changed)
+install: $(STAMP) ## set up .venv (again only when setup.cfg changed, or another PYTHON is chosen)
 
-.venv/installed: setup.cfg setup.py
-	@[ -n "$(PYTHON)" ] && $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
-	  || { echo "faceshards needs Python 3.10, 3.11 or 3.12; $(if $(PYTHON),'$(PYTHON)' is not one,none is on the PATH): make PYTHON=python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks venv: apt-get install python3-venv" >&2; exit 1; }
-	@# MXNet's library is linked to libquadmath; Debian's minimal images lack it.
+$(STAMP): setup.cfg setup.py
+	@[ -n "$(PYTHON)" ] && $(PYTHON) -c $(RIGHT) 2>/dev/null || { echo "faceshards needs Python 3.10, 3.11 or 3.12; $(if $(PYTHON),$(PYTHON) is not one,there is none on the PATH): choose with make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt-get install python$(VERSION)-venv" >&2; exit 1; }
+	@# MXNet's library is linked against libquadmath, which a minimal Debian lacks.
 	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libquadmath.so.0")' 2>/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq libquadmath0; } \
 	  || { echo "MXNet needs the system library libquadmath: apt-get install libquadmath0" >&2; exit 1; }
-	@[ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit("$(origin PYTHON)" != "file" and sys.version_info[:2] != tuple(map(int, "'"$$($(PYTHON) -c 'import sys; print(*sys.version_info[:2])')"'".split())))' \
-	  || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@[ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$(VERSION)" ] || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
