@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.decide import decide, load_columns
-from pipelines.errors import BuildError, SourceError
+from pipelines.errors import BuildError, ShardError, SourceError
 from pipelines.manifest import ROW_GROUP, SCHEMA_VERSION, SCHEMAS, Manifest, check_books, file_digest, fingerprint
 from pipelines.partition import PartFacts, count_rows, part_facts, probe_rows, sign_partition
 from pipelines.progress import Progress
@@ -89,6 +89,9 @@ def build(
         SourceError: a source is unusable.
     """
     out = Path(os.path.abspath(out))
+    for file in files:
+        if file.kind == "folder" and out.is_relative_to(file.path):
+            raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
     request = {
         "name": name,
         "schema_version": SCHEMA_VERSION,
@@ -111,7 +114,11 @@ def build(
             workspace.check_space(work, int(room) - done)
             _Build(request, list(files), work, config, execution, expected).run()
             workspace.publish(work / "dataset", out, work)
-        except OSError as error:
+        except (OSError, ShardError) as error:
+            if isinstance(error, ShardError):
+                if not error.errno:
+                    raise
+                error = OSError(error.errno, os.strerror(error.errno), str(error.path))
             raise workspace.explain_os_error(error, work) from None
     return Manifest(out)
 

@@ -47,7 +47,7 @@ def equal_groups(columns: Sequence[Array], rows: Array) -> Groups:
         part = rows[low : low + SPAN].astype(np.int64)
         key = np.zeros(len(part), np.uint64)
         for column in columns:
-            key ^= column.take(part).astype(np.uint64)
+            key ^= column[part].astype(np.uint64)  # not take: it would copy a strided column whole
             key *= GOLDEN
             key ^= key >> np.uint64(32)  # else a word's high bits would reach no other bits
         key *= GOLDEN
@@ -57,11 +57,11 @@ def equal_groups(columns: Sequence[Array], rows: Array) -> Groups:
     suspect[1:-1] = (keys[1:] ^ keys[:-1]) <= below
     found = (keys[suspect[1:] | suspect[:-1]] & below).view(np.int64)
     del keys, suspect
-    found = found.take(np.lexsort((found, *(column.take(found) for column in columns))))
+    found = found.take(np.lexsort((found, *(column[found] for column in columns))))
     new = np.zeros(len(found) + 1, bool)
     new[[0, -1]] = True
     for column in columns:
-        value = column.take(found)
+        value = column[found]
         new[1:-1] |= value[1:] != value[:-1]
     starts = np.flatnonzero(new)
     grouped = np.repeat(np.diff(starts) > 1, np.diff(starts))

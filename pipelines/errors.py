@@ -23,15 +23,21 @@ class ShardError(FaceshardsError):
     Args:
         path: the shard's file.
         cause: what is wrong, without the file's name.
+        errno: of the OSError behind it, 0 if there is none.
     """
 
-    def __init__(self, path: Path | str, cause: str) -> None:
+    def __init__(self, path: Path | str, cause: str, errno: int = 0) -> None:
         super().__init__(f"{path}: {cause}")
         self.path = Path(path)
         self.cause = cause
+        self.errno = errno
 
-    def __reduce__(self) -> tuple[type[ShardError], tuple[Path, str]]:
-        return type(self), (self.path, self.cause)  # the default would lose an argument on the way from a worker
+    def __reduce__(self) -> tuple[type[ShardError], tuple[Path, str, int]]:
+        return type(self), (
+            self.path,
+            self.cause,
+            self.errno,
+        )  # the default would lose an argument on the way from a worker
 
 
 class BuildError(FaceshardsError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -111,7 +112,9 @@ def write_shard(
         columns = np.stack([sizes + 8, raw_sizes, labels])  # (3, N)
         db = _write_index(path, (group.index_rows(*columns[:, group.start : group.end]) for group in groups))
     except (OSError, sqlite3.Error) as error:
-        raise ShardError(path, f"cannot be written: {error}") from None
+        full = isinstance(error, sqlite3.Error) and "disk is full" in str(error)  # its code is new in Python 3.11
+        number = errno.ENOSPC if full else getattr(error, "errno", 0) or 0
+        raise ShardError(path, f"cannot be written: {error}", number) from None
     return ShardInfo(len(sizes), size, digest.hexdigest(), len(db), hashlib.sha256(db).hexdigest())
 
 

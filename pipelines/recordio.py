@@ -109,20 +109,12 @@ class _Scanner:
         self._extend()
         self.end = self.position + 8 + (self.length + 3 & ~3)
         self.following = np.append(self.position[1:], np.int64(-1))[: len(self.position)]  # -1: none in the window
+        self.zero_padded = self._zero_padded()
 
     def scan(self) -> Records:
-        """Returns the range's records: plain ones all at once, the odd ones part by part."""
-        whole = (self.end == self.following) | (self.end == self.size)
-        next_begins = ~np.append(np.isin(self.cflag[1:], (2, 3)), False)[: len(whole)]
-        plain = (self.cflag == 0) & whole & next_begins & self._zero_padded()
-        odd: list[tuple[int, int, int, str]] = []  # offset, length, parts, damage
-        if self.start == 0 and self.size and not (len(self.position) and self.position[0] == 0):
-            odd.append((0, 0, 0, _LOST))
-        done = 0
-        for i in np.flatnonzero(~plain).tolist():
-            if i >= done and self.position[i] < self.stop:
-                done = self._walk(i, odd)
-        good = np.flatnonzero(plain & (self.position < self.stop))
+        """Returns the rows that lie in the range."""
+        good, odd = self._rows()
+        odd = [*self._hole_before(), *(row for row in odd if row[0] < self.stop)]
         offset = np.concatenate([self.position[good], np.array([row[0] for row in odd], np.int64)])
         length = np.concatenate([self.length[good], np.array([row[1] for row in odd], np.int64)])
         parts = np.concatenate([np.ones(len(good), np.int32), np.array([row[2] for row in odd], np.int32)])
@@ -137,11 +129,45 @@ class _Scanner:
             np.frombuffer(self.window, np.uint8),
         )
 
+    def _rows(self) -> tuple[np.ndarray, list[tuple[int, int, int, str]]]:
+        """Returns the parts that are plain records, all at once, and the odd ones part by part.
+
+        The odd ones are offset, length, parts and damage; a hole behind the last record may lie behind the range.
+        """
+        whole = (self.end == self.following) | ((self.end == self.size) & (self.following < 0))
+        next_begins = ~np.append(np.isin(self.cflag[1:], (2, 3)), False)[: len(whole)]
+        plain = (self.cflag == 0) & whole & next_begins & self.zero_padded
+        odd: list[tuple[int, int, int, str]] = []
+        if self.start == 0 and self.size and not (len(self.position) and self.position[0] == 0):
+            odd.append((0, 0, 0, _LOST))
+        done = 0
+        for i in np.flatnonzero(~plain).tolist():
+            if i >= done and self.position[i] < self.stop:
+                done = self._walk(i, odd)
+        return np.flatnonzero(plain & (self.position < self.stop)), odd
+
+    def _hole_before(self) -> list[tuple[int, int, int, str]]:
+        """Returns the row of a hole that begins in this range, behind a record of an earlier one; mostly none."""
+        if len(self.position) and self.position[0] == self.start:
+            return []
+        _, end = self._part_before(self.start)
+        if not self.start <= end < self.stop or (len(self.position) and self.position[0] == end):
+            return []
+        stop = self.start
+        while stop > 0:
+            begin = max(0, stop - _AHEAD)
+            good, odd = _Scanner(self.fd, self.size, begin, stop)._rows()
+            if len(good) or odd:
+                return [row for row in odd[-1:] if self.start <= row[0] < self.stop]
+            stop = begin
+        return []
+
     def _reach(self, end: int) -> None:
         """Makes the window reach byte `end` or the end of the file, and further, so that it seldom grows twice."""
         have = self.start + len(self.window)
         if have < min(end, self.size):
-            self.window = b"".join([self.window, _read(self.fd, have, end + _AHEAD - have)])
+            ahead = max(_AHEAD, len(self.window) // 16)  # in proportion, or a long record takes quadratic time
+            self.window = b"".join([self.window, _read(self.fd, have, end + ahead - have)])
 
     def _headers(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns offset (int64), cflag (uint32) and length (int64) of each whole part header in [begin, stop)."""
@@ -162,7 +188,8 @@ class _Scanner:
                 return
             if self._judge(end, -1)[0]:
                 return  # it leads nowhere: nothing behind it can be its own
-            found = self._headers(last + 4, end + 4)
+            # All that the window holds: one by one, a record in very many parts would take quadratic time.
+            found = self._headers(last + 4, max(end + 4, (self.start + len(self.window) & ~3) - 4))
             if not len(found[0]):
                 return
             self.position, self.cflag, self.length = (
@@ -191,7 +218,7 @@ class _Scanner:
             cause = cause or f"its parts carry the continuation flags {str(flags[:6])[1:-1]}"
         elif not cause and not gap and j + 1 < len(self.cflag) and self.cflag[j + 1] in (2, 3):
             cause = "a part follows that continues no record"
-        elif not cause and not self._zero_padded()[i : j + 1].all():
+        elif not cause and not self.zero_padded[i : j + 1].all():
             cause = "the padding is not zero, so the length is wrong"
         elif not cause and size > MAX_RECORD:
             cause = f"{size} bytes in {len(flags)} parts are more than a record can hold"
@@ -212,21 +239,27 @@ class _Scanner:
         """
         if end > self.size:
             return f"truncated: it should end at byte {end}, the file ends at {self.size}", False
+        gap = False
+        if end < self.size and end != following:
+            head = os.pread(self.fd, 8, end)
+            if head[:4] == _MAGIC_BYTES[: len(head)]:
+                gap = len(head) < 8  # the file ends within a header
+            elif len(head) == 8:
+                guess = end + 8 + ((int.from_bytes(head[4:], "little") & _LENGTH_MASK) + 3 & ~3)
+                gap = guess == self.size or (guess < self.size and os.pread(self.fd, 4, guess) == _MAGIC_BYTES)
+            if not gap and head[:4] != _MAGIC_BYTES[: len(head)]:
+                return f"no record begins where this one ends, at byte {end}", False
         if 0 <= following < end:
             return f"another record begins at byte {following}, before this one ends at {end}", False
-        if end == self.size or end == following:
-            return "", False
-        head = os.pread(self.fd, 8, end)
-        if head[:4] == _MAGIC_BYTES[: len(head)]:
-            return "", len(head) < 8  # the file ends within a header
-        if len(head) == 8:
-            guess = end + 8 + ((int.from_bytes(head[4:], "little") & _LENGTH_MASK) + 3 & ~3)
-            if guess == self.size or (guess < self.size and os.pread(self.fd, 4, guess) == _MAGIC_BYTES):
-                return "", True  # a header with a broken magic
-        return f"no record begins where this one ends, at byte {end}", False
+        return "", gap
 
     def _is_attached(self, position: int) -> bool:
         """Returns whether the continuation part at `position` follows a part that asks for one."""
+        cflag, end = self._part_before(position)
+        return cflag in (1, 2) and end == position
+
+    def _part_before(self, position: int) -> tuple[int, int]:
+        """Returns cflag and end of the last part that begins before `position`; (0, -1) if none could reach it."""
         block, stop = 1 << 16, position
         while stop > 0 and position - stop <= MAX_RECORD:
             begin = max(0, stop - block)
@@ -235,9 +268,9 @@ class _Scanner:
             if len(at):
                 before = begin + 4 * int(at[-1])
                 lrec = int.from_bytes(os.pread(self.fd, 4, before + 4), "little")
-                return lrec >> 29 in (1, 2) and before + 8 + ((lrec & _LENGTH_MASK) + 3 & ~3) == position
+                return lrec >> 29, before + 8 + ((lrec & _LENGTH_MASK) + 3 & ~3)
             stop = begin
-        return False
+        return 0, -1
 
 
 _LOST = "no record header where one should be: the bytes up to the next one are lost"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
 
 from pipelines.errors import BuildError
 
@@ -34,6 +35,13 @@ class WorkerKilledError(BuildError):
     def __init__(self, task: Task) -> None:
         super().__init__("the worker died (killed, out of memory, or a crash in the decoder)")
         self.task = task
+
+
+class _LeaveInterrupts(WorkerPlugin):
+    """Ctrl-C in a terminal reaches every process; it is for the build to answer, which then ends its workers."""
+
+    def setup(self, worker: Worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Runner:
@@ -64,10 +72,15 @@ class Runner:
                     processes=True,
                     memory_limit=0,
                     dashboard_address=":0" if self._dashboard else None,
+                    # Without a dashboard too the scheduler serves HTTP: on a fixed port, unless told otherwise, that a
+                    # second build would complain about.
+                    scheduler_kwargs={} if self._dashboard else {"dashboard_address": "127.0.0.1:0"},
                     silence_logs=logging.CRITICAL,
                 )
             self._client = Client(self._cluster or self._scheduler, timeout=30)
             self._client.wait_for_workers(1, timeout=60)
+            if self._cluster is not None:
+                self._client.register_plugin(_LeaveInterrupts())
         except (OSError, TimeoutError, ValueError) as error:
             self.__exit__()
             raise BuildError(f"scheduler {self._scheduler or 'of this machine'}: {error or 'no workers'}") from None

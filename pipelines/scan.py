@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +245,11 @@ def scan_folder(part: Partition, listing: list[tuple[str, str, int]]) -> Scanned
     )
     for i, (name, _, _) in enumerate(listing):
         try:
-            with open(os.path.join(part.path, name), "rb") as file:
+            # Without O_NONBLOCK a named pipe would wait for its writer for ever.
+            with open(os.open(os.path.join(part.path, name), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    out.drop(i, "undecodable", "cannot be read: not a regular file")
+                    continue
                 data = file.read(MAX_ENCODED + 1)
         except OSError as error:
             out.drop(i, "undecodable", f"cannot be read: {error.strerror}")

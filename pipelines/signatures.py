@@ -33,7 +33,10 @@ def image_size(data: memoryview) -> tuple[int, int]:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         if data[12:16] != b"IHDR" or len(data) < 24:
             raise ValueError("PNG without a header chunk")
-        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+        height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+        if max(height, width) >= 1 << 31:
+            raise ValueError(f"PNG of {height} x {width} pixels, beyond the format's own limit")
+        return height, width
     if data[:2] != b"\xff\xd8":
         raise ValueError("empty image" if not len(data) else "neither JPEG nor PNG")
     at, end = 2, len(data) - 9
@@ -43,8 +46,15 @@ def image_size(data: memoryview) -> tuple[int, int]:
         marker = data[at + 1]
         if marker in _SOF:
             return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-        # Fill bytes and markers without a length are one and two bytes long.
-        at += 1 if marker == 0xFF else 2 if 0xD0 <= marker <= 0xD8 else 2 + (data[at + 2] << 8 | data[at + 3])
+        # Fill bytes and markers without a length are one and two bytes long. To miss one is to look for the size
+        # elsewhere than the decoder, and to let a bomb in.
+        at += (
+            1
+            if marker == 0xFF
+            else 2
+            if marker <= 0x01 or 0xD0 <= marker <= 0xD8
+            else 2 + (data[at + 2] << 8 | data[at + 3])
+        )
     raise ValueError("JPEG without a frame header")
 
 

@@ -161,6 +161,13 @@ def walk_images(root: Path, warnings: list[str]) -> Iterator[tuple[str, str]]:
     seen = {os.path.realpath(root)}
     ignored = 0
 
+    def listed(folder: Path | str) -> list[os.DirEntry[str]]:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        foreign = [entry for entry in entries if not _is_utf8(entry.name)]
+        # Parquet's strings are UTF-8.
+        warnings.extend(f"{entry.path!a}: its name is not UTF-8, left aside" for entry in foreign)
+        return [entry for entry in entries if entry not in foreign] if foreign else entries
+
     def below(folder: str) -> Iterator[str]:
         nonlocal ignored
         real = os.path.realpath(folder)
@@ -169,26 +176,41 @@ def walk_images(root: Path, warnings: list[str]) -> Iterator[tuple[str, str]]:
             return
         seen.add(real)
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = listed(folder)
         except OSError as error:
             warnings.append(f"{folder}: {error.strerror}, left aside")
             return
         for entry in entries:
-            if entry.is_dir():
+            if _is_dir(entry):
                 yield from below(entry.path)
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 yield entry.path
             else:
                 ignored += 1
 
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.is_dir():
+    for entry in listed(root):
+        if _is_dir(entry):
             for file in below(entry.path):
                 yield entry.name, file
         else:
             ignored += 1
     if ignored:
         warnings.append(f"{root}: {ignored} files that are no .jpg or .png in an identity's folder, left aside")
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list[Partition], list[str]]:
@@ -248,5 +270,9 @@ def _list_folder(file: SourceFile, table: Path, step: int, warnings: list[str]) 
         if room <= 0:
             bounds.append(len(keys))
             room = step
-    pq.write_table(pa.table({"path": keys, "identity": names, "place": pa.array(places, pa.int32())}), table)
+    try:
+        columns = {"path": keys, "identity": names, "place": pa.array(places, pa.int32())}
+        pq.write_table(pa.table(columns), table)
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{file.path}: {os.fsencode(error.object)!r}: the name is not UTF-8; rename it") from None
     return bounds if bounds[-1] == len(keys) else [*bounds, len(keys)]

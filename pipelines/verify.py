@@ -60,21 +60,28 @@ def verify(manifest: Manifest) -> Iterator[str]:
 
 def _verify_shard(manifest: Manifest, entry: dict) -> Iterator[str]:
     path = manifest.shard_path(entry["file"])
-    try:
-        for file, size, digest in (
-            (path, entry["bytes"], entry["sha256"]),
-            (path.with_name(f"{path.name}.db"), entry["db_bytes"], entry["db_sha256"]),
-        ):
+    index = path.with_name(f"{path.name}.db")
+    readable = []
+    for file, size, digest in ((path, entry["bytes"], entry["sha256"]), (index, entry["db_bytes"], entry["db_sha256"])):
+        try:
             found = file_digest(file)
-            if found != (size, digest):
-                yield f"{file}: {found[0]} bytes, sha256 {found[1]}; the manifest says {size}, {digest}"
+        except OSError as error:
+            yield f"{file}: {error.strerror}"
+            continue
+        readable.append(file)
+        if found != (size, digest):
+            yield f"{file}: {found[0]} bytes, sha256 {found[1]}; the manifest says {size}, {digest}"
+    if path not in readable:
+        return
+    try:
         columns = ["row", "label", "sid", "sha256"]
         images = manifest.table("images", columns, ds.field("shard") == entry["shard"]).sort_by("row")
         if (images["row"].to_numpy() != np.arange(len(images))).any():
             yield f"{path}: the manifest's rows are not 0..{len(images) - 1}"
         with Shard(path) as shard:
             yield from check_rows(shard, images)
-        verify_index(path)
+        if index in readable:
+            verify_index(path)
     except ShardError as error:
         yield str(error)
     except OSError as error:

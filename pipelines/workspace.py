@@ -26,11 +26,11 @@ def check_output(out: Path) -> None:
     """Refuses a place where no dataset can be published.
 
     Raises:
-        BuildError: MindSpore could not open files there, or something that is no dataset is in the way.
+        BuildError: the path has characters that MindRecord forbids, or something that is no dataset is in the way.
     """
     bad = sorted(set(str(out)) & (FORBIDDEN - {"/"}))
     if bad:
-        raise BuildError(f"{out}: MindRecord cannot open a path with {' '.join(bad)} in it")
+        raise BuildError(f"{out}: has {' '.join(bad)} in it, which MindRecord forbids in names; choose another path")
     if out.exists() and not (out / "dataset.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
 
@@ -136,7 +136,8 @@ def publish(dataset: Path, out: Path, work: Path) -> None:
 
 def explain_os_error(error: OSError, work: Path) -> BuildError:
     """Returns the one line for an OSError that ended a build."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    short = error.errno is None and " requested and " in str(error)  # how NumPy says that a write was cut short
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BuildError(f"{error.filename or work}: disk full; free some space and run the same command to go on")
     return BuildError(f"{error.filename or work}: {error.strerror or error}")
 
