@@ -10,13 +10,10 @@ the result is the same however the file is cut into ranges.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import csv
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -148,10 +145,12 @@ class _Scanner:
 
     def _hole_before(self) -> list[tuple[int, int, int, str]]:
         """Returns the row of a hole that begins in this range, behind a record of an earlier one; mostly none."""
-        if len(self.position) and self.position[0] == self.start:
+        first = int(self.position[0]) if len(self.position) else -1
+        goes_on = first >= 0 and self.cflag[0] in (2, 3)  # the earlier record may end in this range
+        if first == self.start and not goes_on:
             return []
         _, end = self._part_before(self.start)
-        if not self.start <= end < self.stop or (len(self.position) and self.position[0] == end):
+        if not self.start <= end < self.stop or (first == end and not goes_on):
             return []
         stop = self.start
         while stop > 0:
@@ -284,56 +283,3 @@ def _read(fd: int, offset: int, size: int) -> bytes:
         offset += len(piece)
         size -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-@dataclass(frozen=True)
-class Index:
-    """An .idx, sorted by offset.
-
-    Args:
-        offsets: (N,) int64 bytes.
-        keys: (N,) int64.
-        problems: what is wrong with it, a line each; bad lines are not among the entries.
-    """
-
-    offsets: np.ndarray
-    keys: np.ndarray
-    problems: list[str]
-
-
-def read_index(path: Path) -> Index:
-    """Returns the entries ``key<TAB>byte offset`` of an .idx; blank lines do no harm, bad ones are listed.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    try:
-        table = csv.read_csv(
-            path,
-            csv.ReadOptions(column_names=["key", "offset"]),
-            csv.ParseOptions(delimiter="\t", quote_char=False),
-            csv.ConvertOptions(column_types={"key": pa.int64(), "offset": pa.int64()}, null_values=[]),
-        )
-        keys, offsets = table["key"].to_numpy(), table["offset"].to_numpy()
-        problems: list[str] = []
-    except pa.ArrowInvalid:  # empty, or some line is not two integers: slowly, line by line
-        keys, offsets, problems = _read_index_lines(path)
-    order = np.argsort(offsets, kind="stable")
-    repeated = len(keys) - len(np.unique(keys))
-    if repeated:
-        problems.append(f"{path}: {repeated} of {len(keys)} entries repeat a key")
-    return Index(offsets[order], keys[order], problems)
-
-
-def _read_index_lines(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    pairs, bad, first = [], 0, 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            match = re.fullmatch(rb"\s*([+-]?\d{1,18})\s+([+-]?\d{1,18})\s*", line)
-            if match:
-                pairs.append((int(match[1]), int(match[2])))
-            elif line.strip():
-                bad, first = bad + 1, first or number
-    problems = [f"{path}: {bad} lines are not 'key<TAB>offset', the first is line {first}"] if bad else []
-    columns = np.array(pairs, np.int64).reshape(-1, 2)
-    return columns[:, 0], columns[:, 1], problems

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
 
 from pipelines.errors import BuildError
 
@@ -42,6 +43,41 @@ class _LeaveInterrupts(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Failure:
+    """An exception on its way home as a value: Dask would send its traceback too, and hang if that cannot be pickled.
+
+    Args:
+        error: what the function raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        try:
+            self.pickled = pickle.dumps(error)
+            pickle.loads(self.pickled)
+        except Exception:
+            self.pickled = pickle.dumps(BuildError(f"{type(error).__name__}: {error}"))
+
+    def reraise(self) -> NoReturn:
+        """Raises it."""
+        raise pickle.loads(self.pickled)
+
+
+def _guarded(function: Callable[..., Any], *task: Any) -> Any:
+    """Returns function(*task), or a _Failure."""
+    try:
+        return function(*task)
+    except Exception as error:
+        return _Failure(error)
+
+
+def _result(future: Future) -> Any:
+    """Returns what a finished task returned, or raises what it raised."""
+    result = future.result()
+    if isinstance(result, _Failure):
+        result.reraise()
+    return result
 
 
 class Runner:
@@ -111,7 +147,8 @@ class Runner:
         """
         name = f"{function.__name__}-{uuid.uuid4().hex}"
         futures = {
-            self._client.submit(function, *task, key=f"{name}-{i}", pure=False): task for i, task in enumerate(tasks)
+            self._client.submit(_guarded, function, *task, key=f"{name}-{i}", pure=False): task
+            for i, task in enumerate(tasks)
         }
         suspects: list[Task] = []
         try:
@@ -121,7 +158,7 @@ class Runner:
                     log.warning("a worker died; its task is run again alone")
                     suspects.append(task)
                 else:
-                    yield task, future.result()
+                    yield task, _result(future)
                 future.release()
         finally:
             for future in futures:
@@ -132,9 +169,11 @@ class Runner:
     def alone(self, function: Callable[..., Any], task: Task) -> Any:
         """Returns function(*task), run with nothing beside it, or a WorkerKilledError as a value."""
         self._client.wait_for_workers(1, timeout=60)
-        future = self._client.submit(function, *task, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False)
+        future = self._client.submit(
+            _guarded, function, *task, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False
+        )
         try:
-            return future.result()
+            return _result(future)
         except KilledWorker:
             return WorkerKilledError(task)
 

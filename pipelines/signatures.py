@@ -36,6 +36,12 @@ def image_size(data: memoryview) -> tuple[int, int]:
         height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
         if max(height, width) >= 1 << 31:
             raise ValueError(f"PNG of {height} x {width} pixels, beyond the format's own limit")
+        # cv2 4.11 allocates what a chunk says it holds, up to 2 GiB, before it reads it.
+        at = 8
+        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at > len(data):
+            raise ValueError(f"PNG cut off: a chunk should end at byte {at}, the data at {len(data)}")
         return height, width
     if data[:2] != b"\xff\xd8":
         raise ValueError("empty image" if not len(data) else "neither JPEG nor PNG")
@@ -48,13 +54,12 @@ def image_size(data: memoryview) -> tuple[int, int]:
             return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
         # Fill bytes and markers without a length are one and two bytes long. To miss one is to look for the size
         # elsewhere than the decoder, and to let a bomb in.
-        at += (
-            1
-            if marker == 0xFF
-            else 2
-            if marker <= 0x01 or 0xD0 <= marker <= 0xD8
-            else 2 + (data[at + 2] << 8 | data[at + 3])
-        )
+        if marker == 0xFF:
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:
+            at += 2
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
     raise ValueError("JPEG without a frame header")
 
 

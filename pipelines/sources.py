@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import recordio
+from pipelines import idx, recordio
 from pipelines.config import load_yaml
 from pipelines.errors import ConfigError, SourceError
 from pipelines.scan import Partition
@@ -239,7 +239,7 @@ def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list
                 bounds = [*range(0, file.bytes, step), file.bytes]
                 if file.index:
                     table = str(work / f"index-{number}.npy")
-                    index = recordio.read_index(Path(file.index))
+                    index = idx.read_index(Path(file.index))
                     np.save(table, np.stack([index.offsets, index.keys]))
                     warnings += index.problems
         except OSError as error:

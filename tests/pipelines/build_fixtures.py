@@ -1,0 +1,144 @@
+"""What the tests of whole builds share: a tiny synthetic set, independent readers, and builds as processes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import mxnet_compat
+from pipelines.build import Execution, build
+from pipelines.config import BuildConfig
+from pipelines.manifest import Manifest
+from pipelines.sources import find_files
+from pipelines.synthetic import SyntheticSpec, write_set
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("FACESHARDS_DATA") or ROOT.parent / "shared" / "data")
+
+SPEC = SyntheticSpec(identities=12, images=240, defects=4, unseen=0, pairs=0, seed=3)
+CONFIG = BuildConfig(shards=4)
+PARTITION_BYTES = 160_000  # several partitions of a set of about 0.8 MB
+
+LIMIT = 60  # seconds until a process that should end, or a file that should appear, counts as lost
+
+
+def synthetic_set(folder: Path, spec: SyntheticSpec = SPEC) -> Path:
+    """Returns the folder of a small synthetic set, rendered into `folder`."""
+    out = folder / "tiny"
+    write_set(out, spec)
+    return out
+
+
+def external(path: str) -> Path:
+    """Returns a file of the test data that is not in the repository; skips the test where it is absent."""
+    if not (DATA / path).exists():
+        pytest.skip(f"{path} is not in {DATA} (FACESHARDS_DATA)")
+    return DATA / path
+
+
+def run_build(
+    source: Path,
+    out: Path,
+    config: BuildConfig = CONFIG,
+    *,
+    workers: int = 1,
+    partition_bytes: int = PARTITION_BYTES,
+    scheduler: str | None = None,
+    **options: Any,
+) -> Manifest:
+    """Returns the dataset built in this process."""
+    files, _ = find_files(source)
+    execution = Execution(workers, scheduler, partition_bytes, quiet=True)
+    return build("tiny", files, out, config, execution, **options)
+
+
+def read_rec(rec: Path) -> dict[int, tuple[int, bytes]]:
+    """Returns label and image of every image record by key, as MXNet's reader sees them."""
+    recordio = mxnet_compat.load().recordio
+    reader = recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "r")
+    found = {}
+    for key in reader.keys:
+        header, image = recordio.unpack(reader.read_idx(key))
+        if header.flag == 0:
+            found[key] = (int(header.label), image)
+    reader.close()
+    return found
+
+
+def read_defects(folder: Path) -> list[dict[str, str]]:
+    """Returns the planted defects: key, identity, kind, of_key."""
+    with (folder / "defects.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder by its relative path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def command(source: Path, out: Path, *more: str) -> list[str]:
+    """Returns the command line of a build with the settings of CONFIG."""
+    return [
+        sys.executable, "-m", "pipelines", "build", "--source", str(source), "--out", str(out), "--set", "shards=4",
+        "--workers", "1", "--partition-bytes", str(PARTITION_BYTES), "--quiet", *more,
+    ]  # fmt: skip
+
+
+def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    """Returns a process in a group of its own, so that it can be killed with all its workers."""
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env={**os.environ, **environment}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of a process; kills its group if it does not end."""
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        raise
+    return process.returncode, out, err
+
+
+def run(arguments: Sequence[str], **environment: str) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of a command."""
+    return finish(start(arguments, **environment))
+
+
+def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
+    """Sends a signal to a process and its workers, and waits for it if it is SIGKILL."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
+    if number == signal.SIGKILL:
+        process.communicate(timeout=LIMIT)
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> bool:
+    """Polls until `condition` holds; returns False if the process ended before it did."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        if process.poll() is not None:
+            return bool(condition())
+        if time.monotonic() > end:
+            kill_group(process)
+            raise TimeoutError("what the test waits for never came")
+        time.sleep(0.0005)
+    return True

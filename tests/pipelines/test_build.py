@@ -1,0 +1,271 @@
+"""A whole build publishes what the source holds, drops what was planted, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipelines.build import Execution, build
+from pipelines.config import BuildConfig
+from pipelines.errors import BuildError, SourceError
+from pipelines.manifest import DROP_REASONS, Manifest
+from pipelines.mindrecord import Shard
+from pipelines.sources import Dataset, find_files
+from pipelines.verify import verify
+from tests.pipelines.build_fixtures import CONFIG, external, read_defects, read_rec, run_build, synthetic_set
+
+# What is dropped for each planted kind: its reason, and whether its original goes with it.
+EXPECTED = {
+    "exact_duplicate": ("exact_duplicate", False),
+    "near_duplicate": ("near_duplicate", False),
+    "exact_conflict": ("label_conflict", True),
+    "near_conflict": ("label_conflict", True),
+    "undecodable": ("undecodable", False),
+    "truncated": ("undecodable", False),
+    "wrong_size": ("wrong_size", False),
+    "single_image": ("min_images", False),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic_set(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def records(source: Path) -> dict[int, tuple[int, bytes]]:
+    return read_rec(source / "train.rec")
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return run_build(source, tmp_path_factory.mktemp("built") / "tiny")
+
+
+def dropped(manifest: Manifest) -> dict[int, str]:
+    table = manifest.table("dropped")
+    return dict(zip(map(int, table["key"].to_pylist()), table["reason"].to_pylist(), strict=True))
+
+
+def published(manifest: Manifest) -> dict[int, bytes]:
+    """Returns every image of the shards by sid."""
+    found = {}
+    for entry in manifest.table("shards").to_pylist():
+        with Shard(manifest.shard_path(entry["file"])) as shard:
+            found |= {sid: bytes(image) for _, sid, image in shard.rows()}
+    return found
+
+
+def test_every_planted_defect_is_dropped_with_its_reason_and_nothing_else(source: Path, built: Manifest) -> None:
+    found = dropped(built)
+    unexplained = dict(found)
+    defects = read_defects(source)
+    assert {row["kind"] for row in defects} == set(EXPECTED)
+    for row in defects:
+        key, original = int(row["key"]), int(row["of_key"] or 0)
+        reason, both = EXPECTED[row["kind"]]
+        if row["kind"] == "near_duplicate" and key not in found:
+            key = original  # the larger file of the two stays
+        assert unexplained.pop(key, None) == reason, row
+        if both:
+            assert unexplained.pop(original, None) == reason, row
+    assert unexplained == {}
+
+
+def test_a_drop_names_what_stands_for_it(source: Path, built: Manifest) -> None:
+    table = {int(row["key"]): row for row in built.table("dropped").to_pylist()}
+    key_of = {row["sid"]: int(row["key"]) for name in ("images", "dropped") for row in built.table(name).to_pylist()}
+    for row in read_defects(source):
+        pair = {int(row["key"]), int(row["of_key"] or 0)}
+        if row["kind"] == "exact_duplicate":
+            gone = table[int(row["key"])]
+            assert (key_of[gone["representative"]], gone["distance"]) == (int(row["of_key"]), 0)
+        elif row["kind"] == "near_duplicate":
+            (gone,) = (table[key] for key in pair if key in table)
+            assert {int(gone["key"]), key_of[gone["representative"]]} == pair
+            assert 0 <= gone["distance"] <= CONFIG.near_within
+        elif row["kind"] in ("undecodable", "truncated", "wrong_size"):
+            assert table[int(row["key"])]["detail"]
+    pairs = {frozenset((key_of[row["sid_a"]], key_of[row["sid_b"]])): row for row in
+             built.table("conflicts").to_pylist()}  # fmt: skip
+    planted = {frozenset((int(row["key"]), int(row["of_key"]))): row["kind"] == "exact_conflict"
+               for row in read_defects(source) if row["kind"].endswith("conflict")}  # fmt: skip
+    assert {pair: row["exact"] for pair, row in pairs.items()} == planted
+
+
+def test_the_books_add_up(records: dict[int, tuple[int, bytes]], built: Manifest) -> None:
+    assert list(verify(built)) == []
+    totals = built.totals
+    assert totals["scanned"] == len(records)
+    assert totals["kept"] + sum(totals["dropped"].values()) == totals["scanned"]
+    scanned = Counter(label for label, _ in records.values())
+    kept = Counter(built.table("images")["label_original"].to_pylist())
+    lost = Counter((row["label_original"], row["reason"]) for row in built.table("dropped").to_pylist())
+    rows = built.table("identities").to_pylist()
+    assert {int(row["label_original"]): row["scanned"] for row in rows} == scanned
+    for row in rows:
+        name = row["label_original"]
+        assert row["kept"] == kept[name]
+        assert {reason: row[reason] for reason in DROP_REASONS} == {r: lost[name, r] for r in DROP_REASONS}
+        assert row["kept"] + sum(row[reason] for reason in DROP_REASONS) == row["scanned"]
+        assert (row["label"] is None) == (row["kept"] == 0)
+    assert [row["label"] for row in rows if row["kept"]] == list(range(totals["identities"]))
+
+
+def test_images_are_the_bytes_of_the_source(records: dict[int, tuple[int, bytes]], built: Manifest) -> None:
+    images = published(built)
+    rows = built.table("images").to_pylist()
+    assert len(rows) == len(images) == built.totals["kept"]
+    for row in rows:
+        label, image = records[int(row["key"])]
+        assert images[row["sid"]] == image
+        assert (row["label_original"], row["bytes"]) == (str(label), len(image))
+        assert row["sha256"] == hashlib.sha256(image).digest()
+        assert (row["height"], row["width"]) == cv2.imdecode(np.frombuffer(image, np.uint8), -1).shape[:2]
+
+
+def test_shards_are_balanced(built: Manifest) -> None:
+    images, shards = built.table("images"), built.table("shards").to_pylist()
+    assert len(shards) == 4
+    assert max(row["rows"] for row in shards) - min(row["rows"] for row in shards) <= 1
+    label, shard = images["label"].to_numpy(), images["shard"].to_numpy()
+    for identity in range(built.totals["identities"]):
+        count = np.bincount(shard[label == identity], minlength=4)
+        assert set(count.tolist()) <= {count.sum() // 4, -(-count.sum() // 4)}
+    for row in shards:
+        assert row["identities"] == len(np.unique(label[shard == row["shard"]]))
+
+
+def test_mindspore_reads_the_shards(built: Manifest) -> None:
+    from mindspore.dataset import MindDataset
+
+    files = [str(built.shard_path(name)) for name in built.table("shards")["file"].to_pylist()]
+    reader = MindDataset(files, columns_list=["image", "label", "sid"], shuffle=False, num_parallel_workers=1)
+    rows = {row["sid"].item(): row for row in reader.create_dict_iterator(num_epochs=1, output_numpy=True)}
+    expected = built.table("images").to_pylist()
+    assert reader.get_dataset_size() == len(rows) == len(expected)
+    assert {row["label"].item() for row in rows.values()} == set(range(built.totals["identities"]))
+    for row in expected:
+        found = rows[row["sid"]]
+        assert found["label"].item() == row["label"]
+        assert hashlib.sha256(found["image"].tobytes()).digest() == row["sha256"]
+
+
+@pytest.mark.parametrize("near", [24, -1])
+def test_both_layouts_of_orl_are_one_set(near: int, tmp_path: Path) -> None:
+    config = BuildConfig(image_size=(0, 0), shards=4, near_within=near, near_across=near)
+    sets = []
+    for name in ("train.rec", "im2rec.rec"):
+        found = run_build(external(f"orl/{name}"), tmp_path / name.split(".")[0], config, partition_bytes=1 << 20)
+        assert (found.totals["scanned"], found.totals["identities"]) == (400, 40)
+        sets.append(set(found.table("images")["sha256"].to_pylist()))
+    assert sets[0] == sets[1]
+    if near < 0:
+        source = read_rec(external("orl/train.rec"))
+        assert sets[0] == {hashlib.sha256(image).digest() for _, image in source.values()}
+        assert len(sets[0]) == 400
+
+
+def test_a_set_without_images_publishes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"nothing to publish: 10 records scanned, none kept \(undecodable 10\)"):
+        run_build(external("dmlc/sample.rec"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_folder_keeps_its_names(
+    records: dict[int, tuple[int, bytes]], built: Manifest, tmp_path: Path
+) -> None:
+    names = {0: "ann", 1: "Bob Smith", 2: "çelik"}
+    kept = [row for row in built.table("images").to_pylist() if row["label"] in names]
+    written = {}
+    for row in kept:
+        name, (_, image) = names[row["label"]], records[int(row["key"])]
+        suffix = "jpg" if row["sid"] % 2 else "png"
+        if suffix == "png":
+            image = cv2.imencode(".png", cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR))[1].tobytes()
+        written[f"{name}/{row['key']}.{suffix}"] = image
+    root = tmp_path / "people"
+    for key, image in written.items():
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        (root / key).write_bytes(image)
+    (root / "ann" / "notes.txt").write_text("no image")
+    found = run_build(root, tmp_path / "out")
+    assert list(verify(found)) == []
+    assert {name.rsplit(".", 1)[1] for name in written} == {"jpg", "png"}
+    images, bodies = found.table("images").to_pylist(), published(found)
+    assert {row["key"]: bodies[row["sid"]] for row in images} == written
+    assert all(row["key"].startswith(f"{row['label_original']}/") for row in images)
+    rows = found.table("identities").to_pylist()
+    assert [(row["label"], row["label_original"]) for row in rows] == list(enumerate(sorted(names.values())))
+    assert any("1 files that are no .jpg or .png" in line for line in found.info["warnings"])
+
+
+def test_a_set_without_its_index_is_the_same(source: Path, built: Manifest, tmp_path: Path) -> None:
+    shutil.copyfile(source / "train.rec", tmp_path / "train.rec")
+    found = run_build(tmp_path, tmp_path / "out")
+    # In this layout a record's key is its place, which is what stands for the key when there is no index.
+    assert found.table("images").equals(built.table("images"))
+    assert found.table("dropped").drop_columns(["detail"]).equals(built.table("dropped").drop_columns(["detail"]))
+    assert found.fingerprint == built.fingerprint
+
+
+def test_policy_keep_reports_conflicts_only(source: Path, built: Manifest, tmp_path: Path) -> None:
+    found = run_build(source, tmp_path / "out", BuildConfig(shards=4, conflict_policy="keep"))
+    assert found.table("conflicts").equals(built.table("conflicts"))
+    expected = dict(built.totals["dropped"])
+    assert expected.pop("label_conflict") == 16
+    assert found.totals["dropped"] == expected
+
+
+def test_policy_keep_larger_leaves_one_copy_in_the_larger_identity(
+    source: Path, records: dict[int, tuple[int, bytes]], tmp_path: Path
+) -> None:
+    found = run_build(source, tmp_path / "out", BuildConfig(shards=4, conflict_policy="keep-larger"))
+    gone = {key for key, reason in dropped(found).items() if reason == "label_conflict"}
+    # Equal copies and damaged records do not make an identity larger.
+    useful = Counter(label for key, (label, _) in records.items()
+                     if dropped(found).get(key) in (None, "label_conflict", "min_images"))  # fmt: skip
+    pairs = [(int(row["key"]), int(row["of_key"])) for row in read_defects(source) if row["kind"].endswith("conflict")]
+    for pair in pairs:
+        (lost,) = gone & set(pair)
+        (kept,) = set(pair) - {lost}
+        assert useful[records[kept][0]] >= useful[records[lost][0]]
+    assert len(gone) == len(pairs)
+
+
+def test_max_images_caps_identities_by_seed(source: Path, tmp_path: Path) -> None:
+    chosen = []
+    for seed in (0, 1):
+        found = run_build(source, tmp_path / str(seed), BuildConfig(shards=4, max_images=5, seed=seed))
+        assert list(verify(found)) == []
+        rows = found.table("identities").to_pylist()
+        assert all(row["kept"] == 5 for row in rows if row["max_images"])
+        assert max(row["kept"] for row in rows) == 5
+        assert found.totals["dropped"]["max_images"] == sum(row["max_images"] for row in rows) > 0
+        chosen.append(set(found.table("images")["sid"].to_pylist()))
+    assert chosen[0] != chosen[1]
+
+
+def test_other_counts_than_the_publishers_are_a_warning(source: Path, built: Manifest, tmp_path: Path) -> None:
+    known = Dataset("tiny", "Tiny", "here", "none", "insightface", identities=99, images=1000)
+    files, _ = find_files(source)
+    found = build("tiny", files, tmp_path / "out", CONFIG, Execution(workers=1, quiet=True), expected=known)
+    assert found.info["warnings"] == [
+        f"tiny: {built.totals['scanned']} images scanned, 1000 expected",
+        "tiny: 16 identities scanned, 99 expected",
+    ]
+
+
+def test_a_source_that_goes_away_is_one_line(tmp_path: Path, source: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "copy")
+    files, _ = find_files(copy)
+    shutil.rmtree(copy)
+    with pytest.raises((BuildError, SourceError), match=r"train\.(rec|idx).*No such file"):
+        build("tiny", files, tmp_path / "out", CONFIG, Execution(workers=1, quiet=True))
+    assert not (tmp_path / "out").exists()
