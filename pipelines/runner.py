@@ -25,6 +25,14 @@ logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 Task = tuple[Any, ...]
 
+# glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
+# again, 19 us an image of 7 KB (benchmarks/bench_build.py). A worker keeps up to 256 MiB instead.
+_MALLOC = {
+    "MALLOC_TRIM_THRESHOLD_": 256 << 20,
+    "MALLOC_MMAP_THRESHOLD_": 64 << 20,
+    "MALLOC_TOP_PAD_": 64 << 20,
+}
+
 
 class WorkerKilledError(BuildError):
     """A task killed its worker although it ran alone.
@@ -99,7 +107,16 @@ class Runner:
 
     def __enter__(self) -> Runner:
         # A task whose worker died is retried by `map`, alone; the profiler would cost 2 % of every worker.
-        dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.profile.enabled": False})
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": 0,
+                "distributed.worker.profile.enabled": False,
+                "distributed.nanny.pre-spawn-environ": {
+                    **dask.config.get("distributed.nanny.pre-spawn-environ"),
+                    **_MALLOC,
+                },
+            }
+        )
         try:
             if self._scheduler is None:
                 self._cluster = LocalCluster(

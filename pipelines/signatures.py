@@ -19,7 +19,7 @@ from pipelines.scan import Scanned
 
 SIDE = 16
 _SCALE = 1024  # of the integer cosines: 255 * 56 * 1024 < 2**24, exact in float32 for faces of 112 x 112
-_BATCH = 256  # images transformed at once: a few MB, within the cache
+_BATCH = 64  # images transformed at once: within the second-level cache
 
 _SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 
