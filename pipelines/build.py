@@ -12,7 +12,6 @@ In the work folder, every finished piece is a file that appears by rename, so wh
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import os
@@ -22,24 +21,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import workspace
+from pipelines.assemble import assemble
 from pipelines.config import BuildConfig
 from pipelines.decide import decide, load_columns
 from pipelines.errors import BuildError, ShardError, SourceError
-from pipelines.manifest import ROW_GROUP, SCHEMA_VERSION, SCHEMAS, Manifest, check_books, file_digest, fingerprint
+from pipelines.manifest import SCHEMA_VERSION, Manifest
 from pipelines.partition import PartFacts, count_rows, part_facts, probe_rows, sign_partition
 from pipelines.progress import Progress
 from pipelines.runner import Runner, WorkerKilledError
 from pipelines.scan import Partition
-from pipelines.shards import replacing, route, write, write_json, write_parquet
+from pipelines.shards import route, write, write_json
 from pipelines.sources import Dataset, SourceFile, cut
 
 log = logging.getLogger(__name__)
-
-PACKAGES = ("dask", "numpy", "opencv-python-headless", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,9 @@ class _Build:
             self._route(runner, partitions, facts)
             shards = json.loads((decisions / "facts.json").read_text())["shards"]
             self._write(runner, partitions, shards)
-        self._finish(partitions, facts, shards, warnings)
+        structural = sum(fact.structural for fact in facts)
+        dropped = [self._dropped(part) for part in partitions]
+        assemble(self.work, self.request, dropped, shards, structural, warnings, self.expected)
 
     def _records(self, part: Partition) -> Path:
         return self.work / "records" / f"part-{part.number:06d}.parquet"
@@ -265,70 +264,9 @@ class _Build:
                 _survived(result, f"writing shard {task[0]}")
                 progress.advance(1, result)
 
-    def _finish(self, partitions: list[Partition], facts: list[PartFacts], shards: int, warnings: list[str]) -> None:
-        """Writes the global tables and dataset.json, and checks that the books add up."""
-        data, tables = self.work / "dataset", self.work / "dataset" / "manifest"
-        for name in ("identities", "conflicts", "identity_links"):
-            shutil.copyfile(self.work / "decisions" / f"{name}.parquet", tables / f"{name}.parquet")
-        with replacing(tables / "dropped.parquet") as temporary:
-            _concatenate([self._dropped(part) for part in partitions], temporary)
-        entries = [json.loads((self.work / "done" / f"shard-{i:05d}.json").read_text()) for i in range(shards)]
-        shard_table = pa.Table.from_pylist(entries, SCHEMAS["shards"])
-        write_parquet(shard_table, tables / "shards.parquet")
-        decided = json.loads((self.work / "decisions" / "facts.json").read_text())
-        totals = {key: value for key, value in decided.items() if key != "dedupe"}
-        totals["structural"] = sum(fact.structural for fact in facts)
-        totals["image_bytes"] = sum(pq.read_table(path, columns=["bytes"])["bytes"].to_numpy().sum().item()
-                                    for path in sorted((tables / "images.parquet").iterdir()))  # fmt: skip
-        expected = self.expected
-        # Their count of identities is of those with images, dropped or not.
-        identities = pq.read_table(tables / "identities.parquet")
-        present = len(identities) - identities["label_original"].null_count
-        if expected and expected.identities and present != expected.identities:
-            warnings = [*warnings, f"{expected.name}: {present} identities scanned, {expected.identities} expected"]
-            log.warning("%s", warnings[-1])
-        lost = pq.read_metadata(tables / "dropped.parquet").num_rows
-        wrong = list(check_books(totals, identities, shard_table))
-        if lost != totals["scanned"] - totals["kept"]:
-            wrong.append(f"{lost} rows in dropped, not {totals['scanned'] - totals['kept']}")
-        if wrong:
-            raise BuildError(f"{self.work}: the books do not add up: {'; '.join(wrong)}")
-        published = sorted(path for path in tables.rglob("*.parquet") if path.is_file())
-        digests = {path: file_digest(path) for path in published}
-        info = {
-            **self.request,
-            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-            "totals": totals,
-            "dedupe": decided["dedupe"],
-            "warnings": warnings,
-            "files": {str(path.relative_to(data)): {"bytes": size, "sha256": sha}
-                      for path, (size, sha) in digests.items()},
-            "fingerprint": fingerprint(shard_table),
-        }  # fmt: skip
-        # A killed worker may have left a temporary file; no other may be published.
-        for folder in (data / "shards", tables, tables / "images.parquet"):
-            for path in folder.glob(".*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_json(info, data / "dataset.json")
-
 
 def _survived(result: Any, doing: str) -> int:
     """Returns a stage's result; raises BuildError if its worker died."""
     if isinstance(result, WorkerKilledError):
         raise BuildError(f"{doing}: {result} twice; run the same command to go on")
     return int(result)
-
-
-def _concatenate(paths: Sequence[Path], out: Path) -> None:
-    """Writes the rows of many tables as one, in row groups whose size does not depend on how they were cut."""
-    held: list[pa.Table] = []
-    with pq.ParquetWriter(out, SCHEMAS["dropped"]) as writer:
-        for path in paths:
-            held.append(pq.read_table(path, schema=SCHEMAS["dropped"]))
-            if sum(len(table) for table in held) >= ROW_GROUP:
-                joined = pa.concat_tables(held)
-                whole = len(joined) // ROW_GROUP * ROW_GROUP
-                for start in range(0, whole, ROW_GROUP):
-                    writer.write_table(joined.slice(start, ROW_GROUP).combine_chunks(), row_group_size=ROW_GROUP)
-                held = [joined.slice(whole).combine_chunks()]
-        writer.write_table(pa.concat_tables(held).combine_chunks(), row_group_size=ROW_GROUP)
