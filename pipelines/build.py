@@ -157,8 +157,11 @@ class _Build:
             warnings += self._count(facts)
             decisions = self.work / "decisions"
             if not decisions.exists():
-                columns = load_columns([self._records(part) for part in partitions], [fact.rows for fact in facts])
-                decide(columns, self._identity_names(), self.config, runner.workers, decisions)
+                scanned = sum(fact.rows for fact in facts)
+                with Progress("decide", scanned, self.execution.quiet) as progress:
+                    columns = load_columns([self._records(part) for part in partitions], [fact.rows for fact in facts])
+                    decide(columns, self._identity_names(), self.config, runner.workers, decisions)
+                    progress.advance(scanned, scanned)
             self._route(runner, partitions, facts)
             shards = json.loads((decisions / "facts.json").read_text())["shards"]
             self._write(runner, partitions, shards)
