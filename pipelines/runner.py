@@ -26,7 +26,7 @@ logging.getLogger("distributed").setLevel(logging.CRITICAL)
 Task = tuple[Any, ...]
 
 # glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
-# again, 19 us an image of 7 KB (benchmarks/bench_build.py). A worker keeps up to 256 MiB instead.
+# again, about a tenth of a worker's time. A worker keeps up to 256 MiB instead.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,
     "MALLOC_MMAP_THRESHOLD_": 64 << 20,
