@@ -27,7 +27,7 @@ from pipelines import workspace
 from pipelines.assemble import assemble
 from pipelines.config import BuildConfig
 from pipelines.decide import decide, load_columns
-from pipelines.errors import BuildError, ShardError, SourceError
+from pipelines.errors import BuildError, EmptyDatasetError, ShardError, SourceError
 from pipelines.manifest import SCHEMA_VERSION, Manifest
 from pipelines.partition import PartFacts, count_rows, part_facts, probe_rows, sign_partition
 from pipelines.progress import Progress
@@ -111,7 +111,12 @@ def build(
             workspace.check_space(work, int(room) - done)
             _Build(request, list(files), work, config, execution, expected).run()
             workspace.publish(work / "dataset", out, work)
-        except (OSError, ShardError) as error:
+        except BaseException as error:
+            # What holds nothing to go on from would only refuse the next request.
+            if isinstance(error, EmptyDatasetError) or not any((work / "records").glob("part-*")):
+                shutil.rmtree(work, ignore_errors=True)
+            if not isinstance(error, OSError | ShardError):
+                raise
             if isinstance(error, ShardError):
                 if not error.errno:
                     raise

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.balance import balance, shard_count
 from pipelines.config import BuildConfig
 from pipelines.dedupe import Dedupe, dedupe
-from pipelines.errors import BuildError
+from pipelines.errors import EmptyDatasetError
 from pipelines.manifest import DROP_REASONS, SCHEMAS
 from pipelines.records import REASONS
 from pipelines.shards import write_json, write_parquet
@@ -99,7 +99,7 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
         out: folder to make.
 
     Raises:
-        BuildError: no record is left to publish.
+        EmptyDatasetError: no record is left to publish.
     """
     reason, label = columns.reason, columns.label
     found = dedupe(np.where(reason == 0, label, -1).astype(np.int32), columns.sha, columns.phash, columns.size, config,
@@ -113,7 +113,9 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
     if not count:
         lost = np.bincount(reason, minlength=len(REASONS))
         causes = ", ".join(f"{REASONS[code]} {lost[code]}" for code in np.flatnonzero(lost))
-        raise BuildError(f"nothing to publish: {len(reason)} records scanned, none kept ({causes or 'none found'})")
+        raise EmptyDatasetError(
+            f"nothing to publish: {len(reason)} records scanned, none kept ({causes or 'none found'})"
+        )
     shards = shard_count(int(columns.size[kept].sum(dtype=np.int64)), count, config)
     temporary = out.with_name(f".{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)

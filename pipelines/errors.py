@@ -42,3 +42,7 @@ class ShardError(FaceshardsError):
 
 class BuildError(FaceshardsError):
     """A build cannot start, go on or be published."""
+
+
+class EmptyDatasetError(BuildError):
+    """Every record was dropped; the same build can only end the same way."""

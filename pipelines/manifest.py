@@ -94,6 +94,11 @@ SCHEMAS = {
 }
 
 
+# What readers rely on in dataset.json.
+_INFO = {"name": str, "totals": dict, "fingerprint": str, "files": dict, "warnings": list, "config": dict}
+_TOTALS = ("scanned", "kept", "identities", "shards", "conflicts", "identity_links", "image_bytes")
+
+
 class ManifestError(FaceshardsError):
     """What lies at a path is no published dataset, or not a whole one, or of another schema version."""
 
@@ -114,8 +119,15 @@ class Manifest:
         try:
             self.info: dict[str, Any] = json.loads((self.path / "dataset.json").read_text(encoding="utf-8"))
             version = self.info["schema_version"]
+            for key, kind in _INFO.items() if version == SCHEMA_VERSION else ():
+                if not isinstance(self.info[key], kind):
+                    raise TypeError(f"{key} is no {kind.__name__}")
             self.totals: dict[str, Any] = self.info["totals"]
             self.fingerprint: str = self.info["fingerprint"]
+            if version == SCHEMA_VERSION and not all(type(self.totals[key]) is int for key in _TOTALS):
+                raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
+            if version == SCHEMA_VERSION and not isinstance(self.totals["dropped"], dict):
+                raise TypeError("the total dropped is no dict")
         except FileNotFoundError:
             raise ManifestError(f"{self.path}: no dataset published there (no dataset.json)") from None
         except OSError as error:

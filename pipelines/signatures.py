@@ -20,6 +20,7 @@ from pipelines.scan import Scanned
 SIDE = 16
 _SCALE = 1024  # of the integer cosines: 255 * 56 * 1024 < 2**24, exact in float32 for faces of 112 x 112
 _BATCH = 64  # images transformed at once: within the second-level cache
+_HELD = 16 << 20  # bytes of decoded images that may wait for others of their size
 
 _SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 
@@ -112,6 +113,7 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
     signed, hashed = np.zeros(n, bool), np.zeros(n, bool)
     digests = bytearray()
     waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+    held = 0
     wanted = config.image_size if config.image_size != (0, 0) else None
     for i, image in enumerate(rows.images):
         if image is None:
@@ -139,8 +141,11 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
             continue
         group = waiting.setdefault(gray.shape, [])  # type: ignore[arg-type]
         group.append((i, gray))
-        if len(group) == _BATCH:
-            _hash(group, phash, hashed)
+        held += gray.size
+        # Sets of one size fill batches; where sizes differ, what waits for its like must not fill the worker.
+        for full in (group,) if len(group) == _BATCH else waiting.values() if held > _HELD else ():
+            held -= sum(waits.size for _, waits in full)
+            _hash(full, phash, hashed)
     for group in waiting.values():
         _hash(group, phash, hashed)
     sha[signed] = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
