@@ -1,0 +1,1 @@
+"""The backbones of the field in MindSpore, one architecture per file."""
