@@ -6,20 +6,41 @@ import json
 import logging
 import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipelines.cli_manifest import Group, manifest, print_summary
+from pipelines.cli_common import Group, settings_option
+from pipelines.cli_manifest import manifest, print_summary
 from pipelines.config import BuildConfig, load_yaml, make_config
 from pipelines.errors import FaceshardsError
 from pipelines.sources import dataset_folder, find_files, known_datasets
 
+COMMANDS = "faceshards.commands"  # the entry points' group, in setup.cfg
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+
+class Main(Group):
+    """The commands of this package, and those that training and evaluation register as `faceshards.commands`.
+
+    These are imported only when they are called for: MindSpore takes seconds.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of all commands, sorted."""
+        return sorted({*self.commands, *(entry.name for entry in entry_points(group=COMMANDS))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns a command, or None."""
+        found = super().get_command(ctx, cmd_name)
+        for entry in () if found else entry_points(group=COMMANDS, name=cmd_name):
+            found = entry.load()
+        return found
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Face-recognition sets as deduplicated, identity-balanced MindRecord shards.
 
@@ -29,6 +50,7 @@ def main() -> None:
       faceshards build synthetic --out data/shards/synthetic
       faceshards build --source /data/faces_emore --out data/shards/emore --set max_images=200
       faceshards manifest summary data/shards/synthetic
+      faceshards train synthetic --data data/shards/synthetic --out data/runs/synthetic
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
 
@@ -40,7 +62,7 @@ def main() -> None:
 @click.option("--data-root", type=click.Path(path_type=Path), default=Path("data/raw"), envvar="DATA_ROOT",
               show_default=True, help="Where the known sets lie, each in DATA_ROOT/NAME.")  # fmt: skip
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting; see `faceshards settings`.")
+@settings_option
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system.")
 @click.option("--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input.")
@@ -55,7 +77,7 @@ def build(
     source: Path | None,
     data_root: Path,
     config_file: Path | None,
-    settings: tuple[str, ...],
+    settings: dict[str, Any],
     workers: int,
     scheduler: str | None,
     partition_bytes: int,
@@ -80,8 +102,8 @@ def build(
     from pipelines.build import Execution
     from pipelines.build import build as run  # Dask takes a second to import: not for every command
 
-    config = make_config(load_yaml(config_file), str(config_file)) if config_file else BuildConfig()
-    config = make_config(dict(_setting(text) for text in settings), "--set", config)
+    config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
+    config = make_config(settings, "--set", config)
     expected = None
     if name is not None:
         expected, source = dataset_folder(name, data_root)
@@ -98,17 +120,6 @@ def build(
         found = run(name or source.resolve().name, files, out, config, execution, expected=expected,
                     overwrite=overwrite, restart=restart)  # fmt: skip
     print_summary(found, as_json)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Returns key and value of KEY=VALUE, the value read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise click.UsageError(f"--set {text}: not KEY=VALUE")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise click.UsageError(f"--set {text}: the value is not YAML") from None
 
 
 def _render_synthetic(folder: Path, quiet: bool, workers: int) -> None:

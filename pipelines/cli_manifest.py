@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipelines.cli_common import Group
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import DROP_REASONS, Manifest
 from pipelines.mindrecord import Shard
-
-
-class Group(click.Group):
-    """Turns the errors a user can meet into one line on stderr and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; raises ClickException for what a user can put right."""
-        try:
-            return super().invoke(ctx)
-        except FaceshardsError as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
-        except KeyboardInterrupt:
-            raise click.ClickException("interrupted; the same command goes on where it stopped") from None
 
 
 @click.group(cls=Group)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from pipelines.errors import ConfigError
 
 POLICIES = ("drop", "keep-larger", "keep")
+
+NAMES = {int: "integers", float: "numbers", str: "names"}  # of what a list in a configuration holds
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -50,57 +55,75 @@ class BuildConfig:
         size = self.image_size
         if len(size) != 2 or min(size) < 0 or (min(size) == 0) != (max(size) == 0):
             raise ConfigError(f"image_size: {list(size)} is not [height, width] in pixels (or [0, 0] for any)")
-        for name, low, high in (
-            ("max_pixels", 1, 1 << 30),
-            ("near_within", -1, 64),
-            ("near_across", -1, 64),
-            ("min_images", 1, 1 << 31),
-            ("max_images", 0, 1 << 31),
-            ("shards", 0, 100_000),
-            ("shard_bytes", 1 << 20, 1 << 40),
-            ("seed", 0, (1 << 63) - 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name}: {value} is outside {low}..{high}")
-        if not 0.5 <= self.recall <= 0.9999:
-            raise ConfigError(f"recall: {self.recall} is outside 0.5..0.9999")
+        check_ranges(
+            self,
+            {
+                "max_pixels": (1, 1 << 30),
+                "near_within": (-1, 64),
+                "near_across": (-1, 64),
+                "min_images": (1, 1 << 31),
+                "max_images": (0, 1 << 31),
+                "shards": (0, 100_000),
+                "shard_bytes": (1 << 20, 1 << 40),
+                "seed": (0, (1 << 63) - 1),
+                "recall": (0.5, 0.9999),
+            },
+        )
         if self.conflict_policy not in POLICIES:
             raise ConfigError(f"conflict_policy: '{self.conflict_policy}' is not one of {', '.join(POLICIES)}")
         if 0 < self.max_images < self.min_images:
             raise ConfigError(f"max_images: {self.max_images} is below min_images {self.min_images}")
 
 
-def make_config(values: dict[str, Any], where: str, base: BuildConfig | None = None) -> BuildConfig:
-    """Returns `base` (or the defaults) with `values` laid over it.
+def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
+    """Returns `base`, a frozen dataclass of settings, with `values` laid over it.
 
     Args:
         values: plain values, as YAML gives them.
         where: file or option the values came from, for messages.
+        base: what holds where `values` is silent.
 
     Raises:
         ConfigError: unknown key, wrong type or value out of range, in one line that starts with `where`.
     """
-    base = base or BuildConfig()
-    known = {field.name: type(getattr(base, field.name)) for field in dataclasses.fields(base)}
+    known = get_type_hints(type(base))
     clean: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{where}: unknown key '{name}'; known keys: {', '.join(known)}")
         kind = known[name]
-        if kind is tuple:
-            if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
-                raise ConfigError(f"{where}: {name}: {value!r} is not a list of integers")
-            value = tuple(value)
-        elif kind is float and type(value) is int:
-            value = float(value)
-        elif type(value) is not kind:
-            raise ConfigError(f"{where}: {name}: {value!r} is not of type {kind.__name__}")
-        clean[name] = value
+        if get_origin(kind) is tuple:
+            items = get_args(kind)[0]
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{where}: {name}: {value!r} is not a list of {NAMES[items]}")
+            clean[name] = tuple(_plain(item, items, f"{where}: {name}") for item in value)
+        else:
+            clean[name] = _plain(value, kind, f"{where}: {name}")
     try:
-        return dataclasses.replace(base, **clean)
+        return dataclasses.replace(base, **clean)  # type: ignore[type-var]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _plain(value: Any, kind: type, where: str) -> Any:
+    """Returns a value of exactly the type wanted; an integer may stand for a float, a finite one."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
+    return value
+
+
+def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Checks that numbers lie in their ranges, both ends allowed.
+
+    Raises:
+        ConfigError: naming the key, the value and the range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name}: {value} is outside {low}..{high}")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""What decides a training run: frozen, strict, and written into every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config import check_ranges, load_yaml, make_config
+from pipelines.errors import ConfigError
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "train"
+
+CHOICES = {
+    "centers": ("memory", "disk", "device"),
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("polynomial", "multistep", "cosine"),
+    "amp": ("O0", "O1", "O2", "O3"),
+    "sampling": ("instance", "identity", "sqrt"),
+    "device": ("CPU", "GPU", "Ascend"),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a run. Image and identity counts are the manifest's; ranks and hosts are the launcher's.
+
+    Args:
+        backbone: a name of training.backbones.registry.BACKBONES.
+        embedding_size: components of an embedding.
+        recompute: computes activations again in the backward pass instead of keeping them.
+        sync_bn: batch norm over the images of all ranks, so that the losses do not depend on their number. The
+            reference normalises each rank's images apart.
+        margin: [m1, m2, m3] of the combined margin: [1, 0.5, 0] is ArcFace, [1, 0, 0.4] CosFace.
+        scale: s, the factor of the cosines before the softmax.
+        interclass_threshold: negatives with a cosine above this get logit 0 (label noise); 0 turns it off.
+        sample_rate: part of a rank's class centres that takes part in a step (Partial FC); 1 takes all.
+        centers: where a rank keeps its class centres: ``memory``, ``disk`` (memory-mapped) or ``device``.
+        optimizer: ``sgd`` with momentum, or ``adamw``.
+        lr: highest learning rate, at a global batch of `lr_batch` images.
+        lr_batch: the learning rate is lr * global_batch / lr_batch (linear scaling, arXiv 1706.02677); 0: as it is.
+        momentum: of SGD.
+        weight_decay: of backbone and class centres.
+        schedule: ``polynomial`` decay to 0, ``multistep`` or ``cosine`` decay to 0.
+        power: of the polynomial.
+        milestones: epochs at which multistep multiplies the learning rate by `gamma`.
+        gamma: see milestones.
+        warmup_epochs: epochs in which the learning rate grows linearly from 0.
+        epochs: passes over the images.
+        global_batch: images of an optimiser's step over all ranks; a rank takes its equal part.
+        accumulate: parts in which a rank computes its images of a step, one after the other.
+        clip: largest L2 norm of the backbone's gradient; 0 turns clipping off.
+        amp: mixed precision level of mindspore.amp; O0 is float32.
+        loss_scale: factor of the backbone's loss in mixed precision; 0 finds it as it goes (dynamic).
+        sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
+            (``identity``) or by the square root of their images (``sqrt``).
+        mirror: mirrors each image with probability 1/2.
+        augment: the augmentations of training.transforms.
+        seed: decides first values, order, mirroring and samples.
+        device: ``CPU``, ``GPU`` or ``Ascend``.
+        threads: that decode images, in each rank; 0: one per core.
+        check_shards: compares the shards with their checksums before the first step.
+        log_steps: steps between two lines of progress.
+        checkpoint_steps: steps between two checkpoints; 0: one an epoch.
+        keep: the last checkpoints that stay, beside the best.
+        verify: verification sets (.bin) to measure on, on rank 0.
+        verify_steps: steps between two verifications; 0: one an epoch.
+    """
+
+    backbone: str = "r50"
+    embedding_size: int = 512
+    recompute: bool = False
+    sync_bn: bool = False
+    margin: tuple[float, ...] = (1.0, 0.5, 0.0)
+    scale: float = 64.0
+    interclass_threshold: float = 0.0
+    sample_rate: float = 1.0
+    centers: str = "memory"
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    lr_batch: int = 1024
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "polynomial"
+    power: float = 2.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    epochs: int = 20
+    global_batch: int = 1024
+    accumulate: int = 1
+    clip: float = 5.0
+    amp: str = "O0"
+    loss_scale: float = 1.0
+    sampling: str = "instance"
+    mirror: bool = True
+    augment: bool = False
+    seed: int = 0
+    device: str = "CPU"
+    threads: int = 0
+    check_shards: bool = True
+    log_steps: int = 10
+    checkpoint_steps: int = 0
+    keep: int = 3
+    verify: tuple[str, ...] = ()
+    verify_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+        check_ranges(
+            self,
+            {
+                "embedding_size": (1, 1 << 14),
+                "scale": (1e-3, 1e4),
+                "interclass_threshold": (0, 1),
+                "sample_rate": (1e-6, 1),
+                "lr": (0, 1e3),
+                "lr_batch": (0, 1 << 24),
+                "momentum": (0, 0.9999),
+                "weight_decay": (0, 1),
+                "power": (1e-3, 100),
+                "gamma": (0, 1),
+                "warmup_epochs": (0, self.epochs),
+                "epochs": (1, 10_000),
+                "global_batch": (1, 1 << 24),
+                "accumulate": (1, 1 << 16),
+                "clip": (0, 1e9),
+                "loss_scale": (0, 2.0**24),
+                "seed": (0, (1 << 63) - 1),
+                "threads": (0, 1024),
+                "log_steps": (1, 1 << 31),
+                "checkpoint_steps": (0, 1 << 31),
+                "keep": (1, 1 << 20),
+                "verify_steps": (0, 1 << 31),
+            },
+        )
+        if len(self.margin) != 3:
+            raise ConfigError(f"margin: {list(self.margin)} is not [m1, m2, m3]")
+        if list(self.milestones) != sorted(set(self.milestones)) or (self.milestones and self.milestones[0] < 0):
+            raise ConfigError(f"milestones: {list(self.milestones)} are not epochs in ascending order")
+
+    def peak_lr(self) -> float:
+        """Returns the highest learning rate of the run, after scaling by the global batch."""
+        return self.lr * self.global_batch / self.lr_batch if self.lr_batch else self.lr
+
+
+def load_recipe(recipe: str, settings: dict[str, object]) -> TrainConfig:
+    """Returns a recipe with settings laid over it.
+
+    Args:
+        recipe: name of a file in configs/train, or a YAML file.
+        settings: plain values by key, as --set gives them.
+
+    Raises:
+        ConfigError: no such recipe (the message lists the known ones), unknown key, bad value.
+    """
+    path = Path(recipe)
+    if not path.suffix:
+        path = RECIPES / f"{recipe}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(entry.stem for entry in RECIPES.glob("*.yaml"))) or f"none, {RECIPES} is missing"
+            raise ConfigError(f"no recipe '{recipe}'; known recipes: {known}; a file of your own ends in .yaml")
+    config = make_config(load_yaml(path), str(path), TrainConfig())
+    return make_config(settings, "--set", config)

@@ -1,0 +1,151 @@
+"""Starts the ranks of a run on this host with MindSpore's msrun, and says which one ended the job."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.errors import FaceshardsError
+
+# Seconds. A dead host is noticed by MindSpore's scheduler after NODE; a dead process on this host by msrun within one.
+# A rank may wait long for another that verifies or writes a checkpoint, so waiting for a message is no sign of death.
+TIMEOUTS = {
+    "MS_NODE_TIMEOUT": "15",
+    "MS_HEARTBEAT_RETRY_TIMEOUT": "5",
+    "MS_TOPO_TIMEOUT": "120",
+    "MS_RECEIVE_MSG_TIMEOUT": "7200",
+}
+_EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
+
+
+class LaunchError(FaceshardsError):
+    """The ranks could not be started, or one of them ended early."""
+
+
+def launch(
+    arguments: Sequence[str],
+    log_dir: Path,
+    devices: int,
+    hosts: Sequence[str] = (),
+    host_rank: int = 0,
+    port: int = 0,
+    rank_table: Path | None = None,
+) -> None:
+    """Runs ``python -m training ARGUMENTS`` as `devices` ranks on this host, and returns when all have ended well.
+
+    The log of the first rank here is passed on to stderr; every rank's is in `log_dir`/worker_RANK.log.
+
+    Args:
+        arguments: of the command train, the same for all ranks.
+        log_dir: folder for logs, made if absent.
+        devices: ranks on each host.
+        hosts: every host of the job, the first one runs the scheduler; empty: this host alone.
+        host_rank: this host's place in `hosts`; its ranks are host_rank * devices and the following.
+        port: of the scheduler; 0 takes a free one, which needs a job of one host.
+        rank_table: Ascend's rank table file, handed to msrun.
+
+    Raises:
+        LaunchError: msrun does not start, or a rank ended early; the message names the rank and its last words.
+    """
+    hosts = hosts or ("127.0.0.1",)
+    if len(hosts) > 1 and not port:
+        raise LaunchError("several hosts need one --port that is free on the first of them")
+    first = host_rank * devices
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for old in (*log_dir.glob("worker_*.log"), *log_dir.glob("rank-*.pid")):
+        old.unlink()
+    binaries = Path(sys.executable).parent
+    command = [
+        str(binaries / "msrun"),
+        f"--worker_num={len(hosts) * devices}",
+        f"--local_worker_num={devices}",
+        f"--node_rank={host_rank if len(hosts) > 1 else -1}",
+        f"--master_addr={hosts[0]}",
+        f"--master_port={port or _free_port()}",
+        f"--log_dir={log_dir}",
+        "--cluster_time_out=120",
+        "--join=True",
+        *([f"--rank_table_file={rank_table}"] if rank_table else []),
+        *("python", "-m", "training", *arguments),
+    ]
+    environment = {
+        **TIMEOUTS,
+        "GLOG_v": "3",
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",  # msrun starts `python` from there
+        "FACESHARDS_LOGS": str(log_dir),
+        "PYTHONUNBUFFERED": "1",
+    }
+    try:
+        with open(log_dir / "msrun.log", "wb") as log:
+            job = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    except OSError as error:
+        raise LaunchError(f"{command[0]}: {error.strerror}; it comes with mindspore") from None
+    try:
+        _follow(job, log_dir / f"worker_{first}.log")
+    except BaseException:
+        _end(job)
+        raise
+    if job.returncode:
+        raise LaunchError(_cause(log_dir, job.returncode))
+
+
+def announce() -> None:
+    """Writes which rank this process is, for the launcher; does nothing in a process that msrun did not start."""
+    if "FACESHARDS_LOGS" in os.environ and os.environ.get("MS_ROLE") == "MS_WORKER":
+        Path(os.environ["FACESHARDS_LOGS"], f"rank-{os.environ['RANK_ID']}.pid").write_text(str(os.getpid()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _follow(job: subprocess.Popen[bytes], log: Path) -> None:
+    """Passes a log on to stderr until the job has ended."""
+    place = 0
+    while True:
+        ended = job.poll() is not None
+        if log.exists():
+            with open(log, "rb") as file:
+                file.seek(place)
+                text = file.read()
+            place += len(text)
+            sys.stderr.write(text.decode(errors="replace"))
+            sys.stderr.flush()
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _end(job: subprocess.Popen[bytes]) -> None:
+    """Ends msrun, which ends its ranks; and what msrun leaves, if it does not listen."""
+    job.send_signal(signal.SIGINT)
+    try:
+        job.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+
+
+def _cause(log_dir: Path, code: int) -> str:
+    """Returns one line on why a job ended: the rank, how it ended, and its last error."""
+    ranks = {pid.read_text(): pid.stem.partition("-")[2] for pid in log_dir.glob("rank-*.pid")}
+    said = (log_dir / "msrun.log").read_text(errors="replace")
+    for pid, text in _EXIT.findall(said):
+        rank, ended = ranks.get(pid, f"of process {pid}"), int(text)
+        if ended < 0:
+            return f"rank {rank} was killed by signal {-ended} ({signal.Signals(-ended).name}); --resume goes on"
+        log = log_dir / f"worker_{rank}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        errors = [line.partition("Error: ")[2] for line in lines if "Error: " in line]
+        return f"rank {rank} ended with code {ended}: {errors[-1] if errors else 'see ' + str(log)}"
+    return f"msrun ended with code {code}; see {log_dir / 'msrun.log'}"
