@@ -255,6 +255,26 @@ class Shard:
         _, data, places = self._cached
         return data[places[row - group.start] + 8 : places[row - group.start + 1]]
 
+    def frame_offsets(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns where the frame of every row begins in the file, (N,) int64; no page is read.
+
+        Args:
+            lengths: (N,) int, bytes of every image, from the manifest; a frame is u64 LE length and the image.
+
+        Raises:
+            ShardError: such images do not fill the pages as the header says.
+        """
+        offsets = np.empty(len(self), np.int64)
+        for group in self._groups:
+            ends = np.cumsum(lengths[group.start : group.end].astype(np.int64) + 8)
+            if ends[-1] != group.blob_used:
+                raise ShardError(
+                    self.path, f"blob page {group.blob}: {group.blob_used} bytes, by the lengths {ends[-1]}"
+                )
+            offsets[group.start] = self._header_size + group.blob * self._page_size
+            offsets[group.start + 1 : group.end] = offsets[group.start] + ends[:-1]
+        return offsets
+
     def index_rows(self) -> Iterator[list[tuple[int, ...]]]:
         """Yields for each row group the rows that table INDEXES must have."""
         for group in self._groups:

@@ -1,0 +1,169 @@
+"""Checkpoints: exact, whole or absent, and readable by another number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from training import checkpoint
+from training.checkpoint import CheckpointError, Meta
+from training.class_centers import CenterUpdate, ClassCenters
+from training.distributed import Group
+from training.tensors import TensorFileError
+
+CLASSES, DIM, SGD = 23, 8, CenterUpdate("sgd", 0.9, 0.01)
+
+
+class ThreadGroup(Group):
+    """Ranks that are threads of this process; only what happens on the host."""
+
+    def __init__(self, rank, world, table, barrier):
+        super().__init__(0, 1)
+        self.rank, self.world, self._table, self._barrier = rank, world, table, barrier
+
+    def gather_object(self, obj):
+        self._table[self.rank] = obj
+        self._barrier.wait(20)
+        found = list(self._table)
+        self._barrier.wait(20)
+        return found
+
+
+def on_ranks(world, act):
+    """Returns what act(group) gives on each of `world` ranks."""
+    table, barrier = [None] * world, threading.Barrier(world)
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(lambda rank: act(ThreadGroup(rank, world, table, barrier)), range(world)))
+
+
+def trained(rank, world, steps, centers=None, update=SGD):
+    """Returns the centres of a rank after steps whose samples and gradients do not depend on the number of ranks."""
+    centers = centers or ClassCenters(CLASSES, DIM, rank=rank, world=world, seed=5, update=update)
+    for _ in range(steps):
+        rng = np.random.default_rng(centers.step)
+        ids = np.sort(rng.choice(CLASSES, 6, replace=False))
+        grads = rng.normal(0, 1, (6, DIM)).astype(np.float32)
+        mine = (ids >= centers.start) & (ids < centers.start + centers.count)
+        centers.gather(ids[mine])
+        centers.update(ids[mine], grads[mine], 0.1 + 0.01 * centers.step)
+    return centers
+
+
+def meta(world, step=12, **changes):
+    return Meta(step, 1, 2, 8, "f" * 64, CLASSES, world, {"lr": 0.1}, (1.0, 0), **changes)
+
+
+ARRAYS = {"conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3, np.int64)}
+STATE = np.arange(16, dtype=np.uint8)
+
+
+def save(folder, world, steps=12, update=SGD, **changes):
+    def act(group):
+        centers = trained(group.rank, world, steps, update=update)
+        return checkpoint.save(
+            folder, meta(world, steps, **changes), group, ARRAYS, ARRAYS, centers, STATE + group.rank
+        )
+
+    return on_ranks(world, act)[0]
+
+
+def all_rows(parts):
+    return np.concatenate([weight for centers in parts for _, weight in centers.export_blocks()])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize("update", [SGD, CenterUpdate("adamw", weight_decay=0.01)], ids=["sgd", "adamw"])
+def test_another_number_of_ranks_goes_on(tmp_path, before, after, update):
+    """What follows equals a run that never stopped, and no rank gets rows of another's slice."""
+    path = save(tmp_path, before, update=update)
+    found = checkpoint.read_meta(path)
+    parts = []
+    for rank in range(after):
+        centers = ClassCenters(CLASSES, DIM, rank=rank, world=after, seed=5, update=update)
+        state = checkpoint.restore_rank(path, found, centers, rank, after)
+        assert (state is None) == (before != after)
+        assert state is None or state.tolist() == (STATE + rank).tolist()
+        assert centers.step == 12
+        assert centers.store.data.shape[0] == centers.count
+        parts.append(trained(rank, after, 9, centers))
+    straight = trained(0, 1, 12, update=update)
+    straight.settle()
+    trained(0, 1, 9, straight)
+    np.testing.assert_array_equal(all_rows(parts), all_rows([straight]))
+
+
+def test_arrays_come_back(tmp_path):
+    path = save(tmp_path, 2, verification={"lfw": 0.9})
+    found = checkpoint.read_meta(path)
+    assert (found.step, found.verification, found.world) == (12, {"lfw": 0.9}, 2)
+    shapes = {"conv.weight": (2, 3), "step": ()}
+    arrays = checkpoint.read_arrays(path, found, "backbone", shapes)
+    assert all((arrays[name] == ARRAYS[name]).all() for name in ARRAYS)
+    assert arrays["step"].shape == ()
+    for wrong, message in (
+        ({"conv.weight": (2, 3)}, "it has step"),
+        ({**shapes, "fc.bias": (2,)}, "it lacks fc.bias"),
+        ({**shapes, "conv.weight": (3, 3)}, r"conv.weight is \[2, 3\], not \[3, 3\]"),
+    ):
+        with pytest.raises(CheckpointError, match=f"backbone.safetensors: of another model: {message}"):
+            checkpoint.read_arrays(path, found, "backbone", wrong)
+
+
+def test_damage_is_named(tmp_path):
+    path = save(tmp_path, 2)
+    file = path / "rank-1-of-2.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: \d+ bytes, \d+ were written"):
+        checkpoint.read_meta(path)
+    file.write_bytes(whole[:-5] + bytes(5))
+    centers = ClassCenters(CLASSES, DIM, seed=5, update=SGD)
+    with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: its SHA-256 is not what was written"):
+        checkpoint.restore_rank(path, checkpoint.read_meta(path), centers, 0, 1)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: missing; the checkpoint was written by 2"):
+        checkpoint.read_meta(path)
+    (path / "checkpoint.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="not of format 1"):
+        checkpoint.read_meta(path)
+    (path / "checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: damaged"):
+        checkpoint.read_meta(path)
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        checkpoint.read_meta(tmp_path / "none")
+
+
+def test_a_rank_that_cannot_write_leaves_the_last_one(tmp_path, monkeypatch):
+    good = save(tmp_path, 2)
+    write = checkpoint.write_blocks
+
+    def full(path, *rest):
+        if path.name.startswith("rank-1"):
+            raise TensorFileError(f"{path}: cannot be written: No space left on device")
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_blocks", full)
+    with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: cannot be written: No space left"):
+        save(tmp_path, 2, steps=14)
+    assert os.listdir(tmp_path) == [good.name]
+    checkpoint.read_meta(good)
+
+
+def test_the_last_and_the_best_stay(tmp_path):
+    for step, accuracy in ((1, 0.6), (2, 0.9), (3, 0.7), (4, None), (5, 0.8)):
+        save(tmp_path, 1, step, verification={} if accuracy is None else {"a": accuracy, "b": accuracy})
+    (tmp_path / ".step-000000009.partial").mkdir()
+    checkpoint.prune(tmp_path, 2)
+    assert [path.name[-1] for path in checkpoint.known(tmp_path)] == ["2", "4", "5"]
+    assert checkpoint.best(tmp_path).name == "step-000000002"
+    assert checkpoint.known(tmp_path / "none") == []
+
+
+def test_the_same_step_again_replaces(tmp_path):
+    assert save(tmp_path, 1) == save(tmp_path, 1)
+    assert len(os.listdir(tmp_path)) == 1

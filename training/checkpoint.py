@@ -1,0 +1,287 @@
+"""Checkpoints: whole or absent, one file a rank, readable by any number of ranks.
+
+A checkpoint is a folder: checkpoint.json (position, settings, fingerprint of the dataset, checksums of the files),
+backbone.safetensors, optimizer.safetensors, and of every rank rank-R-of-W.safetensors with its class centres and its
+random state. It is written under another name and takes its own by one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import FaceshardsError
+from pipelines.manifest import file_digest
+from training.class_centers import ClassCenters
+from training.distributed import Group
+from training.tensors import Block, TensorFile, write_arrays, write_blocks
+
+FORMAT = 1
+BLOCK = 1 << 15  # rows of centres on their way: 64 MiB of float32 at 512 components
+_NAME = re.compile(r"step-\d{9}")
+
+
+class CheckpointError(FaceshardsError):
+    """A checkpoint is missing, damaged, or of another model, dataset or run."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What checkpoint.json says.
+
+    Args:
+        step: optimiser steps done.
+        epoch: of the next step.
+        batch: steps done in that epoch.
+        lanes: of the stream; with another number the order of images is another.
+        fingerprint: of the dataset.
+        classes: identities of the dataset.
+        world: ranks that wrote it.
+        config: every setting of the run.
+        loss_scale: in force, with the steps since it last changed.
+        verification: accuracies by set, when they were measured at this step.
+        files: bytes and SHA-256 (hex) by file name.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    lanes: int
+    fingerprint: str
+    classes: int
+    world: int
+    config: dict[str, Any]
+    loss_scale: tuple[float, int] = (1.0, 0)
+    verification: dict[str, float] = field(default_factory=dict)
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def rank_file(rank: int, world: int) -> str:
+    """Returns the name of a rank's file."""
+    return f"rank-{rank}-of-{world}.safetensors"
+
+
+def save(
+    folder: Path,
+    meta: Meta,
+    group: Group,
+    backbone: Mapping[str, np.ndarray],
+    optimizer: Mapping[str, np.ndarray],
+    centers: ClassCenters,
+    random_state: np.ndarray,
+) -> Path:
+    """Returns the checkpoint written in `folder`; every rank calls it, each writes its own part.
+
+    Args:
+        folder: of the run's checkpoints, on a disk that all hosts share.
+        meta: without files.
+        group: the ranks.
+        backbone: arrays by parameter name, written by rank 0.
+        optimizer: likewise.
+        centers: this rank's part; brought up to date by this.
+        random_state: (n,) uint8, of this rank.
+
+    Raises:
+        CheckpointError: a rank could not write (a full disk); earlier checkpoints are as they were.
+    """
+    final = folder / f"step-{meta.step:09d}"
+    partial = folder / f".{final.name}.partial"
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.partial"):  # of runs that died while they wrote
+            shutil.rmtree(left)
+        partial.mkdir()
+
+    def write() -> dict[str, tuple[int, str]]:
+        names = [rank_file(group.rank, group.world)]
+        _write_rank(partial / names[0], centers, random_state)
+        if group.rank == 0:
+            write_arrays(partial / "backbone.safetensors", backbone)
+            write_arrays(partial / "optimizer.safetensors", optimizer)
+            names += ["backbone.safetensors", "optimizer.safetensors"]
+        return {name: file_digest(partial / name) for name in names}
+
+    def publish() -> None:
+        content = {"format": FORMAT, **vars(meta), "files": {name: part[name] for part in parts for name in part}}
+        with open(partial / "checkpoint.json", "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _sync(folder)
+
+    try:
+        _together(group, prepare if group.rank == 0 else None)
+        parts = _together(group, write)
+        _together(group, publish if group.rank == 0 else None)
+    except CheckpointError:
+        if group.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def _together(group: Group, act: Callable[[], Any] | None) -> list[Any]:
+    """Returns what `act` gave on every rank; if it failed on one, all raise what that one says."""
+    try:
+        mine: tuple[Any, str] = (act() if act else None, "")
+    except (OSError, FaceshardsError) as error:
+        mine = (None, f"the checkpoint could not be written: {error}")
+    everyone = group.gather_object(mine)
+    for _, failure in everyone:
+        if failure:
+            raise CheckpointError(failure)
+    return [value for value, _ in everyone]
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _write_rank(path: Path, centers: ClassCenters, random_state: np.ndarray) -> None:
+    """Writes the touched rows of a rank's centres, and its small state."""
+    centers.settle()
+    small = {**{f"state.{name}": np.atleast_1d(value) for name, value in centers.state().items()},
+             "random_state": random_state}  # fmt: skip
+    rows, dim = centers.touched, centers.dim
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        **{name: (str(array.dtype), array.shape) for name, array in small.items()},
+        "ids": ("int64", (rows,)),
+        "updates": ("int32", (rows,)),
+        **dict.fromkeys(("weight", *centers.slots), ("float32", (rows, dim))),
+    }
+
+    def blocks() -> Iterator[Block]:
+        yield from ((name, 0, array) for name, array in small.items())
+        start = 0
+        for ids, arrays in centers.blocks(BLOCK):
+            yield "ids", start, ids
+            yield from ((name, start, array) for name, array in arrays.items())
+            start += len(ids)
+
+    write_blocks(path, shapes, blocks())
+
+
+def known(folder: Path) -> list[Path]:
+    """Returns the whole checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def best(folder: Path) -> Path | None:
+    """Returns the checkpoint with the highest mean accuracy, the latest of equals; None if none was measured."""
+    found = [(_mean(read_meta(path).verification), path) for path in known(folder)]
+    return max(((mean, path) for mean, path in found if mean is not None), default=(None, None))[1]
+
+
+def _mean(accuracies: dict[str, float]) -> float | None:
+    return sum(accuracies.values()) / len(accuracies) if accuracies else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the last `keep` checkpoints and the best."""
+    stays = best(folder)
+    for path in known(folder)[:-keep]:
+        if path != stays:
+            doomed = path.with_name(f".{path.name}.partial")
+            os.replace(path, doomed)  # a half-removed checkpoint must not look whole
+            shutil.rmtree(doomed)
+
+
+def read_meta(path: Path) -> Meta:
+    """Returns what a checkpoint says of itself, its files present and of the right size.
+
+    Raises:
+        CheckpointError: no checkpoint, of another format, or a file is missing or cut.
+    """
+    try:
+        content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise CheckpointError(f"{path}: not of format {FORMAT}, which this release reads")
+        meta = Meta(**content)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no checkpoint there (no checkpoint.json)") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'checkpoint.json'}: damaged: {error}") from None
+    wanted = {rank_file(rank, meta.world) for rank in range(meta.world)}
+    for name in sorted(wanted | {"backbone.safetensors", "optimizer.safetensors"}):
+        file = path / name
+        if name not in meta.files or not file.is_file():
+            raise CheckpointError(f"{file}: missing; the checkpoint was written by {meta.world} ranks")
+        if file.stat().st_size != meta.files[name][0]:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, {meta.files[name][0]} were written")
+    return meta
+
+
+def open_file(path: Path, meta: Meta, name: str) -> TensorFile:
+    """Returns a file of a checkpoint, opened after its checksum was compared.
+
+    Raises:
+        CheckpointError: its bytes changed since they were written.
+    """
+    if list(file_digest(path / name)) != list(meta.files[name]):
+        raise CheckpointError(f"{path / name}: its SHA-256 is not what was written")
+    return TensorFile(path / name)
+
+
+def read_arrays(path: Path, meta: Meta, name: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns the arrays of ``backbone`` or ``optimizer``, by parameter name and in the shapes wanted.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    with open_file(path, meta, f"{name}.safetensors") as file:
+        found = file.arrays()
+    for parameter in (*wanted, *found):
+        if parameter not in wanted or parameter not in found:
+            state = "lacks" if parameter not in found else "has"
+            raise CheckpointError(f"{path / name}.safetensors: of another model: it {state} {parameter}")
+        if found[parameter].size != int(np.prod(wanted[parameter], dtype=np.int64)):
+            raise CheckpointError(
+                f"{path / name}.safetensors: of another model: {parameter} is {list(found[parameter].shape)}, "
+                f"not {list(wanted[parameter])}"
+            )
+    return {parameter: found[parameter].reshape(shape) for parameter, shape in wanted.items()}
+
+
+def restore_rank(path: Path, meta: Meta, centers: ClassCenters, rank: int, world: int) -> np.ndarray | None:
+    """Brings back a rank's class centres, from however many ranks wrote them, a block of rows at a time.
+
+    Returns:
+        The random state of this rank, (n,) uint8; None if another number of ranks wrote the checkpoint.
+
+    Raises:
+        CheckpointError: a file is damaged, or of centres of another size or optimiser.
+    """
+    random_state = None
+    end = centers.start + centers.count
+    for old in range(meta.world):
+        with open_file(path, meta, rank_file(old, meta.world)) as file:
+            names = ("weight", *centers.slots)
+            for name in ("ids", "updates", *names):
+                if name not in file.names or (name in names and file.shape(name)[1] != centers.dim):
+                    raise CheckpointError(f"{file.path}: {name} is missing or not of {centers.dim} components")
+            centers.load_state({name[6:]: file.array(name) for name in file.names if name.startswith("state.")})
+            for start, ids in file.blocks("ids", BLOCK):
+                low, high = np.searchsorted(ids, [centers.start, end])
+                if low < high:
+                    arrays = {name: file.rows(name, start + low, start + high) for name in ("updates", *names)}
+                    centers.restore(ids[low:high], arrays)
+            if meta.world == world and old == rank:
+                random_state = file.array("random_state")
+    return random_state

@@ -1,0 +1,172 @@
+"""The command ``faceshards train``: plans a run, starts its ranks, and says what came of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from pipelines.cli_common import settings_option
+from pipelines.errors import FaceshardsError
+from pipelines.manifest import Manifest
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--data", required=True, type=_PATH, help="A published dataset.")
+@click.option("--out", required=True, type=_PATH, help="The run's folder: checkpoints, metrics, logs.")
+@settings_option
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
+@click.option("--finetune", type=_PATH, help="Start from the backbone of this checkpoint.")
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each host.")
+@click.option("--hosts", help="All hosts of the job, by commas; the first runs the scheduler.")
+@click.option("--host-rank", type=click.IntRange(min=0), default=0, show_default=True, help="This host in --hosts.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the scheduler; 0: a free one (one host).")
+@click.option("--rank-table", type=_PATH, help="Ascend's rank table file, for clusters that need one.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(
+    recipe: str,
+    data: Path,
+    out: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    finetune: Path | None,
+    devices: int,
+    hosts: str | None,
+    host_rank: int,
+    port: int,
+    rank_table: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train by RECIPE (a name in configs/train or a YAML file) on the dataset at --data.
+
+    \b
+    Examples:
+      faceshards train synthetic --data data/shards/synthetic --out data/runs/synthetic
+      faceshards train glint360k --data /ssd/glint360k --out runs/r100 --set backbone=r100 --devices 8
+      faceshards train webface42m --data /mnt/wf42m --out /mnt/runs/b --set backbone=vit_b --dry-run
+      faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
+    """
+    role = os.environ.get("MS_ROLE")  # set by msrun
+    if role is not None:
+        _rank(role, recipe, data, out, settings, resume, finetune)
+        return
+    from training.config import load_recipe
+    from training.launch import launch
+    from training.plan import make_plan
+
+    names = [name.strip() for name in hosts.split(",")] if hosts else []
+    if host_rank >= max(1, len(names)):
+        raise click.UsageError(f"--host-rank {host_rank}: --hosts has {len(names)}")
+    config = load_recipe(recipe, settings)
+    plan = make_plan(config, Manifest(data), devices * max(1, len(names)))
+    if dry_run:
+        for line in plan.lines():
+            click.echo(line)
+        return
+    if not resume and any(out.glob("checkpoints/step-*")):
+        raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
+    with _locked(out, host_rank):
+        if plan.world == 1:
+            result = _run(config, data, out, resume, finetune)
+        else:
+            launch(sys.argv[sys.argv.index("train") :], out / "logs", devices, names, host_rank, port, rank_table)
+            result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    _print(result, as_json)
+
+
+def _rank(
+    role: str, recipe: str, data: Path, out: Path, settings: dict[str, Any], resume: bool, finetune: Path | None
+) -> None:
+    """Is one rank, or the scheduler, of a job that msrun started."""
+    from training.config import load_recipe
+    from training.launch import announce
+
+    config = load_recipe(recipe, settings)
+    if role == "MS_SCHED":
+        from training.distributed import init
+
+        init(config.device)
+        return
+    announce()
+    _run(config, data, out, resume, finetune)
+
+
+def _run(config: Any, data: Path, out: Path, resume: bool, finetune: Path | None) -> dict[str, Any]:
+    """Returns the result of a run in this process, which is one of its ranks."""
+    from training.distributed import init
+    from training.loop import train as run
+    from training.plan import make_plan
+
+    logging.getLogger("training").setLevel(logging.INFO)
+    group = init(config.device)
+    manifest = Manifest(data)
+    plan = make_plan(config, manifest, group.world)
+    verify = None
+    if config.verify and group.rank == 0:
+        from evaluation.during import Verifier  # MindSpore and scikit-learn: only for runs that verify
+
+        verify = Verifier([Path(path) for path in config.verify])
+    if group.rank == 0:
+        _write(out / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+    result = run(plan, manifest, out, group, resume=resume, finetune=finetune, verify=verify)
+    if verify is not None:
+        result["raw_pixels"] = verify.raw_pixels
+    if group.rank == 0:
+        _write(out / "result.json", json.dumps(result, indent=1))
+    group.finish()
+    return result
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file under its name at once."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise FaceshardsError(f"{path}: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(out: Path, host_rank: int) -> Iterator[None]:
+    """Keeps a second run out of the folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / f".lock-{host_rank}", "w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FaceshardsError(f"{out}: another run is at work there") from None
+            yield
+    except OSError as error:
+        raise FaceshardsError(f"{out}: {error.strerror or error}") from None
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    click.echo(f"steps {result['steps']:,}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
+    for name, value in result["accuracies"].items():
+        raw = result.get("raw_pixels", {}).get(name)
+        click.echo(f"{name}: accuracy {value:.2%}" + (f" (raw pixels {raw:.2%})" if raw is not None else ""))
+    click.echo(f"checkpoint {result['checkpoint']}")

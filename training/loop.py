@@ -1,0 +1,195 @@
+"""The training loop: one optimiser step after the other, the same on one rank and on many."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from pipelines.errors import FaceshardsError
+from pipelines.manifest import Manifest
+from training import checkpoint
+from training.backbones.registry import create_backbone
+from training.class_centers import CenterUpdate, ClassCenters
+from training.distributed import Group
+from training.margin import Margin
+from training.partial_fc import Head
+from training.plan import Plan
+from training.progress import Progress
+from training.sampling import Sampler
+from training.schedule import learning_rate
+from training.step import Step
+from training.stream import Stream
+from training.sync_batch_norm import synchronise
+
+log = logging.getLogger(__name__)
+
+Verify = Callable[[ms.nn.Cell], dict[str, float]]
+
+
+class TrainingError(FaceshardsError):
+    """Training cannot go on."""
+
+
+def train(
+    plan: Plan,
+    data: Manifest,
+    out: Path,
+    group: Group,
+    *,
+    resume: bool = False,
+    finetune: Path | None = None,
+    verify: Verify | None = None,
+) -> dict[str, Any]:
+    """Trains as planned and returns what came of it: steps, first and last loss, accuracies, the last checkpoint.
+
+    Args:
+        plan: settings and what follows from them and the dataset.
+        data: the dataset.
+        out: the run's folder, on a disk that all hosts share.
+        group: the ranks.
+        resume: go on from the last checkpoint in `out`, if there is one.
+        finetune: a checkpoint whose backbone is taken over, whatever its dataset.
+        verify: gives accuracies by set for a backbone; called on rank 0.
+
+    Raises:
+        TrainingError: a loss is not finite, or the checkpoint is of another dataset or other settings.
+        CheckpointError: a checkpoint is damaged, or cannot be written.
+    """
+    config, rank, world = plan.config, group.rank, group.world
+    ms.set_seed(config.seed + rank)
+    stream = Stream(
+        data, plan.layout, rank, seed=config.seed, sampling=config.sampling, mirror=config.mirror,
+        augment=config.augment, threads=config.threads, check_shards=config.check_shards,
+    )  # fmt: skip
+    start, count = plan.slices[rank]
+    sampler = Sampler(start, count, config.sample_rate, config.seed, rank, plan.classes)
+    centers = ClassCenters(
+        plan.classes, config.embedding_size, rank=rank, world=world, seed=config.seed, store=config.centers,
+        update=CenterUpdate(config.optimizer, config.momentum, config.weight_decay), folder=out / "centers",
+    )  # fmt: skip
+    backbone = create_backbone(config.backbone, config.embedding_size, config.recompute, config.seed)
+    weights = backbone.parameters_dict()
+    if config.amp != "O0":
+        ms.amp.auto_mixed_precision(backbone, config.amp)
+    if config.sync_bn:
+        synchronise(backbone, group)
+    m1, m2, m3 = config.margin
+    step = Step(config, backbone, Head(group, Margin(m1, m2, m3, config.scale, config.interclass_threshold)), group)
+    for name, part in enumerate(group.gather_object((centers.start, centers.count))):
+        log.info("rank %d: centres %s of %s from %s on", name, f"{part[1]:,}", f"{plan.classes:,}", f"{part[0]:,}")
+
+    folder, done, epoch, batch = out / "checkpoints", 0, 0, 0
+    saved = checkpoint.known(folder)[-1:] if resume else []
+    if saved:
+        meta = checkpoint.read_meta(saved[0])
+        _check_same(saved[0], meta, plan)
+        _load(saved[0], meta, "backbone", weights)
+        _load(saved[0], meta, "optimizer", _by_name(step.optimizer))
+        random_state = checkpoint.restore_rank(saved[0], meta, centers, rank, world)
+        if random_state is not None:
+            ms.set_rng_state(ms.Tensor(random_state))
+        step.scale, step.good = meta.loss_scale
+        done, epoch, batch = meta.step, meta.epoch, meta.batch
+        log.info("going on from %s, written by %d ranks", saved[0], meta.world)
+        if meta.lanes != plan.layout.lanes:
+            log.warning("%d ranks read in another order than %d: some images of epoch %d come twice or not",
+                        world, meta.world, epoch)  # fmt: skip
+    elif finetune is not None:
+        _load(finetune, checkpoint.read_meta(finetune), "backbone", weights)
+        log.info("backbone of %s", finetune)
+
+    progress = Progress(out if rank == 0 else None, plan.steps, plan.steps_per_epoch, config.global_batch,
+                        config.log_steps, done)  # fmt: skip
+    losses = [math.nan, math.nan]
+    accuracies: dict[str, float] = {}
+    try:
+        while done < plan.steps:
+            for images, labels in stream.batches(epoch, batch):  # (B, 3, H, W), (B,)
+                everyone = group.gather(ms.Tensor(labels)).asnumpy()  # (G,), rank by rank
+                parts = everyone.reshape(world, config.accumulate, -1).swapaxes(0, 1)  # (A, W, b)
+                ids, targets = sampler.sample(parts.reshape(-1), done)  # (S,), (G,)
+                rows = centers.gather(ids)  # (S, D)
+                lr = learning_rate(config, done, plan.steps_per_epoch)
+                loss, norm, d_rows = step(images, rows, targets.reshape(config.accumulate, -1), lr)
+                if not math.isfinite(loss) or (d_rows is not None and not math.isfinite(norm)):
+                    raise TrainingError(
+                        f"step {done + 1}: loss {loss}, gradient norm {norm}: not finite; lr {lr:.5g}. Checkpoints are "
+                        f"as they were; a lower lr, a longer warm-up or a lower clip may help"
+                    )
+                if d_rows is not None:
+                    centers.update(ids, d_rows if config.centers == "device" else d_rows.asnumpy(), lr)
+                done, batch = done + 1, batch + 1
+                if batch == plan.steps_per_epoch:
+                    epoch, batch = epoch + 1, 0
+                losses = [loss if math.isnan(losses[0]) else losses[0], loss]
+                progress.step(done, loss, lr, norm, step.scale)
+
+                began = time.perf_counter()
+                accuracies = {}
+                if verify is not None and plan.due(done, config.verify_steps):
+                    if rank == 0:
+                        accuracies = verify(backbone)
+                        backbone.set_train()
+                        progress.write(done, {f"accuracy/{name}": value for name, value in accuracies.items()})
+                    group.barrier()
+                if plan.due(done, config.checkpoint_steps):
+                    meta = checkpoint.Meta(
+                        done, epoch, batch, plan.layout.lanes, data.fingerprint, plan.classes, world,
+                        dataclasses.asdict(config), (step.scale, step.good), accuracies,
+                    )  # fmt: skip
+                    random_state = ms.get_rng_state().asnumpy()
+                    saved = [checkpoint.save(folder, meta, group, _arrays(weights), _arrays(_by_name(step.optimizer)),
+                                             centers, random_state)]  # fmt: skip
+                    if rank == 0:
+                        checkpoint.prune(folder, config.keep)
+                progress.pause(time.perf_counter() - began)
+                if batch == 0 or done == plan.steps:
+                    break
+    finally:
+        progress.close()
+        stream.close()
+        centers.close()
+    best = checkpoint.best(folder)
+    return {
+        "steps": done, "first_loss": losses[0], "last_loss": losses[1], "accuracies": accuracies,
+        "checkpoint": str(saved[0]) if saved else None, "best": str(best) if best else None,
+    }  # fmt: skip
+
+
+def _check_same(path: Path, meta: checkpoint.Meta, plan: Plan) -> None:
+    """Refuses to go on with another dataset or with settings that make another training."""
+    if meta.fingerprint != plan.fingerprint:
+        raise TrainingError(
+            f"{path}: made with the dataset {meta.fingerprint[:12]}, this one is {plan.fingerprint[:12]}; "
+            f"--finetune takes over its backbone only"
+        )
+    now = dataclasses.asdict(plan.config)
+    for name in (*now, *meta.config):
+        then, value = meta.config.get(name), now.get(name)
+        if name not in plan.FREE and (list(value) if isinstance(value, tuple) else value) != then:
+            raise TrainingError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
+
+
+def _by_name(optimizer: Any) -> dict[str, ms.Parameter]:
+    """Returns the optimiser's own parameters, without the weights."""
+    weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    return {parameter.name: parameter for parameter in optimizer.get_parameters() if id(parameter) not in weights}
+
+
+def _arrays(parameters: dict[str, ms.Parameter]) -> dict[str, np.ndarray]:
+    return {name: parameter.asnumpy() for name, parameter in parameters.items()}
+
+
+def _load(path: Path, meta: checkpoint.Meta, name: str, parameters: dict[str, ms.Parameter]) -> None:
+    """Sets parameters from a checkpoint's file."""
+    wanted = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
+    for key, array in checkpoint.read_arrays(path, meta, name, wanted).items():
+        parameters[key].set_data(ms.Tensor(array, parameters[key].dtype))

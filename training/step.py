@@ -1,0 +1,182 @@
+"""One optimiser step on a rank: backbone, head, gradients, and the backbone's update, in three graphs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.experimental import optim
+
+from training.config import TrainConfig
+from training.distributed import Group
+from training.partial_fc import Head
+
+SCALE_WINDOW = 1000  # good steps after which a dynamic loss scale doubles, as torch's GradScaler with 2,000 halved
+FIRST_SCALE = 2.0**16  # of a dynamic loss scale, as torch's GradScaler
+
+
+class Gradients(nn.Cell):
+    """Forward and backward pass of one part of a batch.
+
+    The head computes its own gradients; the backbone's are those of sum(embeddings * d_embeddings).
+
+    Args:
+        backbone: (b, 3, H, W) float32 -> (b, D).
+        head: of the ranks' sampled class centres.
+    """
+
+    def __init__(self, backbone: nn.Cell, head: Head) -> None:
+        super().__init__(auto_prefix=False)  # the backbone's parameters keep their names
+        self.backbone = backbone
+        self.head = head
+        self.weights = ms.ParameterTuple(backbone.trainable_params())
+        self.differentiate = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
+
+    def forward(
+        self, images: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor, scale: ms.Tensor
+    ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+        """Returns the scalar whose gradient is wanted, the loss, and the gradient of the rows."""
+        embeddings = self.backbone(images).astype(ms.float32)  # (b, D)
+        loss, d_embeddings, d_rows = self.head(ops.stop_gradient(embeddings), rows, targets)
+        inner = (embeddings * ops.stop_gradient(d_embeddings)).sum() * scale
+        return inner, ops.stop_gradient(loss), ops.stop_gradient(d_rows)
+
+    @ms.jit
+    def construct(
+        self, images: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor, scale: ms.Tensor
+    ) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
+        """Returns loss (), gradient of the rows (S, D), and the weights' gradients times `scale`."""
+        (_, loss, d_rows), gradients = self.differentiate(images, rows, targets, scale)
+        return loss, d_rows, gradients
+
+
+class Reduce(nn.Cell):
+    """Sums the gradients over the ranks in one message, and measures them.
+
+    Args:
+        group: the ranks.
+        weights: the parameters, in the order of the gradients.
+    """
+
+    def __init__(self, group: Group, weights: ms.ParameterTuple) -> None:
+        super().__init__()
+        self.group = group
+        self.shapes = [weight.shape for weight in weights]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+
+    @ms.jit
+    def construct(self, gradients: tuple[ms.Tensor, ...], factor: ms.Tensor) -> tuple[tuple[ms.Tensor, ...], ms.Tensor]:
+        """Returns the summed gradients times `factor`, and their L2 norm ()."""
+        summed: Any = ()
+        squares = ms.Tensor(0.0, ms.float32)
+        if self.group.world == 1:
+            for gradient in gradients:
+                gradient = gradient.astype(ms.float32) * factor
+                squares = squares + ops.square(gradient).sum()
+                summed = (*summed, gradient)
+            return summed, ops.sqrt(squares)
+        flat = self.group.sum(ops.concat([gradient.astype(ms.float32).reshape(-1) for gradient in gradients])) * factor
+        start = 0
+        for i in range(len(self.sizes)):
+            summed = (*summed, flat[start : start + self.sizes[i]].reshape(self.shapes[i]))
+            start += self.sizes[i]
+        return summed, ops.sqrt(ops.square(flat).sum())
+
+
+class Update(nn.Cell):
+    """Clips the gradients and moves the weights.
+
+    SGD is torch's: v <- momentum * v + (g + weight_decay * w), w <- w - lr * v; AdamW is arXiv 1711.05101's with bias
+    correction. As in the reference, weight decay applies to every weight, batch norm's too.
+
+    Args:
+        config: the run's settings.
+        weights: the parameters.
+    """
+
+    def __init__(self, config: TrainConfig, weights: ms.ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.clip = config.clip
+        if config.optimizer == "sgd":
+            self.optimizer = optim.SGD(
+                list(weights), lr=ms.Tensor(0.0), momentum=config.momentum, weight_decay=config.weight_decay
+            )
+        else:
+            self.optimizer = optim.AdamW(list(weights), lr=ms.Tensor(0.0), weight_decay=config.weight_decay)
+        self.rate = self.optimizer.param_groups[0]["lr"]
+
+    @ms.jit
+    def construct(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor, lr: ms.Tensor) -> ms.Tensor:
+        """Moves the weights; returns the norm. Gradients longer than `clip` are shortened to it, as torch does."""
+        if self.clip > 0:
+            factor = ops.minimum(self.clip / (norm + 1e-6), ms.Tensor(1.0, ms.float32))
+            shortened: Any = ()
+            for gradient in gradients:
+                shortened = (*shortened, gradient * factor)
+            gradients = shortened
+        ops.assign(self.rate, lr)
+        self.optimizer(gradients)
+        return norm
+
+
+class Step:
+    """An optimiser step: call it with a batch and the sampled rows.
+
+    Args:
+        config: the run's settings.
+        backbone: the embedding network.
+        head: over the ranks' sampled rows.
+        group: the ranks.
+    """
+
+    def __init__(self, config: TrainConfig, backbone: nn.Cell, head: Head, group: Group) -> None:
+        self._parts = config.accumulate
+        self._gradients = Gradients(backbone, head)
+        self._gradients.set_train()
+        self._reduce = Reduce(group, self._gradients.weights)
+        self._update = Update(config, self._gradients.weights)
+        self._dynamic = config.loss_scale == 0
+        self.scale = FIRST_SCALE if self._dynamic else config.loss_scale
+        self.good = 0  # steps since the dynamic scale last changed
+        self.optimizer = self._update.optimizer
+
+    def __call__(
+        self, images: np.ndarray, rows: np.ndarray | ms.Tensor, targets: np.ndarray, lr: float
+    ) -> tuple[float, float, ms.Tensor | None]:
+        """Returns loss, norm of the backbone's gradient, and the rows' gradient (S, D).
+
+        Args:
+            images: (B, 3, H, W) float32, this rank's.
+            rows: (S, D) float32, this rank's sampled class centres.
+            targets: (accumulate, G / accumulate) int32, place of each label in rows or -1, part by part.
+            lr: learning rate.
+
+        The rows' gradient is None, and nothing was moved, if a dynamic loss scale proved too large for this step. A
+        loss or norm that is not finite is returned as it is, and nothing was moved.
+        """
+        part = len(images) // self._parts
+        scale = ms.Tensor(self.scale, ms.float32)
+        rows = rows if isinstance(rows, ms.Tensor) else ms.Tensor.from_numpy(rows)
+        for i in range(self._parts):
+            batch = ms.Tensor.from_numpy(images[i * part : (i + 1) * part])
+            loss_i, d_rows_i, gradients_i = self._gradients(batch, rows, ms.Tensor(targets[i]), scale)
+            if i == 0:
+                loss, d_rows, gradients = loss_i, d_rows_i, gradients_i
+            else:
+                loss, d_rows = loss + loss_i, d_rows + d_rows_i
+                gradients = tuple(a + b for a, b in zip(gradients, gradients_i, strict=True))
+        # A plain tuple would be a constant of the graph, which is then compiled at every step.
+        gradients, norm = self._reduce(ms.mutable(gradients), ms.Tensor(1 / (self.scale * self._parts), ms.float32))
+        length, value = float(norm), float(loss) / self._parts
+        if math.isfinite(value) and not math.isfinite(length) and self._dynamic and self.scale > 1:
+            self.scale, self.good = self.scale / 2, 0
+            return value, length, None
+        if math.isfinite(value) and math.isfinite(length):
+            self._update(ms.mutable(gradients), norm, ms.Tensor(lr, ms.float32))
+            self.good += 1
+            if self._dynamic and self.good >= SCALE_WINDOW:
+                self.scale, self.good = self.scale * 2, 0
+        return value, length, d_rows / self._parts if self._parts > 1 else d_rows
