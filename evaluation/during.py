@@ -33,4 +33,6 @@ class Verifier:
     def __call__(self, backbone: nn.Cell) -> dict[str, float]:
         """Returns the 10-fold accuracy by set; leaves the backbone in evaluation mode."""
         embedder = Embedder(backbone)
-        return {entry.name: verify(embedder(entry.images), entry.same, bootstrap=0).accuracy for entry in self._sets}
+        return {
+            entry.name: verify(embedder.embed(entry.images), entry.same, bootstrap=0).accuracy for entry in self._sets
+        }

@@ -16,6 +16,7 @@ import numpy as np
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import Manifest
 from training import checkpoint
+from training.backbones.cpu_conv import unfold_convolutions
 from training.backbones.registry import create_backbone
 from training.class_centers import CenterUpdate, ClassCenters
 from training.distributed import Group
@@ -77,6 +78,8 @@ def train(
     )  # fmt: skip
     backbone = create_backbone(config.backbone, config.embedding_size, config.recompute, config.seed)
     weights = backbone.parameters_dict()
+    if config.device == "CPU":
+        unfold_convolutions(backbone)
     if config.amp != "O0":
         ms.amp.auto_mixed_precision(backbone, config.amp)
     if config.sync_bn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
+from training.backbones.cpu_conv import replace
 from training.distributed import Group
 
 
@@ -49,12 +50,7 @@ def synchronise(cell: nn.Cell, group: Group) -> None:
     """Replaces every batch norm layer below a cell; does nothing for one rank."""
     if group.world == 1:
         return
-    for name, child in list(cell.cells_and_names()):
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            parent = cell
-            *path, last = name.split(".")
-            for part in path:
-                parent = parent._cells[part]
-            parent._cells[last] = SyncBatchNorm(child, group)  # not setattr, which would give parameters a second name
-            if isinstance(parent, nn.SequentialCell):
-                parent.cell_list = list(parent._cells.values())  # what its construct goes through
+    for parent in [found for _, found in cell.cells_and_names() if not isinstance(found, SyncBatchNorm)]:
+        for name, child in parent._cells.items():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                replace(parent, name, SyncBatchNorm(child, group))

@@ -1,0 +1,243 @@
+"""Verification sets (.bin): pairs of images, the same person or not. Read without trusting the pickle they are."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import FaceshardsError
+
+# What the pickles of verification sets ask for, by the names of NumPy 1 and 2 and of Python 2 and 3. None of these
+# runs code of its own: they build an array, a dtype, a NumPy scalar, or encode a text as bytes.
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"GIF8")  # JPEG, PNG, BMP, WebP, GIF
+
+
+class SetError(FaceshardsError):
+    """A file is no verification set, or asks for more than one holds."""
+
+
+@dataclass(frozen=True)
+class VerificationSet:
+    """Pairs of images; they stay encoded, since decoded sets take gigabytes.
+
+    Args:
+        name: of the set.
+        images: 2P encoded images; pair k is images[2k] and images[2k + 1].
+        same: (P,) bool, whether a pair shows one person.
+    """
+
+    name: str
+    images: tuple[bytes, ...]
+    same: np.ndarray
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds containers, bytes, numbers and arrays, and refuses everything else by name."""
+
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
+        super().__init__(file, encoding="bytes")
+        self._size = size
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns what a pickle asks for, if verification sets need it."""
+        if (module, name) not in ALLOWED:
+            raise SetError(
+                f"refused: it asks for {module}.{name}; a verification set holds only bytes, lists, booleans and arrays"
+            )
+        if name == "dtype":
+            return _dtype
+        if name == "encode":
+            return _encode
+        if name == "scalar":
+            return _scalar
+        if name == "_reconstruct":
+            return lambda *_: _Array(self._size)
+        if name == "_frombuffer":
+            return self._from_buffer
+        return _Ndarray
+
+    def _from_buffer(self, data: Any, dtype: Any, shape: Any, _order: Any) -> _Array:
+        """Returns an array of pickle protocol 5."""
+        array = _Array(self._size)
+        array.__setstate__((1, shape, dtype, False, bytes(data) if isinstance(data, bytearray) else data))
+        return array
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuses references to objects outside the file."""
+        raise SetError(f"refused: it asks for the outside object {pid!r}")
+
+
+class _Ndarray:
+    """What stands for the class of arrays, which pickles only hand on."""
+
+
+class _Dtype:
+    """The dtype of an array in a pickle: one byte an item, never objects."""
+
+    def __setstate__(self, _state: Any) -> None:
+        pass  # byte order and the like, of no meaning for single bytes
+
+
+def _dtype(code: Any, *_: Any) -> _Dtype:
+    text = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
+    if text not in ("u1", "|u1", "b1", "|b1", "uint8", "bool", "S1", "B", "?"):
+        raise SetError(f"refused: an array of dtype '{text[:20]}'; images are bytes (u1), flags are booleans (b1)")
+    return _Dtype()
+
+
+class _Array:
+    """An array in a pickle, which becomes its bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.data, self._limit = b"", limit
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, dtype, _fortran, data = state
+        if isinstance(data, str):
+            data = data.encode("latin-1")
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) > self._limit:
+            raise SetError("refused: an array that does not hold plain bytes")
+        if int(np.prod(shape, dtype=object)) != len(data):
+            raise SetError(f"an array of shape {shape} with {len(data)} bytes")
+        self.data = data
+
+
+def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
+    """Returns a text as bytes; Python 3 writes bytes so in old protocols."""
+    name = encoding.decode("ascii", "replace") if isinstance(encoding, bytes) else encoding
+    if not isinstance(text, str | bytes) or str(name).replace("-", "").lower() not in ("latin1", "ascii", "utf8"):
+        raise SetError(f"refused: a text encoded as {name!r}")
+    return text if isinstance(text, bytes) else text.encode(str(name))
+
+
+def _scalar(_dtype: Any, data: Any) -> bool:
+    """Returns a NumPy boolean as a bool."""
+    if not isinstance(_dtype, _Dtype) or not isinstance(data, bytes | str) or len(data) != 1:
+        raise SetError("refused: a NumPy number that is no boolean")
+    return data not in (b"\0", "\0")
+
+
+def read_bin(path: Path | str) -> VerificationSet:
+    """Returns a verification set from a .bin, written by Python 2 or 3; nothing in it is run.
+
+    Raises:
+        SetError: not a verification set; one line with the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            loaded = _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+    except SetError as error:
+        raise SetError(f"{path}: {error}") from None
+    except OSError as error:
+        raise SetError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise SetError(f"{path}: not a whole pickle: {type(error).__name__} {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, tuple | list) or len(loaded) != 2:
+        raise SetError(f"{path}: holds no pair of images and flags")
+    images, same = (list(part.data) if isinstance(part, _Array) else part for part in loaded)
+    if not isinstance(images, list | tuple) or not isinstance(same, list | tuple):
+        raise SetError(f"{path}: holds no list of images and list of flags")
+    encoded = [_bytes(image) for image in images]
+    if len(encoded) != 2 * len(same) or not same:
+        raise SetError(f"{path}: {len(encoded)} images for {len(same)} pairs")
+    for number, image in enumerate(encoded):
+        if not image.startswith(IMAGES):
+            raise SetError(f"{path}: item {number} is no encoded image")
+    if not all(isinstance(flag, bool | int) and flag in (0, 1) for flag in same):
+        raise SetError(f"{path}: a flag is neither true nor false")
+    return VerificationSet(path.stem, tuple(encoded), np.array(same, bool))
+
+
+def _bytes(image: Any) -> bytes:
+    """Returns an item's bytes; none if it is something else."""
+    image = image.data if isinstance(image, _Array) else image
+    return bytes(image) if isinstance(image, bytes | bytearray) else b""
+
+
+def write_bin(path: Path, images: Sequence[bytes], same: Iterable[bool]) -> None:
+    """Writes a verification set that ``pickle.load`` reads anywhere; the file appears whole or not at all.
+
+    Raises:
+        SetError: counts do not match, or the disk refuses.
+    """
+    flags = [bool(flag) for flag in same]
+    if len(images) != 2 * len(flags) or not flags:
+        raise SetError(f"{path}: {len(images)} images for {len(flags)} pairs")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            pickle.dump(([bytes(image) for image in images], flags), file, protocol=4)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SetError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def make_set(root: Path, pairs: Path) -> VerificationSet:
+    """Returns a verification set from images in folders and a list of pairs.
+
+    Args:
+        root: folder of the images.
+        pairs: a line a pair: ``name i j`` and ``name1 i name2 j`` as LFW's pairs.txt (root/name/name_0001.jpg), or
+            ``path path 0|1``. A first line of numbers (LFW's) is passed over.
+
+    Raises:
+        SetError: a line that is none of these, or an image that is missing; file and line number are named.
+    """
+    try:
+        lines = pairs.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetError(f"{pairs}: cannot be read: {error}") from None
+    images: list[bytes] = []
+    same: list[bool] = []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or (number == 1 and all(word.isdigit() for word in words)):
+            continue
+        if len(words) == 3 and words[2] in ("0", "1") and not words[1].isdigit():
+            files, flag = [root / words[0], root / words[1]], words[2] == "1"
+        elif len(words) == 3 and words[1].isdigit() and words[2].isdigit():
+            files, flag = [_lfw(root, words[0], words[1]), _lfw(root, words[0], words[2])], True
+        elif len(words) == 4 and words[1].isdigit() and words[3].isdigit():
+            files, flag = [_lfw(root, words[0], words[1]), _lfw(root, words[2], words[3])], False
+        else:
+            raise SetError(f"{pairs}:{number}: '{line[:80]}' is no pair")
+        for file in files:
+            images.append(_file(file, f"{pairs}:{number}"))
+        same.append(flag)
+    if not same:
+        raise SetError(f"{pairs}: holds no pairs")
+    return VerificationSet(re.sub(r"[_-]?pairs$", "", pairs.stem) or root.name, tuple(images), np.array(same, bool))
+
+
+def _file(file: Path, where: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SetError(f"{where}: {file}: {error.strerror}") from None
+
+
+def _lfw(root: Path, name: str, number: str) -> Path:
+    return root / name / f"{name}_{int(number):04d}.jpg"
