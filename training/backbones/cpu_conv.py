@@ -14,7 +14,7 @@ LARGE = 14 * 14  # places of a map; above, a depthwise convolution gains only a 
 
 
 class UnfoldedConv2d(nn.Cell):
-    """A convolution without bias as unfold and matrix product, dense or depthwise; see the module.
+    """A convolution as unfold and matrix product, dense or depthwise; see the module.
 
     Args:
         layer: what it stands for; its weight is shared, name included.
@@ -40,15 +40,19 @@ class UnfoldedConv2d(nn.Cell):
         if self.depthwise:
             each = patches.reshape(images, inputs, taps, high * wide) * weight.reshape(inputs, taps, 1)
             return each.sum(axis=2).reshape(images, inputs, high, wide)
-        return ops.matmul(weight.reshape(weight.shape[0], -1), patches).reshape(images, -1, high, wide)
+        out = ops.matmul(weight.reshape(weight.shape[0], -1), patches)  # (B, outputs, H' * W')
+        if self.layer.has_bias:
+            out = out + self.layer.bias.reshape(-1, 1)
+        return out.reshape(images, -1, high, wide)
 
 
 def unfold_convolutions(cell: nn.Cell) -> None:
     """Replaces the convolutions below a cell that gain by it; first values, names and results stay."""
     for parent in [found for _, found in cell.cells_and_names()]:
         for name, child in parent._cells.items():
-            fits = isinstance(child, nn.Conv2d) and not child.has_bias and child.group in (1, child.in_channels)
-            if fits and child.kernel_size != (1, 1):
+            if not isinstance(child, nn.Conv2d) or child.kernel_size == (1, 1):
+                continue
+            if child.group == 1 or (child.group == child.in_channels == child.out_channels and not child.has_bias):
                 replace(parent, name, UnfoldedConv2d(child))
 
 

@@ -41,8 +41,7 @@ class DepthWise(_Layers):
         super().__init__(
             conv_block(rng, inputs, groups, 1),
             conv_block(rng, groups, groups, 3, stride, 1, groups),
-            conv(rng, groups, outputs, 1),
-            batch_norm(outputs),
+            _Layers(conv(rng, groups, outputs, 1), batch_norm(outputs)),
         )
         self.residual = residual
 
@@ -93,7 +92,7 @@ class MobileFaceNet(nn.Cell):
         wide = 64 * scale
         layers: list[nn.Cell] = [conv_block(rng, 3, wide, 3, 2, 1)]
         if blocks[0] == 1:
-            layers.append(conv_block(rng, wide, wide, 3, 1, 1, wide))
+            layers.append(conv_block(rng, wide, wide, 3, 1, 1, 64))
         else:
             layers.append(residuals(rng, wide, blocks[0], 128))
         layers += [

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from mindspore import nn
 
 from pipelines.errors import ConfigError
+from training.backbones.iresnet import IResNet
 from training.backbones.mobilefacenet import MobileFaceNet, NarrowMobileFaceNet
+from training.backbones.vit import VisionTransformer
+
+# Layers of the iresnets' stages; width and depth of the transformers: as in arcface_torch.
+_UNITS = {
+    "r18": (2, 2, 2, 2),
+    "r34": (3, 4, 6, 3),
+    "r50": (3, 4, 14, 3),
+    "r100": (3, 13, 30, 3),
+    "r200": (6, 26, 60, 6),
+}
+_TRANSFORMERS = {"vit_t": (256, 12), "vit_s": (512, 12), "vit_b": (512, 24), "vit_l": (768, 24)}
 
 # Each takes embedding_size, seed and recompute.
 BACKBONES: dict[str, Callable[[int, int, bool], nn.Cell]] = {
+    **{name: partial(IResNet, units) for name, units in _UNITS.items()},
     "mbf": MobileFaceNet,
     "mbf_narrow": NarrowMobileFaceNet,
+    **{name: partial(VisionTransformer, width, depth, 8) for name, (width, depth) in _TRANSFORMERS.items()},
 }
 
 

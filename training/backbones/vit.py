@@ -1,0 +1,144 @@
+"""The vision transformers that InsightFace's arcface_torch trains (ViT: arXiv 2010.11929).
+
+144 patches of 9 x 9 pixels, no class token; the tokens side by side go through two linear layers with batch norm. Layer
+names are arcface_torch's. Its masking of a tenth of the tokens in training is not here.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from training.backbones.blocks import Rng, dense
+
+PATCH = 9  # pixels
+TOKENS = (112 // PATCH) ** 2
+STD = 0.02  # of the first weights
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention (arXiv 1706.03762, section 3.2) of (B, N, C)."""
+
+    def __init__(self, rng: Rng, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.qkv = dense(rng, width, 3 * width, bias=False, std=STD)
+        self.proj = dense(rng, width, width, std=STD)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Returns (B, N, C)."""
+        images, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(images, tokens, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
+        weights = ops.softmax(ops.matmul(qkv[0], qkv[1].swapaxes(-2, -1)) * self.scale, -1)  # (B, heads, N, N)
+        return self.proj(ops.matmul(weights, qkv[2]).swapaxes(1, 2).reshape(images, tokens, width))
+
+
+class Mlp(nn.Cell):
+    """Two linear layers with ReLU6 between, four times wider inside."""
+
+    def __init__(self, rng: Rng, width: int) -> None:
+        super().__init__()
+        self.fc1 = dense(rng, width, 4 * width, std=STD)
+        self.fc2 = dense(rng, 4 * width, width, std=STD)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Returns (B, N, C)."""
+        return self.fc2(ops.relu6(self.fc1(x)))
+
+
+class Block(nn.Cell):
+    """Attention and MLP, each after a layer norm and with a shortcut.
+
+    Args:
+        rng: for first values.
+        width: C.
+        heads: of the attention.
+        drop: probability that an image skips a branch in training (stochastic depth, arXiv 1603.09382).
+    """
+
+    def __init__(self, rng: Rng, width: int, heads: int, drop: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm((width,), epsilon=1e-5)
+        self.norm2 = nn.LayerNorm((width,), epsilon=1e-5)
+        self.attn = Attention(rng, width, heads)
+        self.mlp = Mlp(rng, width)
+        self.drops = drop > 0
+        self.drop = nn.Dropout(p=drop)
+
+    def branch(self, x: ms.Tensor) -> ms.Tensor:
+        """Returns x, zero for the images that skip it and larger for the others."""
+        if self.training and self.drops:
+            return x * self.drop(ops.ones((x.shape[0], 1, 1), x.dtype))
+        return x
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Returns (B, N, C)."""
+        x = x + self.branch(self.attn(self.norm1(x)))
+        return x + self.branch(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Cell):
+    """The patches' projections: (B, 3, 112, 112) to (B, N, C)."""
+
+    def __init__(self, rng: Rng, width: int) -> None:
+        super().__init__()
+        bound = 1 / np.sqrt(3 * PATCH * PATCH)  # PyTorch's first values of a convolution
+        weight = rng.uniform(-bound, bound, (width, 3, PATCH, PATCH)).astype(np.float32)
+        bias = rng.uniform(-bound, bound, width).astype(np.float32)
+        self.proj = nn.Conv2d(3, width, PATCH, stride=PATCH, pad_mode="pad", has_bias=True,
+                              weight_init=ms.Tensor(weight), bias_init=ms.Tensor(bias))  # fmt: skip
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Returns (B, N, C)."""
+        x = self.proj(x)
+        return x.reshape(x.shape[0], x.shape[1], -1).swapaxes(1, 2)
+
+
+class VisionTransformer(nn.Cell):
+    """(B, 3, 112, 112) float32 to (B, embedding_size).
+
+    Args:
+        width: components of a token.
+        depth: blocks.
+        heads: of the attention.
+        embedding_size: components.
+        seed: of the first values.
+        recompute: keeps no activations inside the blocks.
+        drop: probability of skipping the last block's branches, growing linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int = 8,
+        embedding_size: int = 512,
+        seed: int = 0,
+        recompute: bool = False,
+        drop: float = 0.1,
+    ) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.patch_embed = PatchEmbed(rng, width)
+        self.pos_embed = ms.Parameter(
+            ms.Tensor(rng.normal(0, STD, (1, TOKENS, width)).astype(np.float32)), name="pos_embed"
+        )
+        self.blocks = nn.CellList([Block(rng, width, heads, float(p)) for p in np.linspace(0, drop, depth)])
+        self.norm = nn.LayerNorm((width,), epsilon=1e-5)
+        self.feature = nn.SequentialCell(
+            dense(rng, width * TOKENS, width, bias=False, std=STD),
+            nn.BatchNorm1d(width, eps=2e-5, momentum=0.9),
+            dense(rng, width, embedding_size, bias=False, std=STD),
+            nn.BatchNorm1d(embedding_size, eps=2e-5, momentum=0.9),
+        )
+        if recompute:
+            for block in self.blocks:
+                block.recompute()
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Returns the embeddings, not normalised."""
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.feature(self.norm(x).reshape(x.shape[0], -1))
