@@ -6,11 +6,14 @@ STAMP := .venv/installed-$(VERSION)
 DATASET ?= synthetic
 DATA_ROOT ?= data/raw
 OUT ?= data/shards/$(DATASET)
+RUN ?= data/runs/$(DATASET)
+RECIPE ?= $(DATASET)
+DEVICES ?= 1
 ARGS ?=
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install shards manifest lint test bench clean
+.PHONY: help install shards manifest train lint test bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +36,9 @@ shards: install ## build DATASET (default: synthetic, rendered on the spot) into
 
 manifest: install ## summarise the shards of DATASET
 	$(BIN)/faceshards manifest summary $(OUT)
+
+train: install ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
+	$(BIN)/faceshards train $(RECIPE) --data $(OUT) --out $(RUN) --devices $(DEVICES) --resume $(ARGS)
 
 lint: install ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

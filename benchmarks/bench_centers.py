@@ -44,9 +44,7 @@ def run(store: str, folder: Path | None, classes: int, rate: float, steps: int) 
     rows = np.zeros((sampler.size, DIM), np.float32)
     grads = rng.normal(0, 1e-3, (sampler.size, DIM)).astype(np.float32)
     print(f"\n{store}, {classes:,} classes, {sampler.size:,} rows a step, D = {DIM}:\n")
-    print(
-        "| steps | rows touched | sample s | gather s | update s | anonymous GB | pages of the file GB | file GB, real |"
-    )
+    print("| steps | rows touched | sample s | gather s | update s | anonymous GB | file pages GB | real file GB |")
     print("|---|---|---|---|---|---|---|---|")
     laps, worst = [], 0.0
     for step in range(steps):

@@ -24,6 +24,7 @@ class Verifier:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._sets: list[VerificationSet] = [read_bin(path) for path in paths]
+        self._embedder: Embedder | None = None
         # What the images themselves give, without any training, by set.
         self.raw_pixels = {
             entry.name: verify(raw_pixels(decoded(entry.images)), entry.same, bootstrap=0).accuracy

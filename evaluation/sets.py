@@ -224,8 +224,7 @@ def make_set(root: Path, pairs: Path) -> VerificationSet:
             files, flag = [_lfw(root, words[0], words[1]), _lfw(root, words[2], words[3])], False
         else:
             raise SetError(f"{pairs}:{number}: '{line[:80]}' is no pair")
-        for file in files:
-            images.append(_file(file, f"{pairs}:{number}"))
+        images.extend(_file(file, f"{pairs}:{number}") for file in files)
         same.append(flag)
     if not same:
         raise SetError(f"{pairs}: holds no pairs")

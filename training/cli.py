@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,13 +76,22 @@ def train(
         for line in plan.lines():
             click.echo(line)
         return
+    result = _finished(out, plan.steps) if resume else None
+    if result is not None:
+        logging.getLogger("training").warning("%s: finished already; this is its result", out)
+        _print(result, as_json)
+        return
     if not resume and any(out.glob("checkpoints/step-*")):
         raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
     with _locked(out, host_rank):
         if plan.world == 1:
             result = _run(config, data, out, resume, finetune)
         else:
-            launch(sys.argv[sys.argv.index("train") :], out / "logs", devices, names, host_rank, port, rank_table)
+            arguments = [recipe, "--data", str(data), "--out", str(out), *(["--resume"] if resume else [])]
+            arguments += ["--finetune", str(finetune)] if finetune else []
+            for key, value in settings.items():
+                arguments += ["--set", f"{key}={json.dumps(value)}"]
+            launch(arguments, out / "logs", devices, names, host_rank, port, rank_table)
             result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     _print(result, as_json)
 
@@ -129,6 +137,15 @@ def _run(config: Any, data: Path, out: Path, resume: bool, finetune: Path | None
         _write(out / "result.json", json.dumps(result, indent=1))
     group.finish()
     return result
+
+
+def _finished(out: Path, steps: int) -> dict[str, Any] | None:
+    """Returns the result of a run that has done all its steps."""
+    try:
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        return result if result["steps"] == steps and Path(result["checkpoint"]).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _plain(config: Any) -> dict[str, Any]:

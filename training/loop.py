@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import Manifest
 from training import checkpoint
-from training.backbones.cpu_conv import unfold_convolutions
+from training.backbones.cpu import adapt_to_cpu
 from training.backbones.registry import create_backbone
 from training.class_centers import CenterUpdate, ClassCenters
 from training.distributed import Group
@@ -79,7 +79,7 @@ def train(
     backbone = create_backbone(config.backbone, config.embedding_size, config.recompute, config.seed)
     weights = backbone.parameters_dict()
     if config.device == "CPU":
-        unfold_convolutions(backbone)
+        adapt_to_cpu(backbone)
     if config.amp != "O0":
         ms.amp.auto_mixed_precision(backbone, config.amp)
     if config.sync_bn:
@@ -137,8 +137,8 @@ def train(
 
                 began = time.perf_counter()
                 accuracies = {}
-                if verify is not None and plan.due(done, config.verify_steps):
-                    if rank == 0:
+                if config.verify and plan.due(done, config.verify_steps):
+                    if rank == 0 and verify is not None:
                         accuracies = verify(backbone)
                         backbone.set_train()
                         progress.write(done, {f"accuracy/{name}": value for name, value in accuracies.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
-from training.backbones.cpu_conv import replace
+from training.backbones.cpu import replace
 from training.distributed import Group
 
 

@@ -1,0 +1,64 @@
+"""What the tests of whole runs share: a tiny dataset, tiny settings, and runs as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines.config import BuildConfig
+from pipelines.manifest import Manifest
+from pipelines.synthetic import SyntheticSpec
+from tests.pipelines.build_fixtures import run_build, synthetic_set
+
+LIMIT = 120  # seconds until a process counts as lost
+SETTINGS = {
+    "backbone": "mbf_narrow", "embedding_size": 32, "sync_bn": True, "margin": [1, 0, 0.2], "scale": 16,
+    "global_batch": 16, "lr": 0.05, "lr_batch": 0, "epochs": 2, "warmup_epochs": 0.5, "log_steps": 1, "threads": 1,
+}  # fmt: skip
+
+
+def tiny_dataset(folder: Path, seed: int = 3) -> Manifest:
+    """Returns a published dataset of 12 identities in 8 shards."""
+    spec = SyntheticSpec(identities=12, images=240, defects=0, unseen=0, pairs=0, seed=seed)
+    return run_build(synthetic_set(folder, spec), folder / "data", BuildConfig(shards=8))
+
+
+def start(data: Path, out: Path, *options: str, **settings: object) -> subprocess.Popen[str]:
+    """Starts ``python -m training`` with the tiny settings."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recipe = out.parent / "recipe.yaml"
+    recipe.write_text(json.dumps({**SETTINGS, **settings}))
+    command = [sys.executable, "-m", "training", str(recipe), "--data", str(data), "--out", str(out), *options]
+    environment = {**os.environ, "GLOG_v": "3"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(job: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of a run that ends by itself."""
+    out, errors = job.communicate(timeout=LIMIT)
+    return job.returncode, out, errors
+
+
+def steps(out: Path) -> int:
+    """Returns how many steps a run has written down."""
+    path = out / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_step(job: subprocess.Popen[str], out: Path, step: int) -> None:
+    """Returns when a run has come to a step."""
+    until = time.monotonic() + LIMIT
+    while steps(out) < step:
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def trace(out: Path) -> dict[int, float]:
+    """Returns the loss of every step."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}

@@ -1,0 +1,88 @@
+"""Whole runs as a user starts them: killed, gone on with, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.training.runs import finish, start, steps, tiny_dataset, trace, wait_for_step
+from training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A run that nothing interrupted, with a checkpoint every 5 steps and a sample of the class centres."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    code, said, errors = finish(start(data.path, out, "--json", checkpoint_steps=5, keep=9))
+    assert code == 0, errors
+    return out, json.loads(said), errors
+
+
+def test_a_run_learns_and_says_so(straight, data):
+    out, result, errors = straight
+    losses = trace(out)
+    assert result["steps"] == len(losses) == 2 * (data.totals["kept"] // 16)
+    assert np.mean(list(losses.values())[-5:]) < 0.9 * losses[1]
+    assert "rank 0: centres 12 of 12 from 0 on" in errors
+    assert "images/s  ETA 0:" in errors
+    assert (out / "config.yaml").read_text().startswith("backbone: mbf_narrow")
+    assert len(list((out / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    assert checkpoint.known(out / "checkpoints")[-1].name == f"step-{result['steps']:09d}"
+
+
+def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp_path):
+    out = tmp_path / "run"
+    job = start(data.path, out, checkpoint_steps=5, keep=9)
+    wait_for_step(job, out, 8)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    done = steps(out)
+    assert done < len(trace(straight[0]))
+    code, _, errors = finish(start(data.path, out, "--resume", checkpoint_steps=5, keep=9))
+    assert code == 0, errors
+    assert "going on from" in errors
+    assert trace(out) == trace(straight[0])
+    # Once more: it is finished, and says so.
+    code, said, errors = finish(start(data.path, out, "--resume", checkpoint_steps=5, keep=9))
+    assert (code, "finished already" in errors, "loss" in said) == (0, True, True)
+
+
+def test_two_ranks_have_the_losses_of_one(straight, data, tmp_path):
+    out = tmp_path / "run"
+    code, said, errors = finish(start(data.path, out, "--devices", "2", "--json", checkpoint_steps=5, keep=9))
+    assert code == 0, errors
+    assert "rank 1: centres 6 of 12 from 6 on" in errors
+    one, two = trace(straight[0]), trace(out)
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-3)
+    np.testing.assert_allclose(list(two.values())[:5], list(one.values())[:5], rtol=1e-5)
+    assert json.loads(said)["steps"] == len(two)
+    meta = checkpoint.read_meta(checkpoint.known(out / "checkpoints")[-1])
+    assert meta.world == 2
+
+
+def test_a_rank_that_dies_is_named_and_one_rank_goes_on(straight, data, tmp_path):
+    out = tmp_path / "run"
+    job = start(data.path, out, "--devices", "2", checkpoint_steps=5, keep=9)
+    wait_for_step(job, out, 7)
+    os.kill(int((out / "logs" / "rank-1.pid").read_text()), signal.SIGKILL)
+    began = time.monotonic()
+    code, _, errors = finish(job)
+    assert time.monotonic() - began < 30  # the promise, not a measurement
+    assert code == 1
+    assert "Error: rank 1 was killed by signal 9 (SIGKILL)" in errors
+    code, _, errors = finish(start(data.path, out, "--resume", checkpoint_steps=5, keep=9))
+    assert code == 0, errors
+    assert "written by 2 ranks" in errors
+    one, mixed = trace(straight[0]), trace(out)
+    np.testing.assert_allclose(list(mixed.values()), list(one.values()), rtol=5e-3)
