@@ -33,7 +33,7 @@ class Verifier:
 
     def __call__(self, backbone: nn.Cell) -> dict[str, float]:
         """Returns the 10-fold accuracy by set; leaves the backbone in evaluation mode."""
-        embedder = Embedder(backbone)
-        return {
-            entry.name: verify(embedder.embed(entry.images), entry.same, bootstrap=0).accuracy for entry in self._sets
-        }
+        if self._embedder is None or self._embedder.backbone is not backbone:
+            self._embedder = Embedder(backbone)  # compiled once a run, not once a call
+        embed = self._embedder.embed
+        return {entry.name: verify(embed(entry.images), entry.same, bootstrap=0).accuracy for entry in self._sets}

@@ -23,7 +23,6 @@ class Embedder(nn.Cell):
         super().__init__(auto_prefix=False)
         self.backbone = backbone
         self.batch = batch
-        self.set_train(False)
 
     @ms.jit
     def construct(self, images: ms.Tensor) -> ms.Tensor:
@@ -40,6 +39,7 @@ class Embedder(nn.Cell):
         Raises:
             ImageError: one cannot be decoded or has another size.
         """
+        self.set_train(False)
         found = []
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch]

@@ -28,6 +28,27 @@ def straight(data, tmp_path_factory):
     return out, json.loads(said), errors
 
 
+# Training amplifies rounding: with SGD and these few images a weight changed by 1e-7 changes the third loss by 1e-4 and
+# the tenth by 1e-1, on one rank as well. With small steps of AdamW it is 1e-6 after ten steps and 1e-4 after twenty.
+CALM = {"optimizer": "adamw", "lr": 3e-4, "global_batch": 48, "epochs": 4, "checkpoint_steps": 5, "keep": 9}
+
+
+@pytest.fixture(scope="module")
+def calm(data, tmp_path_factory):
+    """The losses of one rank with settings that do not amplify rounding."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    code, _, errors = finish(start(data.path, out, **CALM))
+    assert code == 0, errors
+    return trace(out)
+
+
+def assert_same_losses(got, want):
+    assert got.keys() == want.keys()
+    got, want = np.array(list(got.values())), np.array(list(want.values()))
+    np.testing.assert_allclose(got[:8], want[:8], rtol=1e-4)
+    np.testing.assert_allclose(got, want, rtol=2e-3)
+
+
 def test_a_run_learns_and_says_so(straight, data):
     out, result, errors = straight
     losses = trace(out)
@@ -57,23 +78,19 @@ def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp
     assert (code, "finished already" in errors, "loss" in said) == (0, True, True)
 
 
-def test_two_ranks_have_the_losses_of_one(straight, data, tmp_path):
+def test_two_ranks_have_the_losses_of_one(calm, data, tmp_path):
     out = tmp_path / "run"
-    code, said, errors = finish(start(data.path, out, "--devices", "2", "--json", checkpoint_steps=5, keep=9))
+    code, said, errors = finish(start(data.path, out, "--devices", "2", "--json", **CALM))
     assert code == 0, errors
     assert "rank 1: centres 6 of 12 from 6 on" in errors
-    one, two = trace(straight[0]), trace(out)
-    assert one.keys() == two.keys()
-    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-3)
-    np.testing.assert_allclose(list(two.values())[:5], list(one.values())[:5], rtol=1e-5)
-    assert json.loads(said)["steps"] == len(two)
-    meta = checkpoint.read_meta(checkpoint.known(out / "checkpoints")[-1])
-    assert meta.world == 2
+    assert_same_losses(trace(out), calm)
+    assert json.loads(said)["steps"] == len(calm)
+    assert checkpoint.read_meta(checkpoint.known(out / "checkpoints")[-1]).world == 2
 
 
-def test_a_rank_that_dies_is_named_and_one_rank_goes_on(straight, data, tmp_path):
+def test_a_rank_that_dies_is_named_and_one_rank_goes_on(calm, data, tmp_path):
     out = tmp_path / "run"
-    job = start(data.path, out, "--devices", "2", checkpoint_steps=5, keep=9)
+    job = start(data.path, out, "--devices", "2", **CALM)
     wait_for_step(job, out, 7)
     os.kill(int((out / "logs" / "rank-1.pid").read_text()), signal.SIGKILL)
     began = time.monotonic()
@@ -81,8 +98,7 @@ def test_a_rank_that_dies_is_named_and_one_rank_goes_on(straight, data, tmp_path
     assert time.monotonic() - began < 30  # the promise, not a measurement
     assert code == 1
     assert "Error: rank 1 was killed by signal 9 (SIGKILL)" in errors
-    code, _, errors = finish(start(data.path, out, "--resume", checkpoint_steps=5, keep=9))
+    code, _, errors = finish(start(data.path, out, "--resume", **CALM))
     assert code == 0, errors
     assert "written by 2 ranks" in errors
-    one, mixed = trace(straight[0]), trace(out)
-    np.testing.assert_allclose(list(mixed.values()), list(one.values()), rtol=5e-3)
+    assert_same_losses(trace(out), calm)
