@@ -118,7 +118,7 @@ class TrainConfig:
                 "lr": (0, 1e3),
                 "lr_batch": (0, 1 << 24),
                 "momentum": (0, 0.9999),
-                "weight_decay": (0, 1),
+                "weight_decay": (0, 0.9999),
                 "power": (1e-3, 100),
                 "gamma": (0, 1),
                 "warmup_epochs": (0, self.epochs),

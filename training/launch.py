@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.errors import FaceshardsError
@@ -91,7 +92,7 @@ def launch(
     try:
         _follow(job, log_dir / f"worker_{first}.log")
     except BaseException:
-        _end(job)
+        _end(job, log_dir)
         raise
     if job.returncode:
         raise LaunchError(_cause(log_dir, job.returncode))
@@ -126,14 +127,17 @@ def _follow(job: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.2)
 
 
-def _end(job: subprocess.Popen[bytes]) -> None:
-    """Ends msrun, which ends its ranks; and what msrun leaves, if it does not listen."""
+def _end(job: subprocess.Popen[bytes], log_dir: Path) -> None:
+    """Ends msrun, which ends its ranks; and them too, if it does not listen."""
     job.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         job.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+        return
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    for file in log_dir.glob("rank-*.pid"):  # msrun gives its ranks groups of their own
+        with suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
 
 
 def _cause(log_dir: Path, code: int) -> str:

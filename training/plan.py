@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pipelines.errors import ConfigError
 from pipelines.manifest import Manifest
+from training.backbones.registry import BACKBONES
 from training.config import TrainConfig
 from training.layout import Layout
 from training.sampling import Sampler, slice_of
@@ -84,6 +85,8 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
             f"global_batch: {config.global_batch} images are not equal parts for {world} ranks x "
             f"{config.accumulate} parts (accumulate)"
         )
+    if config.backbone not in BACKBONES:
+        raise ConfigError(f"backbone: '{config.backbone}' is not one of {', '.join(BACKBONES)}")
     classes = data.totals["identities"]
     slices = tuple(slice_of(rank, world, classes) for rank in range(world))
     samplers = [

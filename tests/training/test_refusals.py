@@ -1,0 +1,154 @@
+"""What a run refuses: each in one line, before anything is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from pipelines.cli import main
+from pipelines.manifest import Manifest
+from tests.training.runs import SETTINGS, tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("tiny")).path
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A finished run of one epoch."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = train(data, out, epochs=1, warmup_epochs=0)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def train(data, out, *options, **settings):
+    """Returns the outcome of ``faceshards train`` in this process."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recipe = out.parent / f"{out.name}.yaml"
+    recipe.write_text(yaml.safe_dump({**SETTINGS, **settings}))
+    return CliRunner().invoke(main, ["train", str(recipe), "--data", str(data), "--out", str(out), *options])
+
+
+def refused(result) -> str:
+    """Returns the one line of a refusal."""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("INFO", "WARNING", "[WARNING"))]
+    assert result.exit_code in (1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "message"),
+    [
+        ((), {"backbone": "r51"}, "Error: backbone: 'r51' is not one of r18, r34, r50"),
+        ((), {"depth": 3}, "depth"),
+        (("--set", "lr=fast"), {}, "lr"),
+        ((), {"device": "GPU"}, "Error: device GPU is not available here (available: CPU"),
+        (("--devices", "9"), {"global_batch": 18}, "9 ranks and 8 shards: every rank needs its own"),
+        (("--devices", "3"), {}, "16 images are not equal parts for 3 ranks"),
+        ((), {"global_batch": 4096}, "images on 1 ranks give no batch of 4096"),
+        ((), {"sample_rate": 0.5}, "sample"),
+        ((), {"verify": ["nowhere.bin"]}, "nowhere.bin: No such file"),
+        (("--finetune", "nowhere"), {}, "nowhere: no checkpoint there"),
+        (("--host-rank", "1"), {}, None),
+        (("--hosts", "a,b"), {}, "several hosts need one --port"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(data, tmp_path, options, settings, message):
+    result = train(data, tmp_path / "run", *options, **settings)
+    if message is None:  # click's own two lines of usage
+        assert result.exit_code == 2
+        return
+    assert message in refused(result)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def damaged(data, tmp_path, how):
+    """Returns a copy of the dataset after something happened to it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    manifest = Manifest(copy)
+    shard = manifest.shard_path(manifest.table("shards", ["file"])["file"][0].as_py())
+    if how == "unpublished":
+        (copy / "dataset.json").unlink()
+    elif how == "schema":
+        content = json.loads((copy / "dataset.json").read_text())
+        key = next(name for name in content if "version" in name or "schema" in name)
+        content[key] = 99
+        (copy / "dataset.json").write_text(json.dumps(content))
+    elif how == "flipped":
+        raw = bytearray(shard.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        shard.write_bytes(raw)
+    elif how == "gone":
+        shard.unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("unpublished", "dataset.json"),
+        ("schema", "99"),
+        ("flipped", "changed since it was published: its SHA-256 is not the manifest's"),
+        ("gone", "missing; the manifest lists it"),
+    ],
+)
+def test_a_dataset_that_is_not_what_was_published(data, tmp_path, how, message):
+    assert message in refused(train(damaged(data, tmp_path, how), tmp_path / "run"))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(data, run):
+    assert "holds a run already: --resume goes on with it" in refused(train(data, run, epochs=1, warmup_epochs=0))
+
+
+def test_other_settings_are_another_run(data, run):
+    result = train(data, run, "--resume", epochs=2, warmup_epochs=0)
+    assert "made with epochs 1, now 2; choose another --out" in refused(result)
+
+
+def test_another_dataset_needs_finetune(run, tmp_path):
+    other = tiny_dataset(tmp_path, seed=4).path
+    message = refused(train(other, run, "--resume", epochs=1, warmup_epochs=0, global_batch=8))
+    assert "made with the dataset" in message
+    assert "--finetune takes over its backbone only" in message
+    checkpoint = next((run / "checkpoints").iterdir())
+    tuned = train(other, tmp_path / "tuned", "--finetune", str(checkpoint), epochs=1, warmup_epochs=0)
+    assert tuned.exit_code == 0, tuned.output
+    fresh = train(other, tmp_path / "fresh", epochs=1, warmup_epochs=0)
+    first = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("tuned", "fresh")]
+    assert fresh.exit_code == 0
+    assert first[0]["loss"] != first[1]["loss"]
+
+
+def test_weights_of_another_model(data, run, tmp_path):
+    checkpoint = next((run / "checkpoints").iterdir())
+    result = train(data, tmp_path / "run", "--finetune", str(checkpoint), embedding_size=64)
+    assert "of another model" in refused(result)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(data, tmp_path):
+    out = tmp_path / "run"
+    result = train(data, out, lr=1000, clip=0, weight_decay=0.9, warmup_epochs=0, checkpoint_steps=1)
+    message = refused(result)
+    assert "not finite; lr" in message
+    left = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert left
+    assert all(name.startswith("step-") for name in left)
+
+
+def test_the_plan_is_printed_and_nothing_is_made(data, tmp_path):
+    result = train(data, tmp_path / "run", "--dry-run", "--devices", "2")
+    assert result.exit_code == 0
+    assert "epochs of" in result.stdout
+    assert "rank 1: 8 images a step from 4 files" in result.stdout
+    assert "centres 6 of 12 from 6 on" in result.stdout
+    assert not (tmp_path / "run").exists()
