@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from training.backbones.cpu import UnfoldedConv2d
 from training.backbones.vit import TOKENS, Attention
 
 # 10^9 multiply-adds for one image of 112 x 112, as arcface_torch's pages and configurations give them.
@@ -29,10 +30,14 @@ def count_flops(cell: nn.Cell, size: int = 112) -> int:
     Norms, activations, biases and sums are not counted, as is usual.
 
     Args:
-        cell: a backbone.
+        cell: a backbone, as it is or adapted to a CPU.
         size: side of the image in pixels.
     """
     total = 0
+    inner = {id(layer.layer) for _, layer in cell.cells_and_names() if isinstance(layer, UnfoldedConv2d)}
+
+    def unfolded(layer: UnfoldedConv2d, _: object, out: ms.Tensor) -> None:
+        convolution(layer.layer, _, out)
 
     def convolution(layer: nn.Conv2d, _: object, out: ms.Tensor) -> None:
         nonlocal total
@@ -46,10 +51,11 @@ def count_flops(cell: nn.Cell, size: int = 112) -> int:
         nonlocal total
         total += 2 * TOKENS * TOKENS * out.shape[-1]
 
+    kinds = ((nn.Conv2d, convolution), (UnfoldedConv2d, unfolded), (nn.Dense, linear), (Attention, attention))
     hooks = []
     for _, layer in cell.cells_and_names():
-        for kind, count in ((nn.Conv2d, convolution), (nn.Dense, linear), (Attention, attention)):
-            if isinstance(layer, kind):
+        for kind, count in kinds:
+            if isinstance(layer, kind) and id(layer) not in inner:
                 hooks.append(layer.register_forward_hook(count))
     cell.set_train(False)
     cell(ms.Tensor(np.zeros((1, 3, size, size), np.float32)))
