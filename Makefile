@@ -50,7 +50,7 @@ test: install ## run the tests
 	$(BIN)/python -m pytest
 
 bench: install ## run every benchmark at a size of minutes
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 clean: ## remove what make made, data/ apart
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
