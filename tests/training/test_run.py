@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from pipelines.config import BuildConfig
+from tests.pipelines.build_fixtures import external, run_build
 from tests.training.runs import finish, start, steps, tiny_dataset, trace, wait_for_step
 from training import checkpoint
 
@@ -59,6 +61,17 @@ def test_a_run_learns_and_says_so(straight, data):
     assert (out / "config.yaml").read_text().startswith("backbone: mbf_narrow")
     assert len(list((out / "tensorboard").glob("events.out.tfevents.*"))) == 1
     assert checkpoint.known(out / "checkpoints")[-1].name == f"step-{result['steps']:09d}"
+
+
+def test_real_faces_train(tmp_path):
+    faces = run_build(external("orl"), tmp_path / "data", BuildConfig(shards=8))
+    verify = [str(external("orl/orl.bin"))]
+    out = tmp_path / "run"
+    code, said, errors = finish(start(faces.path, out, "--json", epochs=2, lr=0.02, verify=verify))
+    assert code == 0, errors
+    losses = list(trace(out).values())
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert 0.5 <= json.loads(said)["accuracies"]["orl"] <= 1
 
 
 def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp_path):
