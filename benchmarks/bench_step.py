@@ -83,9 +83,9 @@ def pytorch(name: str, batch: int, steps: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--backbone", multiple=True, default=("mbf_narrow:64", "mbf:16", "r50:4"), show_default=True,
+@click.option("--backbone", multiple=True, default=("mbf_narrow:64", "mbf:4", "r50:2"), show_default=True,
               help="Name and batch.")  # fmt: skip
-@click.option("--steps", default=5, show_default=True, help="Timed steps; the median counts.")
+@click.option("--steps", default=3, show_default=True, help="Timed steps; the median counts.")
 def main(backbone: tuple[str, ...], steps: int) -> None:
     print("| backbone | batch | side | first step s | step s | images/s | peak GB |\n|---|---|---|---|---|---|---|")
     for entry in backbone:
