@@ -9,11 +9,13 @@ OUT ?= data/shards/$(DATASET)
 RUN ?= data/runs/$(DATASET)
 RECIPE ?= $(DATASET)
 DEVICES ?= 1
+SETS ?= $(wildcard $(DATA_ROOT)/$(DATASET)/*.bin)
+EVAL ?= data/eval/$(DATASET)
 ARGS ?=
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install shards manifest train lint test bench clean
+.PHONY: help install shards manifest train eval lint test bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +41,9 @@ manifest: install ## summarise the shards of DATASET
 
 train: install ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
 	$(BIN)/faceshards train $(RECIPE) --data $(OUT) --out $(RUN) --devices $(DEVICES) --resume $(ARGS)
+
+eval: install ## measure the run of DATASET on its verification SETS, report in EVAL
+	$(BIN)/faceshards eval --model $(RUN) $(foreach set,$(SETS),--set $(set)) --out $(EVAL) $(ARGS)
 
 lint: install ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from training.transforms import decode, scaled
+from training.transforms import ImageError, decode, scaled
 
 
 class Embedder(nn.Cell):
@@ -30,7 +30,12 @@ class Embedder(nn.Cell):
         return self.backbone(images)
 
     def embed(self, images: Sequence[bytes], size: tuple[int, int] = (112, 112)) -> np.ndarray:
-        """Returns (N, D) float32.
+        """Returns (N, D) float32, the sum of views()."""
+        views = self.views(images, size)
+        return views[0] + views[1]
+
+    def views(self, images: Sequence[bytes], size: tuple[int, int] = (112, 112)) -> np.ndarray:
+        """Returns (2, N, D) float32: of the images, and of their mirror images.
 
         Args:
             images: N encoded images.
@@ -50,8 +55,27 @@ class Embedder(nn.Cell):
                 scaled(pixels, data[0, i])
                 data[1, i] = data[0, i, :, :, ::-1]
             both = self(ms.Tensor.from_numpy(data.reshape(-1, 3, *size))).asnumpy()
-            found.append(both[: len(part)] + both[self.batch : self.batch + len(part)])
-        return np.concatenate(found)
+            found.append(both.reshape(2, self.batch, -1)[:, : len(part)])
+        return np.concatenate(found, axis=1)
+
+
+def usable(images: Sequence[bytes], size: tuple[int, int] = (112, 112)) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the pairs (n,) whose two images decode to the size, and a line for each of the others."""
+    found = [_problem(images, (2 * pair, 2 * pair + 1), size) for pair in range(len(images) // 2)]
+    good = [pair for pair, problem in enumerate(found) if not problem]
+    problems = [f"pair {pair} left out: {problem}" for pair, problem in enumerate(found) if problem]
+    return np.array(good, np.int64), tuple(problems)
+
+
+def _problem(images: Sequence[bytes], numbers: Sequence[int], size: tuple[int, int]) -> str:
+    """Returns what keeps one of these images from being embedded; nothing if all can be."""
+    number = -1
+    try:
+        for number in numbers:
+            decode(images[number], size)
+    except ImageError as error:
+        return f"image {number}: {error}"
+    return ""
 
 
 def decoded(images: Sequence[bytes]) -> np.ndarray:

@@ -126,6 +126,8 @@ def verify(
     warnings = []
     if len(same) % folds:
         warnings.append(f"{len(same)} pairs do not make {folds} equal folds")
+    if dist.max() < 1e-6:
+        warnings.append("all embeddings are alike: the model says nothing, and 50 % is what guessing gives")
     rates, true_rates, _ = roc_curve(same, -dist, drop_intermediate=False)
     tar: dict[float, float | None] = {}
     for wanted in fars:

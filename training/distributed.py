@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import mindspore as ms
@@ -97,26 +98,35 @@ def init(device: str = "CPU", environ: Mapping[str, str] = os.environ) -> Group:
     if workers <= 1:
         return Group(0, 1, device)
     try:
-        communication.init()
+        with _quiet():
+            communication.init()
     except RuntimeError as error:
         raise FaceshardsError(f"cannot join the job of {workers} processes: {_first_line(error)}") from error
     return Group(communication.get_rank(), communication.get_group_size(), device)
 
 
-def _set_device(device: str) -> None:
-    """Chooses the device; MindSpore's pages of advice about a missing one are kept off the terminal."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps MindSpore's pages of advice off the terminal; what matters is in its exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        if not ms.hal.is_available(device) or ms.get_context("device_target") != device:
-            ms.set_device(device)  # which may not come after the first computation, even with the same device
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _set_device(device: str) -> None:
+    """Chooses the device."""
+    try:
+        with _quiet():
+            if not ms.hal.is_available(device) or ms.get_context("device_target") != device:
+                ms.set_device(device)  # which may not come after the first computation, even with the same device
     except RuntimeError as error:
         there = [name for name in DEVICES if ms.hal.is_available(name)]
         raise FaceshardsError(
             f"device {device} is not available here (available: {', '.join(there) or 'none'}): {_first_line(error)}"
         ) from error
-    finally:
-        logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:

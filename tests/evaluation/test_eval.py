@@ -1,0 +1,95 @@
+"""The commands eval and make-bin: a table, a report, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import mindspore as ms
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from evaluation.embeddings import Embedder, usable
+from evaluation.sets import write_bin
+from pipelines.cli import main
+from tests.recs import jpeg
+from training.backbones.registry import create_backbone
+from training.transforms import decode
+
+PAIRS = 20
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A set in which a pair of one person is the same picture at two qualities."""
+    images, same = [], []
+    for i in range(PAIRS):
+        same.append(i % 2 == 0)
+        images += [jpeg(i), jpeg(i if same[-1] else i + 100, quality=60)]
+    path = tmp_path / "lfw.bin"
+    write_bin(path, images, same)
+    return path, images, same
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_embeddings_from_elsewhere(pairs, tmp_path):
+    path, images, _ = pairs
+    rows = np.stack([decode(image).reshape(-1).astype(np.float32) - 128 for image in images])
+    np.save(tmp_path / "e.npy", rows)
+    result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", path, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1].split()[:3] == ["lfw", "20", "100.00"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())[0]
+    assert report["accuracy"] == 1
+    assert report["tar"]["1e-06"] is None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 20  # five pairs of each kind
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_sum_of_both_views_whatever_the_batch(pairs):
+    _, images, _ = pairs
+    backbone = create_backbone("mbf_narrow", 32)
+    whole = Embedder(backbone, batch=64).views(images[:5])
+    parts = Embedder(backbone, batch=2).views(images[:5])
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
+    backbone.set_train(False)
+    first = (decode(images[0]).transpose(2, 0, 1).astype(np.float32) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(whole[0, 0], backbone(ms.Tensor(first[None])).asnumpy()[0], rtol=1e-4, atol=1e-5)
+    mirror = np.ascontiguousarray(first[None, :, :, ::-1])
+    np.testing.assert_allclose(whole[1, 0], backbone(ms.Tensor(mirror)).asnumpy()[0], rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_do_not_decode_cost_their_pair(pairs):
+    images = list(pairs[1])
+    images[3], images[8] = b"junk", jpeg(1, 50, 50)
+    good, problems = usable(images)
+    assert good.tolist() == [i for i in range(PAIRS) if i not in (1, 4)]
+    assert problems[0] == "pair 1 left out: image 3: 4 bytes are no image that OpenCV decodes"
+    assert problems[1].startswith("pair 4 left out: image 8: an image of 50 x 50 pixels")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(np.zeros((3, 4), np.float32), r"e.npy: float32 \[3, 4\]; lfw needs floats \[40, D\]"),
+     (np.full((40, 4), np.nan, np.float32), "lfw: embedding 0 is not finite"),
+     (np.zeros((40, 4), int), r"int64 \[40, 4\]")],
+)  # fmt: skip
+def test_embeddings_that_cannot_be(pairs, tmp_path, rows, message):
+    np.save(tmp_path / "e.npy", rows)
+    result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", pairs[0])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.search(message, result.stderr.strip())
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_without_a_checkpoint(pairs, tmp_path):
+    result = run("eval", "--model", tmp_path, "--set", pairs[0])
+    assert result.exit_code == 1
+    assert "no checkpoint there" in result.stderr
+    assert run("eval", "--set", pairs[0]).exit_code == 2

@@ -1,0 +1,118 @@
+"""Verification sets: those that Python 2 and 3 wrote, those that carry code, and those that are damaged."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+
+from evaluation.sets import SetError, make_set, read_bin, write_bin
+from tests.recs import jpeg
+
+IMAGES = [jpeg(i, 40, 40) for i in range(4)]
+SAME = [True, False]
+
+
+def written(tmp_path, content, protocol=2):
+    path = tmp_path / "set.bin"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=protocol))
+    return path
+
+
+def python2(images, same):
+    """Returns the pickle that Python 2's pickle.dump(..., protocol=2) writes: str is SHORT/BINSTRING, not bytes."""
+    out = io.BytesIO()
+    out.write(b"\x80\x02]q\x00(")
+    for image in images:
+        out.write(b"T" + len(image).to_bytes(4, "little") + image)  # BINSTRING
+    out.write(b"e]q\x01(" + b"".join(b"\x88" if flag else b"\x89" for flag in same) + b"e\x86q\x02.")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", [bytes, lambda image: np.frombuffer(image, np.uint8).copy()])
+def test_bytes_and_arrays_of_every_protocol(tmp_path, protocol, kind):
+    found = read_bin(written(tmp_path, ([kind(image) for image in IMAGES], SAME), protocol))
+    assert list(found.images) == IMAGES
+    assert found.same.tolist() == SAME
+    numpy_flags = read_bin(written(tmp_path, (IMAGES, np.array(SAME)), protocol))
+    assert numpy_flags.same.tolist() == SAME
+
+
+def test_python_2(tmp_path):
+    data = python2(IMAGES, SAME)
+    pickletools.dis(data, io.StringIO())  # a whole pickle
+    found = read_bin(written(tmp_path, data))
+    assert list(found.images) == IMAGES
+    assert found.same.tolist() == SAME
+
+
+class Hostile:
+    def __init__(self, act, *arguments):
+        self.made = (act, arguments)
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("act", "arguments", "name"),
+    [(os.system, ("touch {}",), "posix.system"), (eval, ("open('{}', 'w')",), "__builtin__.eval"),
+     (np.load, ("{}",), "numpy.load"), (np.fromfile, ("{}",), "numpy.*fromfile"), (getattr, (1, "real"), "getattr")],
+)  # fmt: skip
+def test_code_is_refused_by_name(tmp_path, act, arguments, name):
+    mark = tmp_path / "ran"
+    arguments = tuple(a.format(mark) if isinstance(a, str) else a for a in arguments)
+    path = written(tmp_path, ([Hostile(act, *arguments)], [True]))
+    with pytest.raises(SetError, match=rf"set.bin: refused: .*{name}"):
+        read_bin(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole pickle"),
+        (pickle.dumps((IMAGES, SAME))[:-40], "not a whole pickle"),
+        (42, "holds no pair of images and flags"),
+        ((IMAGES[:3], SAME), "3 images for 2 pairs"),
+        ((IMAGES, [True]), "4 images for 1 pairs"),
+        (([], []), "0 images for 0 pairs"),
+        ((["text", *IMAGES[1:]], SAME), "item 0 is no encoded image"),
+        ((IMAGES, [True, 7]), "a flag is neither true nor false"),
+        (([np.zeros(3)] * 4, SAME), "refused: an array of dtype 'f8'"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, content, message):
+    with pytest.raises(SetError, match=message) as failure:
+        read_bin(written(tmp_path, content))
+    assert "\n" not in str(failure.value)
+    assert "set.bin" in str(failure.value)
+
+
+def test_a_set_from_folders(tmp_path):
+    for person in ("ann", "bob"):
+        (tmp_path / person).mkdir()
+        for number in (1, 2):
+            (tmp_path / person / f"{person}_{number:04d}.jpg").write_bytes(IMAGES[number])
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("10 300\nann 1 2\nann 1 bob 2\n")
+    found = make_set(tmp_path, pairs)
+    assert found.same.tolist() == [True, False]
+    assert found.images[0] == IMAGES[1]
+    pairs.write_text("ann/ann_0001.jpg bob/bob_0002.jpg 0\n")
+    plain = make_set(tmp_path, pairs)
+    assert plain.same.tolist() == [False]
+    out = tmp_path / "out.bin"
+    write_bin(out, found.images, found.same)
+    assert read_bin(out).images == found.images
+    pairs.write_text("ann 1 3\n")
+    with pytest.raises(SetError, match=r"pairs.txt:1: .*ann_0003.jpg: No such file"):
+        make_set(tmp_path, pairs)
+    pairs.write_text("ann 1 2\nwhat\n")
+    with pytest.raises(SetError, match=r"pairs.txt:2: 'what' is no pair"):
+        make_set(tmp_path, pairs)
