@@ -151,7 +151,7 @@ def _section(entry: Entry) -> dict[str, Any]:
     axes = figure.add_subplot(xlabel="cosine", ylabel="pairs")
     cosine = 1 - entry.distances / 2
     for kind, name in ((entry.same, "same person"), (~entry.same, "two persons")):
-        axes.hist(cosine[kind], np.linspace(-1, 1, 81), alpha=0.6, label=name)
+        axes.hist(cosine[kind], np.linspace(-1, 1, 81).tolist(), alpha=0.6, label=name)
     for threshold in sorted(set(entry.result.fold_thresholds)):
         axes.axvline(1 - threshold / 2, color="black", linewidth=0.7)
     axes.legend()
