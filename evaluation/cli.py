@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from tqdm import tqdm
 
+from evaluation.embeddings import Embedder, usable_pairs
+from evaluation.pair_lists import make_set
 from evaluation.report import Entry, table, write
-from evaluation.sets import VerificationSet, make_set, read_bin, write_bin
-from evaluation.verification import distances, verify
+from evaluation.sets import VerificationSet, read_bin, write_bin
+from evaluation.verification import distances, mean_norm, verify
 from pipelines.errors import FaceshardsError
 
 _PATH = click.Path(path_type=Path)
@@ -18,13 +21,21 @@ FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @click.command("eval")
-@click.option("--model", type=_PATH, help="A checkpoint, or a run's folder (its best checkpoint).")
+@click.option("--model", type=_PATH, help="A checkpoint, a run's folder (its best one), weights, .onnx or .mindir.")
+@click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
 @click.option("--embeddings", type=_PATH, help="In place of --model: an .npy of (images, D), for one --set.")
 @click.option("--set", "sets", type=_PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
 @click.option("--out", type=_PATH, help="Folder for report.json and report.html.")
-@click.option("--trained-on", default="", help="Dataset of the model, for published figures: casia or ms1mv2.")
+@click.option("--trained-on", default="", help="Dataset of the model, for published figures; a checkpoint knows it.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 def evaluate(
-    model: Path | None, embeddings: Path | None, sets: tuple[Path, ...], out: Path | None, trained_on: str
+    model: Path | None,
+    backbone: str,
+    embeddings: Path | None,
+    sets: tuple[Path, ...],
+    out: Path | None,
+    trained_on: str,
+    quiet: bool,
 ) -> None:
     """Measure a model on verification sets: 10-fold accuracy, VAL, TAR@FAR, EER, AUC.
 
@@ -38,22 +49,17 @@ def evaluate(
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
     loaded = [read_bin(path) for path in sets]
-    backbone = ""
     if embeddings is not None:
-        entries = [_entry(loaded[0], _read_embeddings(embeddings, loaded[0]), None, np.arange(len(loaded[0].same)), ())]
+        rows = _read_embeddings(embeddings, loaded[0])
+        entries = [_entry(loaded[0], rows, None, np.arange(len(loaded[0].same)), ())]
     else:
-        from evaluation.embeddings import Embedder, usable  # MindSpore: only for models
-        from evaluation.models import load_backbone
+        from evaluation.models import load_model  # MindSpore: only for models
 
         assert model is not None
-        cell, backbone = load_backbone(model)
-        embedder = Embedder(cell)
-        entries = []
-        for entry in loaded:
-            pairs, problems = usable(entry.images)
-            images = [entry.images[i] for pair in pairs for i in (2 * pair, 2 * pair + 1)]
-            views = embedder.views(images)
-            entries.append(_entry(entry, views[0] + views[1], views[0], pairs, problems))
+        source = load_model(model, backbone)
+        backbone, trained_on = source.backbone, trained_on or str(source.card.get("dataset", ""))
+        embedder = Embedder(source.forward)
+        entries = [_measured(entry, embedder, quiet) for entry in loaded]
     for line in table(entries, backbone, trained_on):
         click.echo(line)
     for measured in entries:
@@ -64,19 +70,28 @@ def evaluate(
         click.echo(f"report {out / 'report.html'}")
 
 
+def _measured(entry: VerificationSet, embedder: Embedder, quiet: bool) -> Entry:
+    """Returns what a model gives on a set; pairs whose images do not decode are left out, and listed."""
+    images = tqdm(entry.images, desc=entry.name, unit=" images", disable=quiet, mininterval=0.5)
+    views, problems = embedder.views(images)  # (2, 2P, D)
+    pairs, lost = usable_pairs(len(entry.same), problems)
+    views = views.reshape(2, len(entry.same), 2, -1)[:, pairs].reshape(2, 2 * len(pairs), -1)
+    return _entry(entry, views[0] + views[1], views, pairs, lost)
+
+
 def _entry(
-    entry: VerificationSet, both: np.ndarray, plain: np.ndarray | None, pairs: np.ndarray, problems: tuple[str, ...]
+    entry: VerificationSet, both: np.ndarray, views: np.ndarray | None, pairs: np.ndarray, problems: tuple[str, ...]
 ) -> Entry:
     """Returns what the embeddings of some pairs of a set give."""
     same = entry.same[pairs]
     try:
-        result = verify(both, same, fars=FARS)
-        accuracy = None if plain is None else verify(plain, same, bootstrap=0).accuracy
+        result = verify(both, same, fars=FARS, xnorm=None if views is None else mean_norm(views))
+        accuracy = None if views is None else verify(views[0], same, bootstrap=0).accuracy
         dist, _ = distances(both)
     except FaceshardsError as error:
         raise FaceshardsError(f"{entry.name}: {error}") from None
     pictures = [entry.images[i] for pair in pairs for i in (2 * pair, 2 * pair + 1)]
-    return Entry(entry.name, result, accuracy, dist, same, pictures, problems)
+    return Entry(entry.name, result, accuracy, dist, same, pictures, problems, pairs.tolist())
 
 
 def _read_embeddings(path: Path, entry: VerificationSet) -> np.ndarray:
@@ -97,8 +112,14 @@ def _read_embeddings(path: Path, entry: VerificationSet) -> np.ndarray:
 @click.argument("out", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print counts as JSON.")
 def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
-    """Make a verification set OUT (.bin) of images below ROOT and a list of PAIRS (LFW's pairs.txt, or path path 0|1).
+    """Make a verification set OUT (.bin) of images below ROOT and a list of PAIRS.
 
+    \b
+    PAIRS is one of
+      LFW's pairs.txt         name 1 2   or   name 1 other 2
+      a folder                CFP's Protocol (its Split/FP)
+      lines of two images     a/1.jpg b/2.jpg 0   (1: one person), or without the flag: one folder is one person
+      CALFW's, CPLFW's lists  a line an image, two lines a pair: ann_0001.jpg 0   (0: two persons)
     \b
     Example:
       faceshards make-bin lfw_112x112 pairs.txt lfw.bin

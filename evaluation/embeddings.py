@@ -1,81 +1,114 @@
-"""Embeddings of encoded images by a backbone, a batch at a time."""
+"""Embeddings of encoded images by a model, a full batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import mindspore as ms
 import numpy as np
-from mindspore import nn
 
+from pipelines.errors import FaceshardsError
 from training.transforms import ImageError, decode, scaled
 
+Forward = Callable[[np.ndarray], np.ndarray]  # (B, 3, H, W) float32 to (B, D) float32
+SIZE = (112, 112)  # pixels
 
-class Embedder(nn.Cell):
-    """Embeds images as the field does: image and mirror image, their embeddings added, not normalised.
+
+class EmbeddingError(FaceshardsError):
+    """A model gives embeddings that are none."""
+
+
+class Embedder:
+    """Embeds images as the field does: each image and its mirror image go through the model.
+
+    Every call of the model has 2 * `batch` images, the last one too (filled up with gray): a graph is compiled for one
+    shape. The next batch is decoded while the model computes.
 
     Args:
-        backbone: (B, 3, H, W) float32 to (B, D); put into evaluation mode.
+        forward: (B, 3, H, W) float32, RGB, (x / 255 - 0.5) / 0.5, to (B, D) float32.
         batch: images in a call, and as many mirror images.
+        size: height and width the images must have, in pixels.
     """
 
-    def __init__(self, backbone: nn.Cell, batch: int = 64) -> None:
-        super().__init__(auto_prefix=False)
-        self.backbone = backbone
-        self.batch = batch
+    def __init__(self, forward: Forward, batch: int = 64, size: tuple[int, int] = SIZE) -> None:
+        self._forward, self._batch, self._size = forward, batch, size
 
-    @ms.jit
-    def construct(self, images: ms.Tensor) -> ms.Tensor:
-        """Returns (B, D) embeddings of (B, 3, H, W)."""
-        return self.backbone(images)
+    @functools.cached_property
+    def dim(self) -> int:
+        """Components of an embedding; asks the model."""
+        return self._forward(np.zeros((2 * self._batch, 3, *self._size), np.float32)).shape[1]
 
-    def embed(self, images: Sequence[bytes], size: tuple[int, int] = (112, 112)) -> np.ndarray:
-        """Returns (N, D) float32, the sum of views()."""
-        views = self.views(images, size)
-        return views[0] + views[1]
-
-    def views(self, images: Sequence[bytes], size: tuple[int, int] = (112, 112)) -> np.ndarray:
-        """Returns (2, N, D) float32: of the images, and of their mirror images.
+    def batches(self, images: Iterable[bytes | memoryview | np.ndarray]) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+        """Yields the views of the images, a batch at a time.
 
         Args:
-            images: N encoded images.
-            size: height and width they must have, in pixels.
+            images: encoded; taken as they are needed.
+
+        Yields:
+            (2, n, D) float32, of the images and of their mirror images; and, by place in the batch, why an image has no
+            embedding (its rows are NaN).
 
         Raises:
-            ImageError: one cannot be decoded or has another size.
+            EmbeddingError: the model gives a value that is not finite.
         """
-        self.set_train(False)
-        found = []
-        for start in range(0, len(images), self.batch):
-            part = images[start : start + self.batch]
-            # Always full batches: another shape would be compiled anew.
-            data = np.zeros((2, self.batch, 3, *size), np.float32)
-            for i, image in enumerate(part):
-                pixels = decode(image, size)
-                scaled(pixels, data[0, i])
-                data[1, i] = data[0, i, :, :, ::-1]
-            both = self(ms.Tensor.from_numpy(data.reshape(-1, 3, *size))).asnumpy()
-            found.append(both.reshape(2, self.batch, -1)[:, : len(part)])
-        return np.concatenate(found, axis=1)
+        places = iter(images)
+        number = 0
+        with ThreadPoolExecutor(1, "decode") as pool:
+            ahead = pool.submit(self._load, list(itertools.islice(places, self._batch)))
+            while True:
+                data, count, problems = ahead.result()
+                if not count:
+                    return
+                ahead = pool.submit(self._load, list(itertools.islice(places, self._batch)))
+                views = self._forward(data.reshape(-1, 3, *self._size)).reshape(2, self._batch, -1)[:, :count]
+                wrong = ~np.isfinite(views).all(axis=(0, 2))  # (n,)
+                if wrong.any():
+                    raise EmbeddingError(f"the model's embedding of image {number + int(wrong.argmax())} is not finite")
+                if problems:
+                    views = views.copy()
+                    views[:, list(problems)] = np.nan
+                yield views, problems
+                number += count
+
+    def views(self, images: Iterable[bytes | memoryview | np.ndarray]) -> tuple[np.ndarray, dict[int, str]]:
+        """Returns (2, N, D) float32, of N images and of their mirror images; and, by place, why one has none (NaN).
+
+        Raises:
+            EmbeddingError: the model gives a value that is not finite.
+        """
+        found, problems, start = [np.zeros((2, 0, 0), np.float32)], {}, 0
+        for views, bad in self.batches(images):
+            found.append(views)
+            problems.update({start + place: cause for place, cause in bad.items()})
+            start += views.shape[1]
+        return np.concatenate(found[1:] or found, axis=1), problems
+
+    def _load(self, images: Sequence[bytes | memoryview | np.ndarray]) -> tuple[np.ndarray, int, dict[int, str]]:
+        """Returns (2, batch, 3, H, W) float32 of the images and mirror images, their number, and causes by place."""
+        data = np.zeros((2, self._batch, 3, *self._size), np.float32)
+        problems = {}
+        for place, image in enumerate(images):
+            try:
+                scaled(decode(image, self._size), data[0, place])
+            except ImageError as error:
+                problems[place] = str(error)
+            data[1, place] = data[0, place, :, :, ::-1]
+        return data, len(images), problems
 
 
-def usable(images: Sequence[bytes], size: tuple[int, int] = (112, 112)) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns the pairs (n,) whose two images decode to the size, and a line for each of the others."""
-    found = [_problem(images, (2 * pair, 2 * pair + 1), size) for pair in range(len(images) // 2)]
-    good = [pair for pair, problem in enumerate(found) if not problem]
-    problems = [f"pair {pair} left out: {problem}" for pair, problem in enumerate(found) if problem]
-    return np.array(good, np.int64), tuple(problems)
+def usable_pairs(count: int, problems: dict[int, str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the pairs (n,) both of whose images have embeddings, and a line for each of the others.
 
-
-def _problem(images: Sequence[bytes], numbers: Sequence[int], size: tuple[int, int]) -> str:
-    """Returns what keeps one of these images from being embedded; nothing if all can be."""
-    number = -1
-    try:
-        for number in numbers:
-            decode(images[number], size)
-    except ImageError as error:
-        return f"image {number}: {error}"
-    return ""
+    Args:
+        count: pairs; pair k is images 2k and 2k + 1.
+        problems: causes by image.
+    """
+    lost: dict[int, str] = {}
+    for image, cause in sorted(problems.items()):
+        lost.setdefault(image // 2, f"pair {image // 2} left out: image {image}: {cause}")
+    return np.array([pair for pair in range(count) if pair not in lost], np.int64), tuple(lost.values())
 
 
 def decoded(images: Sequence[bytes]) -> np.ndarray:

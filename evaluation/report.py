@@ -6,39 +6,28 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
-from evaluation.verification import Verification
+from evaluation.published import published, rank
+from evaluation.report_page import PAGE
+from evaluation.verification import Interval, Verification, fold_of
 from pipelines.errors import FaceshardsError
 
-# Accuracies in %, of the backbone trained on the set: mindface's table (mindspore-lab/mindface, README).
-SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
-PUBLISHED = {
-    ("mbf", "casia"): (98.48, 86.84, 90.13, 90.92, 81.22),
-    ("r50", "casia"): (98.67, 90.36, 91.75, 92.03, 83.67),
-    ("r100", "casia"): (98.95, 90.94, 91.83, 92.43, 84.97),
-    ("vit_t", "casia"): (98.40, 83.23, 87.28, 90.67, 80.70),
-    ("vit_s", "casia"): (98.55, 85.56, 87.85, 91.08, 82.50),
-    ("vit_b", "casia"): (98.33, 85.83, 87.42, 90.80, 81.40),
-    ("vit_l", "casia"): (97.60, 84.54, 85.32, 89.73, 79.55),
-    ("mbf", "ms1mv2"): (98.70, 88.21, 90.95, 91.75, 82.63),
-    ("r50", "ms1mv2"): (99.77, 97.19, 97.78, 96.07, 92.03),
-    ("r100", "ms1mv2"): (99.38, 96.80, 93.77, 93.27, 89.15),
-    ("vit_t", "ms1mv2"): (99.72, 92.71, 96.72, 95.60, 89.95),
-    ("vit_s", "ms1mv2"): (99.77, 95.77, 97.62, 95.80, 91.27),
-    ("vit_b", "ms1mv2"): (99.82, 94.20, 97.52, 96.00, 90.97),
-    ("vit_l", "ms1mv2"): (99.75, 93.71, 96.48, 95.82, 90.45),
-}
-HARDEST = 5  # false pairs of each kind that the page shows
+HARDEST = 5  # pairs of each kind that the page shows
+POINTS = 400  # of a ROC curve on the page, whatever the number of pairs
+_INK = "#123457"  # stands for the page's text colour while a figure is drawn
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,7 @@ class Entry:
         same: (P,) bool.
         pictures: (2P,) encoded images of these pairs; empty for none.
         problems: what was left out, one line a pair.
+        numbers: (P,) places of these pairs in the set; empty if they are all of it.
     """
 
     name: str
@@ -62,48 +52,55 @@ class Entry:
     same: np.ndarray
     pictures: Sequence[bytes] = ()
     problems: tuple[str, ...] = ()
-
-
-def published(backbone: str, trained_on: str, name: str) -> float | None:
-    """Returns mindface's accuracy in % of a backbone and training set on a set, if it has one."""
-    row = PUBLISHED.get((backbone, trained_on))
-    return row[SETS.index(name)] if row and name in SETS else None
+    numbers: Sequence[int] = ()
 
 
 def table(entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> list[str]:
-    """Returns the table as lines of text."""
-    head = [
-        "set",
-        "pairs",
-        "accuracy %",
-        "95 %",
-        "no mirror",
-        "VAL@1e-3",
-        "TAR@1e-3",
-        "TAR@1e-4",
-        "EER",
-        "AUC",
-        "XNorm",
-    ]
-    head += ["mindface", "difference"] if any(published(backbone, trained_on, e.name) for e in entries) else []
-    rows = [head]
-    for entry in entries:
-        got, known = entry.result, published(backbone, trained_on, entry.name)
-        low, high = got.interval or (float("nan"), float("nan"))
-        row = [entry.name, f"{got.pairs:,}", f"{got.accuracy:.2%} +- {got.std:.2%}".replace("%", ""),
-               f"{100 * low:.2f}-{100 * high:.2f}", "" if entry.plain is None else f"{100 * entry.plain:.2f}",
-               f"{100 * got.val:.2f}", _rate(got.tar.get(1e-3)), _rate(got.tar.get(1e-4)), f"{100 * got.eer:.2f}",
-               f"{got.auc:.4f}", f"{got.xnorm:.2f}"]  # fmt: skip
-        if len(head) > len(row):
-            row += [f"{known:.2f}", f"{100 * got.accuracy - known:+.2f}"] if known else ["", ""]
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    """Returns the table as lines of text: the field's sets in the field's order, then the others."""
+    head, rows = _rows(entries, backbone, trained_on)
+    cells = [head, *([text for text, _ in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     return ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
+                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in cells]  # fmt: skip
+
+
+def _rows(
+    entries: Sequence[Entry], backbone: str, trained_on: str
+) -> tuple[list[str], list[list[tuple[str, Interval | None]]]]:
+    """Returns the table's headings, and a row a set of figures with their intervals (as fractions)."""
+    fars = [1e-3, *([1e-4] if any(entry.result.tar.get(1e-4) is not None for entry in entries) else [])]
+    prints = [published(backbone, trained_on, entry.name) for entry in _ordered(entries)]
+    sources = sorted({source for known in prints for source in known}, reverse=True)
+    head = ["set", "pairs", "accuracy %", "95 %", "1 view", "VAL@1e-3", *(f"TAR@1e-{3 + i}" for i in range(len(fars))),
+            "EER", "AUC", "XNorm", "cosine", *sources]  # fmt: skip
+    rows = []
+    for entry, known in zip(_ordered(entries), prints, strict=True):
+        got = entry.result
+        row: list[tuple[str, Interval | None]] = [
+            (entry.name, None), (f"{got.pairs:,}", None), (f"{100 * got.accuracy:.2f} +- {100 * got.std:.2f}", None),
+            (_interval(got.interval), None), ("" if entry.plain is None else f"{100 * entry.plain:.2f}", None),
+            (f"{100 * got.val:.2f}", got.val_interval),
+            *((_rate(got.tar.get(far)), got.tar_intervals.get(far)) for far in fars),
+            (f"{100 * got.eer:.2f}", got.eer_interval), (f"{100 * got.auc:.2f}", got.auc_interval),
+            (f"{got.xnorm:.2f}", None), (f"{got.threshold_cosine:.3f}", None),
+        ]  # fmt: skip
+        for source in sources:
+            value = known.get(source)
+            row.append(("" if value is None else f"{value:.2f} {100 * got.accuracy - value:+.2f}", None))
+        rows.append(row)
+    return head, rows
+
+
+def _ordered(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: rank(entry.name))
 
 
 def _rate(value: float | None) -> str:
     return "n/m" if value is None else f"{100 * value:.2f}"  # not measurable: too few impostor pairs
+
+
+def _interval(found: Interval | None) -> str:
+    return "" if found is None else f"{100 * found[0]:.2f}-{100 * found[1]:.2f}"
 
 
 def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> None:
@@ -113,18 +110,21 @@ def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: s
         FaceshardsError: the folder cannot be written.
     """
     content = [
-        {**dataclasses.asdict(entry.result), "set": entry.name, "accuracy_without_mirror": entry.plain,
-         "impostor_pairs": int(np.count_nonzero(~entry.same)), "excluded": list(entry.problems),
-         "published": published(backbone, trained_on, entry.name)}
-        for entry in entries
+        {"set": entry.name, **dataclasses.asdict(entry.result), "threshold_cosine": entry.result.threshold_cosine,
+         "best_threshold_cosine": entry.result.best_threshold_cosine, "accuracy_without_mirror": entry.plain,
+         "excluded": list(entry.problems), "published": published(backbone, trained_on, entry.name)}
+        for entry in _ordered(entries)
     ]  # fmt: skip
-    page = _PAGE.render(
-        title=f"Verification of {backbone or 'embeddings'}", lines=table(entries, backbone, trained_on),
-        roc=_picture(_roc(entries)), sets=[_section(entry) for entry in entries],
+    head, rows = _rows(entries, backbone, trained_on)
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE).render(
+        title=f"Verification of {backbone or 'embeddings'}", trained_on=trained_on, head=head,
+        rows=[[(text, _interval(interval)) for text, interval in row] for row in rows],
+        roc=_svg(_roc(entries), "roc"), sets=[_section(entry) for entry in _ordered(entries)],
     )  # fmt: skip
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in (("report.json", json.dumps(content, indent=1)), ("report.html", page)):
+        data = json.dumps(_plain(content), indent=1, allow_nan=False)
+        for name, text in (("report.json", data), ("report.html", page)):
             partial = out / f".{name}.partial"
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, out / name)
@@ -132,75 +132,127 @@ def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: s
         raise FaceshardsError(f"{out}: the report cannot be written: {error.strerror}") from None
 
 
-def _roc(entries: Sequence[Entry]) -> Figure:
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="FAR", ylabel="TAR", xlim=(1e-4, 1), ylim=(0, 1.01))
-    for entry in entries:
-        far, tar, _ = roc_curve(entry.same, -entry.distances)
-        axes.plot(
-            np.maximum(far, 1e-4), tar, label=f"{entry.name} (AUC {entry.result.auc:.4f})", drawstyle="steps-post"
-        )
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
-    return figure
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON has it: null for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _section(entry: Entry) -> dict[str, Any]:
     """Returns what the page shows of a set."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot(xlabel="cosine", ylabel="pairs")
-    cosine = 1 - entry.distances / 2
-    for kind, name in ((entry.same, "same person"), (~entry.same, "two persons")):
-        axes.hist(cosine[kind], np.linspace(-1, 1, 81).tolist(), alpha=0.6, label=name)
-    for threshold in sorted(set(entry.result.fold_thresholds)):
-        axes.axvline(1 - threshold / 2, color="black", linewidth=0.7)
-    axes.legend()
-    hardest = []
-    for title, kind, order in (
-        ("Two persons, most alike", ~entry.same, entry.distances),
-        ("One person, least alike", entry.same, -entry.distances),
-    ):
-        pairs = np.flatnonzero(kind)[np.argsort(order[kind], kind="stable")[:HARDEST]]
+    got = entry.result
+    tar = [(f"{far:g}", _rate(value), _interval(got.tar_intervals.get(far))) for far, value in got.tar.items()]
+    facts = [
+        ("Pairs", f"{got.pairs:,}, {got.impostors:,} of them two persons"),
+        ("Threshold", f"cosine {got.threshold_cosine:.4f}, squared distance {got.threshold:.4f}: mean of the folds'"),
+        ("Best threshold", f"cosine {got.best_threshold_cosine:.4f}, squared distance {got.best_threshold:.2f}: "
+                           f"{100 * got.best_accuracy:.2f} % of all pairs, the same it was chosen on"),
+        ("VAL at FAR 1e-3", f"{100 * got.val:.2f} +- {100 * got.val_std:.2f} %, FAR met {got.far:.2e}"),
+    ]  # fmt: skip
+    folds = [
+        (f"{100 * accuracy:.2f}", f"{threshold:.2f}", _fold_rate(val), _fold_rate(far))
+        for accuracy, threshold, val, far in zip(
+            got.fold_accuracies, got.fold_thresholds, got.fold_vals, got.fold_fars, strict=True
+        )
+    ]
+    return {"name": entry.name, "histogram": _svg(_histogram(entry), entry.name), "hardest": hardest(entry),
+            "problems": entry.problems, "warnings": got.warnings, "tar": tar, "facts": facts,
+            "folds": folds}  # fmt: skip
+
+
+def _fold_rate(value: float) -> str:
+    return f"{100 * value:.2f}" if math.isfinite(value) else "none"
+
+
+def hardest(entry: Entry, count: int = HARDEST) -> list[dict[str, Any]]:
+    """Returns the pairs of each kind that were judged wrong at their fold's threshold, the most wrong first.
+
+    Where a kind has none, its pairs nearest to their threshold, and `wrong` is 0.
+    """
+    thresholds = np.array(entry.result.fold_thresholds)
+    limit = thresholds[fold_of(len(entry.same), len(thresholds))]  # (P,)
+    found = []
+    for false, right, kind, sign in (
+        ("Two persons judged one", "two persons", ~entry.same, 1),
+        ("One person judged two", "one person", entry.same, -1),
+    ):  # fmt: skip
+        error = np.where(kind, sign * (limit - entry.distances), -np.inf)  # (P,): how far on the wrong side
+        wrong = kind & ((entry.distances < limit) != entry.same)
+        pairs = np.flatnonzero(wrong if wrong.any() else kind)
+        pairs = pairs[np.argsort(-error[pairs], kind="stable")[:count]]
         shown = [
-            {"number": int(pair), "cosine": f"{cosine[pair]:.3f}", "images": [_image(p) for p in pictures]}
-            for pair in pairs
-            if (pictures := entry.pictures[2 * pair : 2 * pair + 2])
-        ]
-        hardest.append((title, shown))
-    facts = dataclasses.asdict(entry.result)
-    tar = {f"{far:g}": _rate(value) for far, value in facts["tar"].items()}
-    return {"name": entry.name, "histogram": _picture(figure), "hardest": hardest, "problems": entry.problems,
-            "warnings": entry.result.warnings, "tar": tar, "impostors": int(np.count_nonzero(~entry.same))}  # fmt: skip
+            {"number": int(entry.numbers[pair]) if len(entry.numbers) else int(pair),
+             "cosine": f"{1 - entry.distances[pair] / 2:.3f}", "limit": f"{1 - limit[pair] / 2:.3f}",
+             "images": [_image(data) for data in entry.pictures[2 * pair : 2 * pair + 2]]}
+            for pair in map(int, pairs)
+        ]  # fmt: skip
+        found.append({"title": false, "kind": right, "wrong": int(wrong.sum()), "pairs": shown})
+    return found
 
 
-def _picture(figure: Figure) -> str:
-    """Returns a figure as a data URL."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+def roc_points(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns at most POINTS false accept rates, from one impostor pair on, and the true accept rates there."""
+    genuine, impostor = np.sort(distances[same]), np.sort(distances[~same])
+    accepted = np.unique(np.geomspace(1, len(impostor), POINTS).round().astype(np.int64))
+    # Everything nearer than the first impostor pair beyond is accepted.
+    beyond = np.append(impostor, np.inf)[accepted]
+    return accepted / len(impostor), np.searchsorted(genuine, beyond) / len(genuine)
+
+
+def _roc(entries: Sequence[Entry]) -> Figure:
+    figure, axes = _figure(3.6, xlabel="false accept rate", ylabel="true accept rate", xscale="log", ylim=(None, 1.005))
+    for entry in _ordered(entries):
+        far, tar = roc_points(entry.distances, entry.same)
+        axes.plot(far, tar, label=f"AUC {entry.result.auc:.4f}  {entry.name}", drawstyle="steps-post")
+    axes.grid(alpha=0.25)
+    _legend(axes, "lower right")
+    return figure
+
+
+def _histogram(entry: Entry) -> Figure:
+    figure, axes = _figure(2.6, xlabel="cosine", ylabel="pairs")
+    cosine = 1 - entry.distances / 2
+    edges = np.linspace(min(-0.2, cosine.min()), 1, 81)
+    for kind, name in ((entry.same, "same person"), (~entry.same, "two persons")):
+        axes.stairs(np.histogram(cosine[kind], edges)[0], edges, fill=True, alpha=0.6, label=name)
+    for i, threshold in enumerate(sorted(set(entry.result.fold_thresholds))):
+        label = "" if i else "the folds' thresholds"
+        axes.axvline(1 - threshold / 2, color=_INK, linewidth=0.8, linestyle="--", label=label)
+    _legend(axes, "upper left")
+    return figure
+
+
+def _figure(height: float, **settings: Any) -> tuple[Figure, Any]:
+    """Returns a figure and its axes in the page's colours."""
+    colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    style: Any = dict.fromkeys(colours, _INK)
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        axes = figure.add_subplot(**settings)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_facecolor("none")
+    return figure, axes
+
+
+def _legend(axes: Any, place: str) -> None:
+    for text in axes.legend(loc=place, framealpha=0, labelcolor=_INK).get_texts():
+        text.set_parse_math(False)  # a set may be called a$b
+
+
+def _svg(figure: Figure, salt: str) -> Markup:
+    """Returns a figure as an element of the page, in whose colours and font it is; `salt` makes its marks' names."""
+    file = io.StringIO()
+    none: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
+        figure.savefig(file, format="svg", transparent=True, metadata=none)
+    text = file.getvalue()
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"|(?<=<g) id="[^"]*"', "", text[text.index("<svg") :])
+    return Markup(text.replace(_INK, "currentColor"))  # matplotlib escapes names
 
 
 def _image(encoded: bytes) -> str:
     kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(encoded).decode()
-
-
-_PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}pre{overflow-x:auto}
-figure{display:inline-block;margin:0 1em 1em 0}figcaption{font-size:13px}</style>
-<h1>{{ title }}</h1>
-<pre>{{ lines | join("\\n") }}</pre>
-<p>Accuracy: mean and deviation over 10 folds. 95 %: interval by resampling pairs. n/m: too few impostor pairs.</p>
-<img alt="ROC curves" src="{{ roc }}">
-{% for set in sets %}<h2>{{ set.name }}</h2>
-{% for line in set.warnings %}<p><strong>{{ line }}</strong></p>{% endfor %}
-<p>TAR at FAR, {{ set.impostors }} impostor pairs:
-{% for far, tar in set.tar.items() %}{{ far }}: {{ tar }}{{ ", " if not loop.last }}{% endfor %}</p>
-<img alt="Histogram of cosines" src="{{ set.histogram }}">
-{% for title, pairs in set.hardest if pairs %}<h3>{{ title }}</h3>
-{% for pair in pairs %}<figure>{% for image in pair.images %}<img alt="" src="{{ image }}">{% endfor %}
-<figcaption>pair {{ pair.number }}, cosine {{ pair.cosine }}</figcaption></figure>{% endfor %}{% endfor %}
-{% if set.problems %}<h3>Left out</h3><ul>{% for line in set.problems %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
-{% endfor %}</html>
-""")

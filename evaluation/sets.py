@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,50 +191,3 @@ def write_bin(path: Path, images: Sequence[bytes], same: Iterable[bool]) -> None
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise SetError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def make_set(root: Path, pairs: Path) -> VerificationSet:
-    """Returns a verification set from images in folders and a list of pairs.
-
-    Args:
-        root: folder of the images.
-        pairs: a line a pair: ``name i j`` and ``name1 i name2 j`` as LFW's pairs.txt (root/name/name_0001.jpg), or
-            ``path path 0|1``. A first line of numbers (LFW's) is passed over.
-
-    Raises:
-        SetError: a line that is none of these, or an image that is missing; file and line number are named.
-    """
-    try:
-        lines = pairs.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetError(f"{pairs}: cannot be read: {error}") from None
-    images: list[bytes] = []
-    same: list[bool] = []
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words or (number == 1 and all(word.isdigit() for word in words)):
-            continue
-        if len(words) == 3 and words[2] in ("0", "1") and not words[1].isdigit():
-            files, flag = [root / words[0], root / words[1]], words[2] == "1"
-        elif len(words) == 3 and words[1].isdigit() and words[2].isdigit():
-            files, flag = [_lfw(root, words[0], words[1]), _lfw(root, words[0], words[2])], True
-        elif len(words) == 4 and words[1].isdigit() and words[3].isdigit():
-            files, flag = [_lfw(root, words[0], words[1]), _lfw(root, words[2], words[3])], False
-        else:
-            raise SetError(f"{pairs}:{number}: '{line[:80]}' is no pair")
-        images.extend(_file(file, f"{pairs}:{number}") for file in files)
-        same.append(flag)
-    if not same:
-        raise SetError(f"{pairs}: holds no pairs")
-    return VerificationSet(re.sub(r"[_-]?pairs$", "", pairs.stem) or root.name, tuple(images), np.array(same, bool))
-
-
-def _file(file: Path, where: str) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SetError(f"{where}: {file}: {error.strerror}") from None
-
-
-def _lfw(root: Path, name: str, number: str) -> Path:
-    return root / name / f"{name}_{int(number):04d}.jpg"

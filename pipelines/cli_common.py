@@ -1,7 +1,11 @@
-"""What every command of faceshards shares: errors as one line, and --set KEY=VALUE."""
+"""What every command of faceshards shares: errors as one line, --set KEY=VALUE, and a folder to itself."""
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +25,30 @@ class Group(click.Group):
             raise click.ClickException(" ".join(str(error).split())) from None
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; the same command goes on where it stopped") from None
+
+
+@contextmanager
+def exclusive_folder(out: Path, name: str = ".lock") -> Iterator[None]:
+    """Makes a folder and keeps it from a second command until this one ends or dies.
+
+    Args:
+        out: the folder.
+        name: of the lock file in it.
+
+    Raises:
+        FaceshardsError: another process holds it, or the folder cannot be made; an OSError of the work inside
+            likewise, as one line.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / name, "w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FaceshardsError(f"{out}: another process is at work there") from None
+            yield
+    except OSError as error:
+        raise FaceshardsError(f"{error.filename or out}: {error.strerror or error}") from None
 
 
 def settings_option(command: Any) -> Any:

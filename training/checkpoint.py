@@ -48,6 +48,8 @@ class Meta:
         config: every setting of the run.
         loss_scale: in force, with the steps since it last changed.
         verification: accuracies by set, when they were measured at this step.
+        thresholds: cosines by set, likewise: from there on two images count as one person.
+        dataset: its name.
         files: bytes and SHA-256 (hex) by file name.
     """
 
@@ -61,6 +63,8 @@ class Meta:
     config: dict[str, Any]
     loss_scale: tuple[float, int] = (1.0, 0)
     verification: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+    dataset: str = ""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 

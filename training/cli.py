@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from pipelines.cli_common import settings_option
+from pipelines.cli_common import exclusive_folder, settings_option
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import Manifest
 
@@ -27,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--out", required=True, type=_PATH, help="The run's folder: checkpoints, metrics, logs.")
 @settings_option
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
-@click.option("--finetune", type=_PATH, help="Start from the backbone of this checkpoint.")
+@click.option("--finetune", type=_PATH, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each host.")
 @click.option("--hosts", help="All hosts of the job, by commas; the first runs the scheduler.")
 @click.option("--host-rank", type=click.IntRange(min=0), default=0, show_default=True, help="This host in --hosts.")
@@ -83,7 +80,7 @@ def train(
         return
     if not resume and any(out.glob("checkpoints/step-*")):
         raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
-    with _locked(out, host_rank):
+    with exclusive_folder(out, f".lock-{host_rank}"):
         if plan.world == 1:
             result = _run(config, data, out, resume, finetune)
         else:
@@ -161,21 +158,6 @@ def _write(path: Path, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise FaceshardsError(f"{path}: {error.strerror}") from None
-
-
-@contextmanager
-def _locked(out: Path, host_rank: int) -> Iterator[None]:
-    """Keeps a second run out of the folder."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with open(out / f".lock-{host_rank}", "w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FaceshardsError(f"{out}: another run is at work there") from None
-            yield
-    except OSError as error:
-        raise FaceshardsError(f"{out}: {error.strerror or error}") from None
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

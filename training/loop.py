@@ -29,10 +29,11 @@ from training.schedule import learning_rate
 from training.step import Step
 from training.stream import Stream
 from training.sync_batch_norm import synchronise
+from training.weights import load_weights
 
 log = logging.getLogger(__name__)
 
-Verify = Callable[[ms.nn.Cell], dict[str, float]]
+Verify = Callable[[ms.nn.Cell], dict[str, tuple[float, float]]]
 
 
 class TrainingError(FaceshardsError):
@@ -57,8 +58,9 @@ def train(
         out: the run's folder, on a disk that all hosts share.
         group: the ranks.
         resume: go on from the last checkpoint in `out`, if there is one.
-        finetune: a checkpoint whose backbone is taken over, whatever its dataset.
-        verify: gives accuracies by set for a backbone; called on rank 0.
+        finetune: a checkpoint whose backbone is taken over, whatever its dataset; or a file of weights
+            (training.weights).
+        verify: gives accuracy and threshold (a cosine) by set for a backbone; called on rank 0.
 
     Raises:
         TrainingError: a loss is not finite, or the checkpoint is of another dataset or other settings.
@@ -78,6 +80,14 @@ def train(
     )  # fmt: skip
     backbone = create_backbone(config.backbone, config.embedding_size, config.recompute, config.seed)
     weights = backbone.parameters_dict()
+    folder, done, epoch, batch = out / "checkpoints", 0, 0, 0
+    saved = checkpoint.known(folder)[-1:] if resume else []
+    if finetune is not None and not saved:
+        if finetune.is_file():
+            load_weights(finetune, backbone)  # goes by the cells' names, which adapt_to_cpu changes
+        else:
+            _load(finetune, checkpoint.read_meta(finetune), "backbone", weights)
+        log.info("backbone of %s", finetune)
     if config.device == "CPU":
         adapt_to_cpu(backbone)
     if config.amp != "O0":
@@ -89,8 +99,6 @@ def train(
     for name, part in enumerate(group.gather_object((centers.start, centers.count))):
         log.info("rank %d: centres %s of %s from %s on", name, f"{part[1]:,}", f"{plan.classes:,}", f"{part[0]:,}")
 
-    folder, done, epoch, batch = out / "checkpoints", 0, 0, 0
-    saved = checkpoint.known(folder)[-1:] if resume else []
     if saved:
         meta = checkpoint.read_meta(saved[0])
         _check_same(saved[0], meta, plan)
@@ -105,9 +113,6 @@ def train(
         if meta.lanes != plan.layout.lanes:
             log.warning("%d ranks read in another order than %d: some images of epoch %d come twice or not",
                         world, meta.world, epoch)  # fmt: skip
-    elif finetune is not None:
-        _load(finetune, checkpoint.read_meta(finetune), "backbone", weights)
-        log.info("backbone of %s", finetune)
 
     progress = Progress(out if rank == 0 else None, plan.steps, plan.steps_per_epoch, config.global_batch,
                         config.log_steps, done)  # fmt: skip
@@ -136,17 +141,19 @@ def train(
                 progress.step(done, loss, lr, norm, step.scale)
 
                 began = time.perf_counter()
-                accuracies = {}
+                measured: dict[str, tuple[float, float]] = {}
                 if config.verify and plan.due(done, config.verify_steps):
                     if rank == 0 and verify is not None:
-                        accuracies = verify(backbone)
+                        measured = verify(backbone)
                         backbone.set_train()
-                        progress.write(done, {f"accuracy/{name}": value for name, value in accuracies.items()})
+                        progress.write(done, {f"accuracy/{name}": part[0] for name, part in measured.items()})
                     group.barrier()
+                accuracies = {name: part[0] for name, part in measured.items()}
                 if plan.due(done, config.checkpoint_steps):
                     meta = checkpoint.Meta(
                         done, epoch, batch, plan.layout.lanes, data.fingerprint, plan.classes, world,
                         dataclasses.asdict(config), (step.scale, step.good), accuracies,
+                        {name: part[1] for name, part in measured.items()}, str(data.info["name"]),
                     )  # fmt: skip
                     random_state = ms.get_rng_state().asnumpy()
                     saved = [checkpoint.save(folder, meta, group, _arrays(weights), _arrays(_by_name(step.optimizer)),

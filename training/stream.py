@@ -138,7 +138,7 @@ class Stream:
                 mine = which == i
                 rows[mine] = bounds[i] + order[places[mine]]
                 mirrored[mine] = flips[places[mine]]
-            seeds = [(self._seed, epoch, lanes[which[i]], int(places[i])) for i in range(len(items))]
+            seeds = [(self._seed, epoch, lanes[which[i]], int(places[i])) for i in range(len(items) * self._augment)]
             return self._load(rows, mirrored, seeds)
 
         steps = iter(range(start, layout.steps_per_epoch))
@@ -160,11 +160,15 @@ class Stream:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images (B, 3, H, W) and labels (B,) of own rows."""
         images: np.ndarray | None = None
+        shards = self._shards(rows).tolist()
+        places, sizes = self._offsets[rows].tolist(), self._lengths[rows].tolist()
         for i, row in enumerate(rows.tolist()):
             try:
-                image = decode(self._frame(row), self._size)
+                image = decode(self._frame(shards[i], places[i], sizes[i]), self._size)
             except ImageError as error:
                 raise ShardError(*self._name(row, str(error))) from None
+            except OSError as error:
+                raise ShardError(*self._name(row, f"cannot be read: {error.strerror}")) from None
             if self._size is None:
                 self._size = (image.shape[0], image.shape[1])
             if images is None:
@@ -177,21 +181,25 @@ class Stream:
         assert images is not None
         return images, self.labels[rows]
 
-    def _frame(self, row: int) -> memoryview:
-        """Returns an own row's encoded image."""
-        length = int(self._lengths[row])
-        number = int(np.searchsorted(self._layout.shard_bounds, self._start + row, side="right")) - 1
-        try:
-            data = os.pread(self._handles[number], length + 8, int(self._offsets[row]))
-        except OSError as error:
-            raise ShardError(*self._name(row, f"cannot be read: {error.strerror}")) from None
+    def _shards(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the numbers of the shards that own rows (n,) are in."""
+        return np.searchsorted(self._layout.shard_bounds, self._start + rows, side="right") - 1
+
+    def _frame(self, shard: int, offset: int, length: int) -> memoryview:
+        """Returns an encoded image of an open shard.
+
+        Raises:
+            OSError: it cannot be read.
+            ImageError: it has another length.
+        """
+        data = os.pread(self._handles[shard], length + 8, offset)
         if len(data) != length + 8 or int.from_bytes(data[:8], "little") != length:
-            raise ShardError(*self._name(row, f"no image of {length} bytes, which the manifest says"))
+            raise ImageError(f"no image of {length} bytes, which the manifest says")
         return memoryview(data)[8:]
 
     def _name(self, row: int, cause: str) -> tuple[str, str]:
         """Returns the shard's name, and the cause with the row in the shard."""
-        number = int(np.searchsorted(self._layout.shard_bounds, self._start + row, side="right")) - 1
+        number = int(self._shards(np.array(row)))
         return self._layout.names[number], f"row {self._start + row - self._layout.shard_bounds[number]}: {cause}"
 
     def close(self) -> None:

@@ -45,11 +45,13 @@ def decode(image: Any, size: tuple[int, int] | None = None) -> np.ndarray:
 def scaled(image: np.ndarray, out: np.ndarray) -> None:
     """Writes (H, W, 3) uint8 into `out` (3, H, W) float32 as (x / 255 - 0.5) / 0.5.
 
-    A table per channel takes 23 us an image of 112 x 112, a product and a difference 49 us, cv2.dnn.blobFromImages
-    106 us (decoding: 107 us).
+    A table over the three channels side by side takes 14 us an image of 112 x 112, one per channel 17 us, a product
+    and a difference 18 us, np.take 38 us (on a machine where decoding takes 76 us).
     """
-    for channel, values in enumerate(cv2.split(image)):
-        cv2.LUT(values, SCALED, out[channel])
+    height, width = image.shape[:2]
+    planes = np.empty((3, height, width), np.uint8)
+    cv2.split(image, list(planes))
+    cv2.LUT(planes.reshape(-1, width), SCALED, out.reshape(-1, width))
 
 
 def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

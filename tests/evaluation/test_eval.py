@@ -9,12 +9,15 @@ import mindspore as ms
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
-from evaluation.embeddings import Embedder, usable
+from evaluation.embeddings import Embedder
+from evaluation.models import cell_forward
 from evaluation.sets import write_bin
 from pipelines.cli import main
 from tests.recs import jpeg
 from training.backbones.registry import create_backbone
+from training.backbones.torch_names import to_torch
 from training.transforms import decode
 
 PAIRS = 20
@@ -54,8 +57,8 @@ def test_embeddings_from_elsewhere(pairs, tmp_path):
 def test_the_sum_of_both_views_whatever_the_batch(pairs):
     _, images, _ = pairs
     backbone = create_backbone("mbf_narrow", 32)
-    whole = Embedder(backbone, batch=64).views(images[:5])
-    parts = Embedder(backbone, batch=2).views(images[:5])
+    whole = Embedder(cell_forward(backbone), batch=64).views(images[:5])[0]
+    parts = Embedder(cell_forward(backbone), batch=2).views(images[:5])[0]
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
     backbone.set_train(False)
     first = (decode(images[0]).transpose(2, 0, 1).astype(np.float32) / 255 - 0.5) / 0.5
@@ -64,13 +67,20 @@ def test_the_sum_of_both_views_whatever_the_batch(pairs):
     np.testing.assert_allclose(whole[1, 0], backbone(ms.Tensor(mirror)).asnumpy()[0], rtol=1e-4, atol=1e-5)
 
 
-def test_images_that_do_not_decode_cost_their_pair(pairs):
+def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path):
     images = list(pairs[1])
     images[3], images[8] = b"junk", jpeg(1, 50, 50)
-    good, problems = usable(images)
-    assert good.tolist() == [i for i in range(PAIRS) if i not in (1, 4)]
-    assert problems[0] == "pair 1 left out: image 3: 4 bytes are no image that OpenCV decodes"
-    assert problems[1].startswith("pair 4 left out: image 8: an image of 50 x 50 pixels")
+    write_bin(tmp_path / "odd.bin", images, pairs[2])
+    weights = tmp_path / "narrow.safetensors"
+    save_file(to_torch(create_backbone("mbf_narrow", 32)), weights)
+    options = ("--model", weights, "--backbone", "mbf_narrow", "--quiet")
+    result = run("eval", *options, "--set", tmp_path / "odd.bin", "--set", pairs[0], "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:3]] == [["lfw", "20"], ["odd", "18"]]
+    assert "odd: pair 1 left out: image 3: 4 bytes are no image that OpenCV decodes" in result.stderr
+    assert "odd: pair 4 left out: image 8: an image of 50 x 50 pixels" in result.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [len(entry["excluded"]) for entry in report] == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pickletools
 import numpy as np
 import pytest
 
-from evaluation.sets import SetError, make_set, read_bin, write_bin
+from evaluation.pair_lists import make_set
+from evaluation.sets import SetError, read_bin, write_bin
 from tests.recs import jpeg
 
 IMAGES = [jpeg(i, 40, 40) for i in range(4)]
@@ -116,3 +117,46 @@ def test_a_set_from_folders(tmp_path):
     pairs.write_text("ann 1 2\nwhat\n")
     with pytest.raises(SetError, match=r"pairs.txt:2: 'what' is no pair"):
         make_set(tmp_path, pairs)
+
+
+def test_the_lists_of_calfw_and_of_two_columns(tmp_path):
+    for person in ("ann", "bob"):
+        (tmp_path / person).mkdir()
+        for number in (1, 2):
+            (tmp_path / person / f"{number}.jpg").write_bytes(IMAGES[number])
+    pairs = tmp_path / "calfw_pairs.txt"
+    pairs.write_text("ann/1.jpg 3\nann/2.jpg 3\n\nann/1.jpg 0\nbob/2.jpg 0\n")
+    found = make_set(tmp_path, pairs)
+    assert (found.name, found.same.tolist()) == ("calfw", [True, False])
+    assert list(found.images) == [IMAGES[1], IMAGES[2]] * 2
+    pairs.write_text("ann/1.jpg ann/2.jpg\nann/1.jpg bob/2.jpg\n")
+    assert make_set(tmp_path, pairs).same.tolist() == [True, False]
+    for text, message in (
+        ("ann/1.jpg 1\n", "first image of a pair without a second"),
+        ("ann/1.jpg 1\nann/2.jpg 0\n", "calfw_pairs.txt:2: 'ann/2.jpg 0' is not the second image"),
+        ("one two\n", "calfw_pairs.txt:1: 'one two' is no pair"),
+    ):
+        pairs.write_text(text)
+        with pytest.raises(SetError, match=message):
+            make_set(tmp_path, pairs)
+
+
+def test_the_protocol_of_cfp(tmp_path):
+    protocol = tmp_path / "Protocol"
+    for kind, folder in (("F", "frontal"), ("P", "profile")):
+        (tmp_path / "Images" / "001" / folder).mkdir(parents=True)
+        for number in (1, 2):
+            (tmp_path / "Images" / "001" / folder / f"{number:02d}.jpg").write_bytes(kind.encode() + bytes([number]))
+        protocol.mkdir(exist_ok=True)
+        names = [f"{number} ../Data/Images/001/{folder}/{number:02d}.jpg" for number in (1, 2)]
+        (protocol / f"Pair_list_{kind}.txt").write_text("\n".join(names) + "\n")
+    for fold in ("02", "01"):
+        (protocol / "Split" / "FP" / fold).mkdir(parents=True)
+        (protocol / "Split" / "FP" / fold / "same.txt").write_text("1,2\n" if fold == "01" else "2,2\n")
+        (protocol / "Split" / "FP" / fold / "diff.txt").write_text("2,1\n")
+    found = make_set(tmp_path / "Images", protocol)
+    assert found.same.tolist() == [True, False, True, False]
+    assert found.images == (b"F\x01", b"P\x02", b"F\x02", b"P\x01", b"F\x02", b"P\x02", b"F\x02", b"P\x01")
+    (protocol / "Split" / "FP" / "02" / "diff.txt").write_text("3,1\n")
+    with pytest.raises(SetError, match=r"diff.txt:1: '3,1' names an image that the lists of images have not"):
+        make_set(tmp_path / "Images", protocol)

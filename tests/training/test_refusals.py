@@ -123,10 +123,12 @@ def test_another_dataset_needs_finetune(run, tmp_path):
     checkpoint = next((run / "checkpoints").iterdir())
     tuned = train(other, tmp_path / "tuned", "--finetune", str(checkpoint), epochs=1, warmup_epochs=0)
     assert tuned.exit_code == 0, tuned.output
-    fresh = train(other, tmp_path / "fresh", epochs=1, warmup_epochs=0)
-    first = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("tuned", "fresh")]
-    assert fresh.exit_code == 0
-    assert first[0]["loss"] != first[1]["loss"]
+    weights = str(checkpoint / "backbone.safetensors")
+    for name, options in (("fresh", ()), ("file", ("--finetune", weights))):
+        assert train(other, tmp_path / name, *options, epochs=1, warmup_epochs=0).exit_code == 0
+    lines = {name: (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("tuned", "fresh", "file")}
+    first = {name: json.loads(line[0])["loss"] for name, line in lines.items()}
+    assert first["tuned"] == first["file"] != first["fresh"]
 
 
 def test_weights_of_another_model(data, run, tmp_path):

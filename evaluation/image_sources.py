@@ -1,0 +1,129 @@
+"""Images to embed: of a published dataset, a verification set, a .rec or an image folder, a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+
+from evaluation.sets import read_bin
+from pipelines import partition
+from pipelines.errors import FaceshardsError
+from pipelines.manifest import Manifest, file_digest
+from pipelines.mindrecord import Shard
+from pipelines.sources import cut, find_files
+
+ROWS = 8192  # images of a block of a dataset or set
+BYTES = 64 << 20  # of a block of a .rec or a folder: about as many faces
+
+
+@dataclass(frozen=True)
+class Images:
+    """A block of images; the lists have an entry per image.
+
+    Args:
+        sids: (n,) int64; in a dataset its sample ids, elsewhere an image's place in the order of the source.
+        keys: what the source calls it: the key in the .idx, the path below the folder, the place in the set.
+        labels: identity as the source says it; None in a verification set, or where it could not be read.
+        images: encoded; empty where there is none.
+        causes: why there is none; "" for the others.
+    """
+
+    sids: np.ndarray
+    keys: Sequence[str | None]
+    labels: Sequence[str | None]
+    images: Sequence[bytes | memoryview | np.ndarray]
+    causes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from.
+
+    Args:
+        identity: plain JSON values that change whenever the images do.
+        blocks: one function per block, which reads it; it takes the sid of the block's first image, which only
+            sources without sids of their own need.
+        total: images, 0 if that is not known before they are read.
+    """
+
+    identity: dict[str, Any]
+    blocks: Sequence[Callable[[int], Images]]
+    total: int
+
+
+def open_source(path: Path, work: Path) -> Source:
+    """Returns the images at a path.
+
+    Args:
+        path: a published dataset, a .bin, a .rec, or a folder with a .rec or images.
+        work: a folder for tables that the blocks need.
+
+    Raises:
+        FaceshardsError: nothing there, or nothing that can be read.
+    """
+    if (path / "dataset.json").is_file() or path.name == "dataset.json":
+        return _dataset(Manifest(path))
+    if path.suffix == ".bin":
+        return _set(path)
+    files, _ = find_files(path)
+    parts, _ = cut(files, work, BYTES)
+    identity = {"files": [[file.name, file.bytes, file.mtime_ns] for file in files]}
+    return Source(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
+
+
+def _dataset(data: Manifest) -> Source:
+    """Returns the images of a published dataset, in the order of its shards."""
+    shards = data.table("shards", ["shard", "file", "rows"]).sort_by("shard").to_pylist()
+
+    def read(shard: dict[str, Any], start: int) -> Images:
+        where = (ds.field("shard") == shard["shard"]) & (ds.field("row") >= start) & (ds.field("row") < start + ROWS)
+        rows = data.table("images", ["row", "sid", "key", "label_original"], where).sort_by("row")
+        with Shard(data.shard_path(shard["file"])) as file:
+            images = [file.image(row) for row in rows["row"].to_pylist()]
+        keys, labels = (rows[name].to_pylist() for name in ("key", "label_original"))
+        return Images(rows["sid"].to_numpy(), keys, labels, images, [""] * len(images))
+
+    starts = [(shard, start) for shard in shards for start in range(0, shard["rows"], ROWS)]
+    blocks = [lambda _, shard=shard, start=start: read(shard, start) for shard, start in starts]
+    return Source({"dataset": data.fingerprint}, blocks, data.totals["kept"])  # type: ignore[arg-type]
+
+
+def _set(path: Path) -> Source:
+    """Returns the images of a verification set: 2k and 2k + 1 are pair k."""
+    images = read_bin(path).images
+
+    def read(start: int) -> Images:
+        part = images[start : start + ROWS]
+        places = np.arange(start, start + len(part))
+        return Images(places, [str(place) for place in places], [None] * len(part), part, [""] * len(part))
+
+    blocks = [lambda _, start=start: read(start) for start in range(0, len(images), ROWS)]
+    return Source({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
+
+
+def _partition(part: partition.Partition, first: int) -> Images:
+    """Returns the image records of a piece of a .rec or folder; broken ones with their reason."""
+    found = partition.scan(part)
+    causes = [f"{detail}" if detail else "" for detail in found.detail]
+    # A label that names no identity does not matter here: the image has an embedding all the same.
+    causes = ["" if image is not None else cause for image, cause in zip(found.images, causes, strict=True)]
+    keys: Iterator[str] = (str(first + i) if key is None else key for i, key in enumerate(found.key))
+    images = [b"" if image is None else image for image in found.images]
+    sids = np.arange(first, first + len(images))
+    return Images(sids, list(keys), found.label_original, images, causes)
+
+
+def check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with what another request began.
+
+    Raises:
+        FaceshardsError: names what differs.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise FaceshardsError(f"{path}: holds embeddings of another {key}; choose another folder")
