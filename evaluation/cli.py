@@ -50,7 +50,7 @@ def evaluate(
         raise click.UsageError("--embeddings belongs to one --set")
     loaded = [read_bin(path) for path in sets]
     if embeddings is not None:
-        rows = _read_embeddings(embeddings, loaded[0])
+        rows = read_array(embeddings, len(loaded[0].images), loaded[0].name)
         entries = [_entry(loaded[0], rows, None, np.arange(len(loaded[0].same)), ())]
     else:
         from evaluation.models import load_model  # MindSpore: only for models
@@ -94,15 +94,19 @@ def _entry(
     return Entry(entry.name, result, accuracy, dist, same, pictures, problems, pairs.tolist())
 
 
-def _read_embeddings(path: Path, entry: VerificationSet) -> np.ndarray:
+def read_array(path: Path, count: int, name: str) -> np.ndarray:
+    """Returns embeddings (count, D), float32 or float64, from an .npy.
+
+    Raises:
+        FaceshardsError: no such array.
+    """
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise FaceshardsError(f"{path}: no array in NumPy's format: {error}") from None
-    if found.ndim != 2 or len(found) != len(entry.images) or found.dtype.kind != "f":
-        raise FaceshardsError(
-            f"{path}: {found.dtype} {list(found.shape)}; {entry.name} needs floats [{len(entry.images)}, D]"
-        )
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or len(found) != count or found.dtype.kind != "f":
+        shape = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "no single array"
+        raise FaceshardsError(f"{path}: {shape}; {name} needs floats [{count}, D]")
     return np.asarray(found, np.float32 if found.dtype.itemsize < 4 else found.dtype)
 
 

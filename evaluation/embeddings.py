@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -30,21 +31,29 @@ class Embedder:
         forward: (B, 3, H, W) float32, RGB, (x / 255 - 0.5) / 0.5, to (B, D) float32.
         batch: images in a call, and as many mirror images.
         size: height and width the images must have, in pixels.
+        load: gives the pixels of what batches() takes, (H, W, 3) uint8, RGB, or raises ImageError; None decodes images.
     """
 
-    def __init__(self, forward: Forward, batch: int = 64, size: tuple[int, int] = SIZE) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        batch: int = 64,
+        size: tuple[int, int] = SIZE,
+        load: Callable[[Any], np.ndarray] | None = None,
+    ) -> None:
         self._forward, self._batch, self._size = forward, batch, size
+        self._pixels = load or (lambda image: decode(image, size))
 
     @functools.cached_property
     def dim(self) -> int:
         """Components of an embedding; asks the model."""
         return self._forward(np.zeros((2 * self._batch, 3, *self._size), np.float32)).shape[1]
 
-    def batches(self, images: Iterable[bytes | memoryview | np.ndarray]) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    def batches(self, images: Iterable[Any]) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
         """Yields the views of the images, a batch at a time.
 
         Args:
-            images: encoded; taken as they are needed.
+            images: encoded, or what `load` takes; taken as they are needed.
 
         Yields:
             (2, n, D) float32, of the images and of their mirror images; and, by place in the batch, why an image has no
@@ -72,7 +81,7 @@ class Embedder:
                 yield views, problems
                 number += count
 
-    def views(self, images: Iterable[bytes | memoryview | np.ndarray]) -> tuple[np.ndarray, dict[int, str]]:
+    def views(self, images: Iterable[Any]) -> tuple[np.ndarray, dict[int, str]]:
         """Returns (2, N, D) float32, of N images and of their mirror images; and, by place, why one has none (NaN).
 
         Raises:
@@ -85,13 +94,13 @@ class Embedder:
             start += views.shape[1]
         return np.concatenate(found[1:] or found, axis=1), problems
 
-    def _load(self, images: Sequence[bytes | memoryview | np.ndarray]) -> tuple[np.ndarray, int, dict[int, str]]:
+    def _load(self, images: Sequence[Any]) -> tuple[np.ndarray, int, dict[int, str]]:
         """Returns (2, batch, 3, H, W) float32 of the images and mirror images, their number, and causes by place."""
         data = np.zeros((2, self._batch, 3, *self._size), np.float32)
         problems = {}
         for place, image in enumerate(images):
             try:
-                scaled(decode(image, self._size), data[0, place])
+                scaled(self._pixels(image), data[0, place])
             except ImageError as error:
                 problems[place] = str(error)
             data[1, place] = data[0, place, :, :, ::-1]

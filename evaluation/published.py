@@ -26,6 +26,9 @@ PUBLISHED: dict[str, dict[tuple[str, str], tuple[float, ...]]] = {
     # mk-minchul/CVLface, IR50.
     "CVLface": {("r50", "casia"): (99.37, 97.04, 94.40, 93.43, 90.02)},
 }
+# deepinsight/insightface, arcface_torch's README: TAR in % at FAR 1e-4 on IJB-C, by backbone and training set.
+IJBC = {("r50", "ms1mv3"): 96.37, ("r100", "glint360k"): 97.55, ("r100", "webface42m"): 97.70,
+        ("vit_b", "webface42m"): 97.91}  # fmt: skip
 _ALIASES = {"casiawebface": "casia", "facesemore": "ms1mv2"}
 
 
@@ -48,3 +51,8 @@ def published(backbone: str, trained_on: str, name: str) -> dict[str, float]:
     return {
         source: rows[backbone, data][place] for source, rows in PUBLISHED.items() if (backbone, data) in rows
     }  # fmt: skip
+
+
+def published_ijbc(backbone: str, trained_on: str) -> float | None:
+    """Returns arcface_torch's TAR in % at FAR 1e-4 on IJB-C, if it is in print."""
+    return IJBC.get((backbone, _ALIASES.get(key(trained_on), key(trained_on))))

@@ -1,0 +1,260 @@
+"""IJB-B and IJB-C, 1:1 verification of templates (sets of photographs and video frames), as InsightFace computes it.
+
+The equations: an image's embedding (image and mirror image added) times its detection score; the mean over the images
+of one medium in a template; the sum over a template's media, divided by its length; a pair's score is the dot product.
+TAR is read off the ROC curve at the point whose FAR is nearest to the one wanted. Source: deepinsight/insightface,
+recognition/arcface_torch/eval_ijbc.py; the benchmark: Maze et al., IARPA Janus Benchmark-C, ICB 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from evaluation.alignment import AlignmentError, align
+from evaluation.embeddings import Embedder, Forward
+from evaluation.verification import Interval
+from pipelines.errors import FaceshardsError
+from training.transforms import ImageError, decode
+
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+PAIRS = 1 << 16  # whose features are multiplied at once: 256 MiB at 512 components
+TEMPLATES = 1 << 11  # whose images are weighted at once
+CELLS, RESAMPLES = 2000, 1000  # of the intervals
+
+
+class IjbError(FaceshardsError):
+    """Files that are not the benchmark's, or embeddings from which nothing follows."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The benchmark's files; N images, P pairs of templates.
+
+    Args:
+        name: ``ijbb`` or ``ijbc``.
+        images: folder of the loose crops.
+        names: N file names.
+        template: (N,) int64.
+        media: (N,) int64.
+        points: (N, 5, 2) float32, landmarks in pixels of the loose crop.
+        score: (N,) float32, of the face's detection.
+        pairs: (P, 2) int64, templates.
+        same: (P,) bool.
+    """
+
+    name: str
+    images: Path
+    names: list[str]
+    template: np.ndarray
+    media: np.ndarray
+    points: np.ndarray
+    score: np.ndarray
+    pairs: np.ndarray
+    same: np.ndarray
+
+
+@dataclass(frozen=True)
+class IjbResult:
+    """What was measured.
+
+    Args:
+        pairs: that were scored.
+        impostors: those of two persons among them.
+        dropped_images: without an embedding.
+        dropped_pairs: with a template that has no image left; pairs + dropped_pairs are all of the benchmark.
+        tar: true accept rate by false accept rate; None where the impostor pairs are too few to measure it.
+        intervals: 95 % intervals of these, by resampled pairs.
+        auc: area under the ROC curve.
+    """
+
+    pairs: int
+    impostors: int
+    dropped_images: int
+    dropped_pairs: int
+    tar: dict[float, float | None]
+    intervals: dict[float, Interval | None]
+    auc: float
+
+
+def read_protocol(root: Path) -> Protocol:
+    """Returns the benchmark in a folder: meta/ijbX_face_tid_mid.txt, ijbX_template_pair_label.txt,
+    ijbX_name_5pts_score.txt, and loose_crop.
+
+    Raises:
+        IjbError: a file is missing or has a line that does not belong there, or the files disagree.
+    """
+    found = sorted((root / "meta").glob("ijb?_face_tid_mid.txt"))
+    if len(found) != 1:
+        raise IjbError(f"{root / 'meta'}: {len(found)} files ijbb_ or ijbc_face_tid_mid.txt, not one")
+    name = found[0].name[:4]
+    faces = _columns(found[0], {"name": pa.string(), "template": pa.int64(), "media": pa.int64()})
+    points = [f"{axis}{i}" for i in range(5) for axis in "xy"]
+    path = found[0].with_name(f"{name}_name_5pts_score.txt")
+    marks = _columns(path, {"name": pa.string(), **dict.fromkeys(points, pa.float32()), "score": pa.float32()})
+    names = faces["name"].to_pylist()
+    if names != marks["name"].to_pylist():
+        pairs = zip(names, marks["name"].to_pylist(), strict=False)
+        line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), min(len(names), len(marks)) + 1)
+        raise IjbError(f"{path}:{line}: not the image of the same line of {found[0].name}")
+    path = found[0].with_name(f"{name}_template_pair_label.txt")
+    lines = _columns(path, {"a": pa.int64(), "b": pa.int64(), "same": pa.int64()})
+    pairs, same = np.stack([lines["a"].to_numpy(), lines["b"].to_numpy()], axis=1), lines["same"].to_numpy()
+    template = faces["template"].to_numpy()
+    for wrong, what in (
+        (~np.isin(pairs, np.unique(template)).all(axis=1), "a template without images"),
+        ((same != 0) & (same != 1), "a label that is neither 0 nor 1"),
+    ):
+        if wrong.any():
+            raise IjbError(f"{path}:{int(wrong.argmax()) + 1}: {what}")
+    landmarks = np.stack([marks[column].to_numpy() for column in points], axis=1).reshape(-1, 5, 2)
+    return Protocol(name, root / "loose_crop", names, template, faces["media"].to_numpy(), landmarks,
+                    marks["score"].to_numpy(), pairs, same == 1)  # fmt: skip
+
+
+def _columns(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
+    """Returns the columns of a file of words between blanks."""
+    try:
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(column_names=list(types), use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=" ", quote_char=False),
+            convert_options=csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise IjbError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def embed_protocol(protocol: Protocol, forward: Forward, places: Iterable[int]) -> tuple[np.ndarray, dict[int, str]]:
+    """Returns (N, D) float32, image and mirror image added, of the aligned faces; and, by place, why one is NaN.
+
+    Args:
+        protocol: the benchmark.
+        forward: (B, 3, 112, 112) float32 to (B, D).
+        places: 0 to N - 1, in order; a progress bar around them, perhaps.
+    """
+
+    def load(place: int) -> np.ndarray:
+        try:
+            image = decode((protocol.images / protocol.names[place]).read_bytes())
+            return align(image, protocol.points[place])
+        except OSError as error:
+            raise ImageError(f"{protocol.names[place]}: {error.strerror}") from None
+        except (ImageError, AlignmentError) as error:
+            raise ImageError(f"{protocol.names[place]}: {error}") from None
+
+    rows, problems, start = [], {}, 0
+    for views, bad in Embedder(forward, load=load).batches(places):
+        rows.append(views[0] + views[1])
+        problems.update({start + place: cause for place, cause in bad.items()})
+        start += len(rows[-1])
+    return np.concatenate(rows), problems
+
+
+def template_features(
+    embeddings: np.ndarray, template: np.ndarray, media: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the templates (T,) int64, ascending, and their features (T, D) float64 of length 1.
+
+    Args:
+        embeddings: (N, D) float; rows that are NaN are left out.
+        template: (N,) int64.
+        media: (N,) int64.
+        score: (N,) float, the weight of each image.
+
+    Raises:
+        IjbError: a template's feature has no length.
+    """
+    order = np.lexsort((media, template))
+    order = order[np.isfinite(embeddings[order, 0])]  # NaN is all of a row or none
+    template, media = template[order], media[order]
+    first = np.flatnonzero(np.diff(template, prepend=template[:1] - 1))  # (T,) of each template
+    features = np.empty((len(first), embeddings.shape[1]))
+    for low in range(0, len(first), TEMPLATES):
+        begin, high = first[low], min(low + TEMPLATES, len(first))
+        part = slice(begin, first[high] if high < len(first) else len(order))
+        rows = embeddings[order[part]].astype(np.float64) * score[order[part], None]  # (n, D)
+        changes = np.diff(template[part], prepend=template[begin] - 1) != 0
+        changes |= np.diff(media[part], prepend=media[begin] - 1) != 0
+        starts = np.flatnonzero(changes)  # of each medium of a template
+        means = np.add.reduceat(rows, starts) / np.diff(starts, append=len(rows))[:, None]
+        features[low:high] = np.add.reduceat(means, np.searchsorted(starts, first[low:high] - begin))
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    if not (lengths > 0).all():
+        raise IjbError(f"template {template[first[int((lengths <= 0).argmax())]]}: its images add up to nothing")
+    features /= lengths
+    return template[first], features
+
+
+def pair_scores(templates: np.ndarray, features: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Returns (P,) float64, the dot products of pairs' features; NaN for a pair with a template that is not there.
+
+    Args:
+        templates: (T,) int64, ascending.
+        features: (T, D) float64.
+        pairs: (P, 2) int64, templates.
+    """
+    places = np.searchsorted(templates, pairs).clip(max=len(templates) - 1)  # (P, 2)
+    scores = np.full(len(pairs), np.nan)
+    there = np.flatnonzero((templates[places] == pairs).all(axis=1))
+    for low in range(0, len(there), PAIRS):
+        part = there[low : low + PAIRS]
+        scores[part] = np.einsum("pd,pd->p", features[places[part, 0]], features[places[part, 1]])
+    return scores
+
+
+def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] = FARS, seed: int = 0) -> IjbResult:
+    """Returns what embeddings (N, D) give on the benchmark; rows that are NaN are images without one.
+
+    Raises:
+        IjbError: as many embeddings as images are not there, or all pairs left are of one kind.
+    """
+    if len(embeddings) != len(protocol.names):
+        raise IjbError(f"{len(embeddings)} embeddings for {len(protocol.names)} images")
+    templates, features = template_features(embeddings, protocol.template, protocol.media, protocol.score)
+    scores = pair_scores(templates, features, protocol.pairs)
+    kept = np.isfinite(scores)
+    scores, same = scores[kept], protocol.same[kept]
+    impostors = int(np.count_nonzero(~same))
+    if impostors in (0, len(same)):
+        raise IjbError(f"{protocol.name}: the {len(same)} pairs left are all of one kind")
+    far, tar = (rates[::-1] for rates in roc_curve(same, scores)[:2])  # of equal FARs the largest TAR comes first
+    values = {wanted: float(tar[np.argmin(np.abs(far - wanted))]) for wanted in fars}
+    found = _intervals(scores, same, fars, seed)
+    measurable = {wanted: wanted * impostors >= 1 for wanted in fars}
+    return IjbResult(
+        len(same), impostors, int(np.isnan(embeddings[:, 0]).sum()), int(np.count_nonzero(~kept)),
+        {wanted: values[wanted] if measurable[wanted] else None for wanted in fars},
+        {wanted: found[wanted] if measurable[wanted] else None for wanted in fars},
+        float(roc_auc_score(same, scores)),
+    )  # fmt: skip
+
+
+def _intervals(scores: np.ndarray, same: np.ndarray, fars: tuple[float, ...], seed: int) -> dict[float, Interval]:
+    """Returns the middle 95 % of each TAR over resampled pairs.
+
+    Scores are counted in cells whose borders are impostor scores, close together where FARs are low; resampling pairs
+    is then a Poisson draw for each cell.
+    """
+    impostor = np.sort(scores[~same])[::-1]
+    ranks = np.unique(np.geomspace(1, len(impostor), CELLS).round().astype(np.int64)) - 1
+    borders = np.append(impostor[ranks], -np.inf)[::-1]  # ascending; a cell goes from a border to the next
+    rng = np.random.default_rng(seed)
+    rates = []  # FAR and TAR, (R, cells) each, of accepting what is in a cell or above
+    for kind in (~same, same):
+        counts = np.bincount(np.searchsorted(borders, scores[kind], side="right") - 1, minlength=len(borders))
+        drawn = rng.poisson(counts, (RESAMPLES, len(borders)))[:, ::-1].cumsum(axis=1)
+        rates.append(drawn / np.maximum(drawn[:, -1:], 1))
+    far, tar = rates
+    found = {}
+    for wanted in fars:
+        nearest = np.abs(far - wanted).argmin(axis=1)  # (R,)
+        low, high = np.quantile(tar[np.arange(RESAMPLES), nearest], [0.025, 0.975])
+        found[wanted] = (float(low), float(high))
+    return found
