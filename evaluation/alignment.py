@@ -66,6 +66,6 @@ def align(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """
     matrix = similarity(points)
     try:
-        return np.asarray(cv2.warpAffine(image, matrix, (SIZE, SIZE), borderValue=0.0), np.uint8)
+        return np.asarray(cv2.warpAffine(image, matrix, (SIZE, SIZE), borderValue=(0.0, 0.0, 0.0)), np.uint8)
     except cv2.error as error:
         raise AlignmentError(f"an image of {list(image.shape)} cannot be warped: {error.err}") from None
