@@ -83,18 +83,6 @@ def load_model(path: Path, backbone: str = "", device: str = "CPU") -> Model:
     return Model(forward, str(card.get("backbone", backbone)), path, digest, card)
 
 
-def load_backbone(path: Path, device: str = "CPU") -> tuple[nn.Cell, str]:
-    """Returns the backbone of a checkpoint or run in evaluation mode, fit for a device, and its name.
-
-    Raises:
-        CheckpointError: nothing of the kind, or damaged.
-    """
-    source = _of_checkpoint(path)
-    if device == "CPU":
-        adapt_to_cpu(source.cell)
-    return source.cell, source.backbone
-
-
 def load_source(path: Path, backbone: str = "") -> Source:
     """Returns the backbone of a checkpoint, run or file of weights; see load_model.
 
