@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import sys
 import types
 import zipfile
 from collections import OrderedDict
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -151,3 +153,18 @@ def test_damage_is_one_line(tmp_path):
         with pytest.raises(WeightsError, match=name) as failure:
             read_weights(tmp_path / name)
         assert "\n" not in str(failure.value)
+
+
+def test_a_checkpoint_of_mindface_is_taken_over(tmp_path):
+    """Its names: a prefix, its MobileFaceNet's missing `layers.`, MindSpore 1's `a` for slopes, moments and a head."""
+    theirs, ours = create_backbone("mbf_narrow", 32, seed=1), create_backbone("mbf_narrow", 32, seed=2)
+    named = []
+    for parameter in theirs.get_parameters():
+        name = re.sub(r"^layers\.(\d+)\.(?=layers\.)", r"\1.", parameter.name)
+        named.append({"name": f"backbone.{re.sub(r'[.]w$', '.a', name)}", "data": ms.Tensor(parameter.asnumpy())})
+    others = ("moments.backbone.conv_sep.layers.0.weight", "learning_rate", "global_step")
+    named += [{"name": name, "data": ms.Tensor(np.ones(3, np.float32))} for name in others]
+    ms.save_checkpoint(named, str(tmp_path / "x.ckpt"))
+    load_weights(tmp_path / "x.ckpt", ours)
+    got, want = to_torch(ours), to_torch(theirs)
+    assert all(np.array_equal(got[key], want[key]) for key in want)
