@@ -9,7 +9,6 @@ that of the arrays and the search.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.near import across_pairs, hamming
+from pipelines.progress import peak_memory
 
 LFW = {80: 8290 / 87.3e6, 72: 606 / 87.3e6, 64: 40 / 87.3e6}  # docs/deduplication.md, pairs of different identities
 FLIP = (0, 0, 1, 0, 0, 1, 1)  # binary digits of 19/128 = 0.148: 8 bits of one hidden bit then correlate by 0.49
@@ -84,7 +84,7 @@ def main(images: int, planted: int, limit: int, recall: float, threads: int, see
     start, cpu = time.perf_counter(), time.process_time()
     pairs, statistics = across_pairs(labels, phash, limit, recall, threads)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    peak = peak_memory() / (1 << 30)
     click.echo(f"images {images:,}, limit {limit}, recall asked {recall}, threads {threads}")
     click.echo(
         f"wall {wall:.1f} s, CPU {cpu:.1f} s, peak RSS {peak:.2f} GiB ({peak * (1 << 30) / images:.0f} B an image)"

@@ -10,7 +10,6 @@ its own; compilation is told apart. Images a second count images, each with its 
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 import click
 import numpy as np
+
+from pipelines.progress import peak_memory
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -45,7 +46,7 @@ def measure(path: Path, name: str, count: int) -> dict[str, Any]:
     clock.append(time.perf_counter())
     views, _ = embedder.views(images)
     clock.append(time.perf_counter())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_memory() / 1e9
     return {"first": clock[1] - clock[0], "rate": count / (clock[2] - clock[1]), "peak": peak, "rows": views[0, :8]}
 
 

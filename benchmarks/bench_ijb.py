@@ -7,13 +7,13 @@ The embeddings are noise around a centre for each person, which costs the same a
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.ijb import Protocol, measure
+from pipelines.progress import peak_memory
 
 IMAGES, TEMPLATES, PAIRS, GENUINE, PEOPLE, DIM = 469_375, 23_124, 15_658_489, 19_557, 3531, 512
 
@@ -31,11 +31,11 @@ def main() -> None:
     protocol = Protocol("ijbc", Path(), [""] * IMAGES, template, rng.integers(0, 1 << 18, IMAGES),
                         np.zeros((0, 5, 2), np.float32), rng.random(IMAGES, np.float32), pairs,
                         person[pairs[:, 0]] == person[pairs[:, 1]])  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    before = peak_memory() / 1e9
     start = time.perf_counter()
     result = measure(protocol, rows)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_memory() / 1e9
     print(
         f"{PAIRS:,} pairs of {TEMPLATES:,} templates: {seconds:.1f} s; peak {before:.2f} GB before, {peak:.2f} GB in it"
     )

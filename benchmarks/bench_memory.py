@@ -7,17 +7,17 @@ they are loaded to the decisions on disk; prints time, peak resident memory, and
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import click
 import numpy as np
-from bench_dedupe import make
 
+from benchmarks.bench_dedupe import make
 from pipelines.config import BuildConfig
 from pipelines.decide import Columns, decide
+from pipelines.progress import peak_memory
 
 
 def side(folder: str, threads: int, result: multiprocessing.Queue) -> None:
@@ -31,7 +31,7 @@ def side(folder: str, threads: int, result: multiprocessing.Queue) -> None:
     del phash, sha, label, size
     start = time.perf_counter()
     decide(columns, None, BuildConfig(), threads, root / "decisions")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     result.put((time.perf_counter() - start, peak))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from pipelines.progress import peak_memory
 
 CALL = 512  # rows per write_raw_data; larger calls are no faster (9.6-15.8 k images/s at 256-2,000 rows)
 
@@ -66,7 +67,7 @@ def run_side(side: str, path: Path, rows: int, size: int) -> None:
     facts = {
         "images/s": rows / wall,
         "CPU us/image": (after.user + after.system - before.user - before.system) / rows * 1e6,
-        "peak RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak RSS MB": peak_memory() / 1e6,
         "apparent MB": status[0].st_size / 1e6,
         "allocated MB": status[0].st_blocks * 512 / 1e6,
         ".db MB": status[1].st_size / 1e6,

@@ -7,7 +7,6 @@ so the peak memory printed is that of the columns and the planner.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from pipelines.balance import balance, shard_count
 from pipelines.config import BuildConfig
+from pipelines.progress import peak_memory
 from pipelines.records import CODE
 
 IDENTITIES_PER_IMAGE = 2_059_906 / 42_474_558  # WebFace42M (Zhu et al., CVPR 2021)
@@ -52,7 +52,7 @@ def main(images: int, max_images: int, seed: int) -> None:
     shards = shard_count(kept * BYTES_PER_IMAGE, kept, config)
     placed = plan.place(shards)
     end, cpu = time.perf_counter(), time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    peak = peak_memory() / (1 << 30)
     identities = int(plan.label.max(initial=-1)) + 1
     click.echo(
         f"images {images:,}, max_images {max_images}: kept {kept:,} of {identities:,} identities, shards {shards}"

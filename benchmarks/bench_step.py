@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import resource
 import statistics
 import time
 from typing import Any
 
 import click
 import numpy as np
+
+from pipelines.progress import peak_memory
 
 CLASSES, SAMPLE, DIM = 10_000, 1000, 512
 
@@ -52,7 +53,7 @@ def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any
         assert d_rows is not None
         centers.update(ids, d_rows.asnumpy(), 0.01)
         times.append(time.perf_counter() - start)
-    return {"times": times, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    return {"times": times, "peak": peak_memory() / 1e9}
 
 
 def pytorch(name: str, batch: int, steps: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def pytorch(name: str, batch: int, steps: int) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5)
         optimizer.step()
         times.append(time.perf_counter() - start)
-    return {"times": times, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    return {"times": times, "peak": peak_memory() / 1e9}
 
 
 @click.command()

@@ -25,6 +25,8 @@ import click
 import cv2
 import numpy as np
 
+from pipelines.progress import peak_memory
+
 BATCH = 128
 SIDES = ("stream", "stream behind GeneratorDataset", "MindDataset", "ImageRecordIter", "cv2.imdecode alone")
 
@@ -120,7 +122,6 @@ def epochs(side: str, folder: Path, threads: int) -> Callable[[], Iterable[Any]]
 
 def measure(side: str, folder: Path, threads: int, rounds: int) -> None:
     """Prints a side's medians as one line of JSON."""
-    import resource
 
     run = epochs(side, folder, threads)
     sum(1 for _ in run())
@@ -132,7 +133,7 @@ def measure(side: str, folder: Path, threads: int, rounds: int) -> None:
         cpu = after.user + after.system - before.user - before.system
         found.append((count / cpu, count / wall))
     cpu_rate, wall_rate = (statistics.median(part) for part in zip(*found, strict=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory() / 1e6
     print(json.dumps({"cpu": cpu_rate, "wall": wall_rate, "peak": peak}))
 
 

@@ -7,7 +7,6 @@ intervals, on a million pairs. Each side runs in a process of its own for its pe
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from evaluation.verification import distances, verify, verify_distances
+from pipelines.progress import peak_memory
 
 
 def embeddings(pairs: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +107,7 @@ def main(side: str | None, pairs: int, size: int) -> None:
     """Print the tables."""
     if side:
         rows, same = embeddings(pairs, size)
-        before, seconds, figures = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [], None
+        before, seconds, figures = peak_memory(), [], None
         if side.startswith("of distances"):
             dist, bootstrap = distances(rows)[0], 1000 if "1,000" in side else 0
             del rows
@@ -118,9 +118,9 @@ def main(side: str | None, pairs: int, size: int) -> None:
             else:
                 figures = SIDES[side](rows, same)
             seconds.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak_memory()
         print(
-            json.dumps({"seconds": min(seconds), "mb": peak / 1024, "more": (peak - before) / 1024, "figures": figures})
+            json.dumps({"seconds": min(seconds), "mb": peak / 1e6, "more": (peak - before) / 1e6, "figures": figures})
         )
         return
     print(f"{'pairs':>9} {'D':>4} {'side':<36} {'ms':>9} {'ratio':>6} {'peak MB':>8} {'above its input':>16}")

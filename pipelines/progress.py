@@ -1,4 +1,4 @@
-"""Progress of a stage on stderr: images, images/s, time left (tqdm)."""
+"""What a process tells about itself: progress of a stage on stderr (tqdm), and its peak of memory."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ class Progress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def peak_memory() -> int:
+    """Returns the most memory that this process has held resident, in bytes, as the Linux kernel counts it.
+
+    getrusage's figure is not this: a process starts with the peak of the one that it was forked from.
+
+    Source: VmHWM in proc_pid_status(5).
+    """
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) * 1024

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from pipelines.errors import FaceshardsError
+from pipelines.progress import peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Progress:
         rate = len(self._losses) * self._images / max(now - self._last - self._idle, 1e-9)  # images/s
         left = (self._total - step) * (now - self._began) / self._done  # s
         mean = sum(self._losses) / len(self._losses)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes; Linux counts KiB
+        peak = peak_memory()  # bytes
         self._losses, self._last, self._idle = [], now, 0.0
         values = {"loss": mean, "lr": lr, "gradient_norm": norm, "images_per_second": rate, "peak_memory": peak}
         self.write(step, {**values, **({"loss_scale": scale} if scale != 1 else {})})

@@ -15,22 +15,20 @@ PAIRS = 7000
 
 # In a process of its own: its peak is not that of other tests.
 MEASURE = """
-import json, resource, sys
+import json, sys
 from evaluation.embeddings import Embedder
 from evaluation.sets import read_bin
 from evaluation.verification import verify
+from pipelines.progress import peak_memory
 
 def forward(images):  # 512 of the pixels
     return images.reshape(len(images), -1)[:, :36864:72].copy()
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-
-before = peak()
+before = peak_memory() / 2**20
 entry = read_bin(sys.argv[1])
 views, problems = Embedder(forward).views(entry.images)
 result = verify(views[0] + views[1], entry.same, bootstrap=0)
-print(json.dumps({"before": before, "after": peak(), "shape": views.shape, "problems": len(problems),
+print(json.dumps({"before": before, "after": peak_memory() / 2**20, "shape": views.shape, "problems": len(problems),
                   "pairs": result.pairs, "encoded": sum(map(len, entry.images)) / 2**20}))
 """
 
