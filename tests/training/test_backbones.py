@@ -9,7 +9,7 @@ from mindspore import nn, ops
 
 from pipelines.errors import ConfigError
 from training.backbones.counts import PUBLISHED, count_flops, count_parameters
-from training.backbones.cpu import SteadyPReLU, UnfoldedConv2d, adapt_to_cpu
+from training.backbones.cpu import BandedConv2d, SteadyPReLU, UnfoldedConv2d, adapt_to_cpu
 from training.backbones.registry import BACKBONES, create_backbone
 from training.backbones.torch_names import WeightsError, from_torch, load, to_torch
 
@@ -103,8 +103,9 @@ def slopes(cell, x):
     [
         (lambda: nn.Conv2d(6, 8, 3, 2, pad_mode="pad", padding=1, has_bias=False), UnfoldedConv2d, (3, 6, 14, 14)),
         (lambda: nn.Conv2d(6, 8, 3, pad_mode="pad", padding=1, has_bias=True), UnfoldedConv2d, (3, 6, 9, 9)),
-        (lambda: nn.Conv2d(6, 6, 3, pad_mode="pad", padding=1, group=6), UnfoldedConv2d, (3, 6, 10, 10)),
-        (lambda: nn.Conv2d(6, 6, 7, pad_mode="pad", group=6), UnfoldedConv2d, (3, 6, 7, 7)),
+        (lambda: nn.Conv2d(6, 6, 3, pad_mode="pad", padding=1, group=6), BandedConv2d, (3, 6, 10, 10)),
+        (lambda: nn.Conv2d(6, 6, 3, 2, pad_mode="pad", padding=1, group=6), BandedConv2d, (3, 6, 14, 9)),
+        (lambda: nn.Conv2d(6, 6, 7, pad_mode="pad", group=6), BandedConv2d, (3, 6, 7, 7)),
         (lambda: nn.PReLU(6), SteadyPReLU, (3, 6, 5, 5)),
         (lambda: nn.PReLU(6), SteadyPReLU, (3, 6)),
     ],

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from training.backbones.cpu import UnfoldedConv2d
+from training.backbones.cpu import BandedConv2d, UnfoldedConv2d
 from training.backbones.vit import TOKENS, Attention
 
 # 10^9 multiply-adds for one image of 112 x 112, as arcface_torch's pages and configurations give them.
@@ -34,9 +34,11 @@ def count_flops(cell: nn.Cell, size: int = 112) -> int:
         size: side of the image in pixels.
     """
     total = 0
-    inner = {id(layer.layer) for _, layer in cell.cells_and_names() if isinstance(layer, UnfoldedConv2d)}
+    inner = {
+        id(layer.layer) for _, layer in cell.cells_and_names() if isinstance(layer, (UnfoldedConv2d, BandedConv2d))
+    }
 
-    def unfolded(layer: UnfoldedConv2d, _: object, out: ms.Tensor) -> None:
+    def adapted(layer: UnfoldedConv2d | BandedConv2d, _: object, out: ms.Tensor) -> None:
         convolution(layer.layer, _, out)
 
     def convolution(layer: nn.Conv2d, _: object, out: ms.Tensor) -> None:
@@ -51,7 +53,13 @@ def count_flops(cell: nn.Cell, size: int = 112) -> int:
         nonlocal total
         total += 2 * TOKENS * TOKENS * out.shape[-1]
 
-    kinds = ((nn.Conv2d, convolution), (UnfoldedConv2d, unfolded), (nn.Dense, linear), (Attention, attention))
+    kinds = (
+        (nn.Conv2d, convolution),
+        (UnfoldedConv2d, adapted),
+        (BandedConv2d, adapted),
+        (nn.Dense, linear),
+        (Attention, attention),
+    )
     hooks = []
     for _, layer in cell.cells_and_names():
         for kind, count in kinds:
