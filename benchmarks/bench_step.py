@@ -49,7 +49,7 @@ def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any
     times = []
     for images, places in batches(batch, steps + 1):
         start = time.perf_counter()
-        _, _, d_rows = step(images, centers.gather(ids), places.astype(np.int32).reshape(1, -1), 0.01)
+        _, _, d_rows = step(images, centers.gather(ids), places.astype(np.int32).reshape(1, -1), 0.01, 0)
         assert d_rows is not None
         centers.update(ids, d_rows.asnumpy(), 0.01)
         times.append(time.perf_counter() - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -73,7 +74,7 @@ def export(model: Path, out: Path, backbone: str, licence: str, as_json: bool) -
 @click.argument("second", type=_PATH)
 @click.option("--model", type=_PATH, required=True, help="A checkpoint, a run's folder, weights, .onnx or .mindir.")
 @_BACKBONE
-@click.option("--threshold", type=click.FloatRange(-1, 1), help="Cosine from which on two faces are one person's.")
+@click.option("--threshold", type=click.FloatRange(-1, 1), help="Cosine above which two faces are one person's.")
 @_JSON
 def compare(first: Path, second: Path, model: Path, backbone: str, threshold: float | None, as_json: bool) -> None:
     """Compare two aligned faces (112 x 112): cosine, threshold, verdict.
@@ -86,6 +87,8 @@ def compare(first: Path, second: Path, model: Path, backbone: str, threshold: fl
     """
     from evaluation.models import load_model
 
+    if threshold is not None and math.isnan(threshold):
+        raise click.BadParameter("not a number", param_hint="--threshold")
     loaded = load_model(model, backbone)
     known = loaded.card.get("thresholds") or {}
     if threshold is None and not known:
@@ -98,8 +101,11 @@ def compare(first: Path, second: Path, model: Path, backbone: str, threshold: fl
     views, problems = Embedder(loaded.forward, batch=2).views(images)
     for place, cause in problems.items():
         raise FaceshardsError(f"{(first, second)[place]}: {cause}")
-    a, b = views[0] + views[1]  # (D,) each
-    cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+    a, b = np.add(views[0], views[1], dtype=np.float64)  # (D,) each
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not lengths:
+        raise FaceshardsError(f"{model}: gives an embedding of length 0")
+    cosine = float(a @ b) / lengths
     result = {"cosine": cosine, "threshold": limit, "same": cosine > limit}
     if as_json:
         click.echo(json.dumps(result))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import nn
 
-from evaluation.embeddings import Embedder, usable_pairs
+from evaluation.embeddings import Embedder, left_out, usable_pairs
 from evaluation.models import cell_forward
 from evaluation.sets import VerificationSet, read_bin
 from evaluation.verification import Verification, verify
@@ -25,12 +25,15 @@ class Verifier:
         paths: .bin files; a set takes its file's name.
 
     Raises:
-        FaceshardsError: a file is missing, no verification set, or one that can measure nothing. This is found out
-            before the first step.
+        FaceshardsError: a file is missing, no verification set, or one that can measure nothing, or two files have one
+            name. This is found out before the first step.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._sets = [read_bin(path) for path in paths]
+        names = [entry.name for entry in self._sets]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise FaceshardsError(f"verify: two sets are named {twice}; rename a file")
         self._backbone: nn.Cell | None = None
         self._embedder = Embedder(raw_pixels)
         # What the images themselves give, without any training, by set.
@@ -47,22 +50,23 @@ class Verifier:
     def _measure(self, entry: VerificationSet) -> Verification:
         """Returns what the pairs of a set give whose images can be decoded."""
         views, problems = self._embedder.views(entry.images)
-        pairs, lost = usable_pairs(len(entry.same), problems)
+        both, _, pairs, lost = usable_pairs(views, problems)
         if lost and self._backbone is None:  # said once
             log.warning("%s: %d of %d pairs left out: %s", entry.name, len(lost), len(entry.same), lost[0])
-        rows = (views[0] + views[1]).reshape(len(entry.same), 2, -1)[pairs]  # (P, 2, D)
         try:
-            return verify(rows.reshape(2 * len(pairs), -1), entry.same[pairs], bootstrap=0)
+            return verify(both, entry.same[pairs], bootstrap=0)
         except FaceshardsError as error:
-            raise FaceshardsError(f"{entry.name}: {error}") from None
+            raise FaceshardsError(f"{entry.name}: {error}{left_out(lost, len(entry.same))}") from None
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:
-    """Returns what images are without any training: (B, 3 * H * W / 16) float32, averaged over 4 x 4, less the mean.
+    """Returns what images are without any training: (B, 3 * H * W / 16 + 1) float32, means of 4 x 4, less their mean.
+
+    The last component is small and constant: an image of one colour has a direction, too.
 
     Args:
         images: (B, 3, H, W) float32, H and W multiples of 4.
     """
     count, _, height, width = images.shape
     small = images.reshape(count, 3, height // 4, 4, width // 4, 4).mean(axis=(3, 5)).reshape(count, -1)
-    return small - small.mean(axis=1, keepdims=True)
+    return np.pad(small - small.mean(axis=1, keepdims=True), ((0, 0), (0, 1)), constant_values=1e-3)

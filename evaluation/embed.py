@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,22 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
         found = open_source(source, Path(work))
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
         facts = out / "_embed.json"
-        try:
-            if facts.exists():
-                check_same(out, json.loads(facts.read_text(encoding="utf-8"))["request"], request)
-            elif any(out.glob("*.parquet")):
-                raise FaceshardsError(f"{out}: holds Parquet files that are not of this command; choose another folder")
-            write_json({"request": request, "backbone": model.backbone}, facts)
-            counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
-            write_json({"request": request, "backbone": model.backbone, "card": model.card, **counts}, facts)
-        except (ValueError, KeyError) as error:
-            raise FaceshardsError(f"{facts}: damaged: {error}; remove the folder to begin anew") from None
+        if facts.exists():
+            check_same(out, _request(facts), request)
+        elif any(out.glob("*.parquet")):
+            raise FaceshardsError(f"{out}: holds Parquet files that are not of this command; choose another folder")
+        write_json({"request": request, "backbone": model.backbone}, facts)
+        counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
+        write_json({"request": request, "backbone": model.backbone, "card": model.card, **counts}, facts)
     return counts
+
+
+def _request(facts: Path) -> dict[str, Any]:
+    """Returns what an earlier call was asked for."""
+    try:
+        return dict(json.loads(facts.read_text(encoding="utf-8"))["request"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FaceshardsError(f"{facts}: damaged: {error}; remove the folder to begin anew") from None
 
 
 def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool) -> dict[str, int]:
@@ -58,7 +64,11 @@ def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool)
         for number, read in enumerate(blocks):
             path = out / f"part-{number:05d}.parquet"
             if path.exists():
-                missing = pq.read_table(path, columns=["cause"])["cause"]
+                try:
+                    missing = pq.read_table(path, columns=["cause"])["cause"]
+                except (pa.ArrowException, KeyError) as error:
+                    cause = " ".join(str(error).split())[:200]
+                    raise FaceshardsError(f"{path}: damaged: {cause}; remove this file") from None
                 count, without = len(missing), len(missing) - missing.null_count
                 bar.update(count)
             else:
@@ -89,6 +99,8 @@ def _write(path: Path, block: Images, embedder: Embedder, bar: Any) -> tuple[int
             "cause": pa.array(causes, pa.string()),
         }
     )
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="none", use_dictionary=False)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        pq.write_table(table, file, compression="none", use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())  # a part that has its name is whole, also after a power cut
     return len(causes), int(without.sum())

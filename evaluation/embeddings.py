@@ -107,20 +107,28 @@ class Embedder:
         return data, len(images), problems
 
 
-def usable_pairs(count: int, problems: dict[int, str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns the pairs (n,) both of whose images have embeddings, and a line for each of the others.
+def usable_pairs(
+    views: np.ndarray, problems: dict[int, str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Returns what is left of a set's embeddings without the pairs that lack an image's.
 
     Args:
-        count: pairs; pair k is images 2k and 2k + 1.
+        views: (2, 2P, D) float32, of the images and of their mirror images; pair k is images 2k and 2k + 1.
         problems: causes by image.
+
+    Returns:
+        (2Q, D) float64, image and mirror image added, in the precision of the protocol; (2, 2Q, D) float32, the views;
+        (Q,) the places of these pairs in the set; and a line for each of the others.
     """
     lost: dict[int, str] = {}
     for image, cause in sorted(problems.items()):
         lost.setdefault(image // 2, f"pair {image // 2} left out: image {image}: {cause}")
-    return np.array([pair for pair in range(count) if pair not in lost], np.int64), tuple(lost.values())
+    pairs = np.array([pair for pair in range(views.shape[1] // 2) if pair not in lost], np.int64)
+    if lost:
+        views = views[:, np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)]
+    return np.add(views[0], views[1], dtype=np.float64), views, pairs, tuple(lost.values())
 
 
-def decoded(images: Sequence[bytes]) -> np.ndarray:
-    """Returns (N, H, W, 3) uint8, RGB, of images of one size."""
-    first = decode(images[0])
-    return np.stack([decode(image, (first.shape[0], first.shape[1])) for image in images])
+def left_out(lost: Sequence[str], pairs: int) -> str:
+    """Returns what to add to an error about pairs, when some of them were left out."""
+    return f"; {len(lost)} of {pairs} pairs are left out, the first: {lost[0]}" if lost else ""

@@ -13,16 +13,15 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
 
 from evaluation.models import SHAPE, Source, load_model, load_source
+from evaluation.sets import printable
 from pipelines.errors import ConfigError, FaceshardsError
 from pipelines.manifest import file_digest
 from pipelines.sources import known_datasets
 from training.backbones.counts import count_parameters
 from training.backbones.cpu import adapt_to_cpu
 from training.backbones.torch_names import to_torch
-from training.backbones.vit import VisionTransformer
 from training.tensors import write_arrays
 
 SUFFIXES = (".onnx", ".mindir", ".safetensors")
@@ -42,7 +41,8 @@ def export(path: Path, out: Path, backbone: str = "", licence: str = "") -> dict
     """Returns the card of a model after writing it to `out`, with the card beside it as OUT.json and OUT.md.
 
     The written file is loaded again and compared with the model before it takes its name; on any failure, or when
-    interrupted, what was at `out` before is as it was.
+    interrupted, what was at `out` before is as it was. Killed between the renames of the three files, a new card may
+    lie beside the model before, which load_model refuses by its checksum: the same call puts it right.
 
     Args:
         path: a checkpoint, run or file of weights.
@@ -63,7 +63,7 @@ def export(path: Path, out: Path, backbone: str = "", licence: str = "") -> dict
         "format": 1, "backbone": source.backbone, "embedding_size": size,
         "parameters": count_parameters(source.cell), "dataset": "", "fingerprint": "", "terms": "", "accuracy": {},
         "thresholds": {}, **source.card, "licence": licence or str(source.card.get("licence", "")),
-        "preprocessing": PREPROCESSING, "source": source.path.name, "source_sha256": source.sha256,
+        "preprocessing": PREPROCESSING, "source": printable(source.path.name), "source_sha256": source.sha256,
         "faceshards": _version(),
     }  # fmt: skip
     card["terms"] = card["terms"] or _terms(card["dataset"])
@@ -93,7 +93,7 @@ def _beside(out: Path) -> Iterator[Path]:
 def _write(source: Source, size: int, made: Path) -> None:
     """Writes the model in the format of the suffix."""
     if made.suffix == ".safetensors":
-        write_arrays(made, _torch_state(source.cell))
+        write_arrays(made, to_torch(source.cell))
     elif made.suffix == ".onnx":
         try:
             import onnx
@@ -113,18 +113,6 @@ def _write(source: Source, size: int, made: Path) -> None:
         os.chmod(made, 0o644)
     with open(made, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _torch_state(cell: nn.Cell) -> dict[str, np.ndarray]:
-    """Returns a backbone's arrays by arcface_torch's names, all that its load_state_dict(strict=True) asks for.
-
-    Batch norm's counters may lack (torch sets them where a state dict has no version); the transformers' mask token,
-    used in training only, may not, and is zero.
-    """
-    state = to_torch(cell)
-    if isinstance(cell, VisionTransformer):
-        state["mask_token"] = np.zeros((1, 1, cell.pos_embed.shape[2]), np.float32)
-    return state
 
 
 def _difference(source: Source, made: Path, out: Path) -> float:
@@ -185,7 +173,7 @@ def _page(out: Path, card: dict[str, Any]) -> str:
         "largest difference to it": f"{card['largest_difference']:.1e} of the largest component",
         "sha256": card["sha256"],
     }
-    return f"# {out.name}\n\n| | |\n|---|---|\n" + "".join(
+    return f"# {printable(out.name)}\n\n| | |\n|---|---|\n" + "".join(
         f"| {name} | {str(value).replace('|', '/')} |\n" for name, value in rows.items()
     )
 

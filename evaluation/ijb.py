@@ -24,7 +24,7 @@ from pipelines.errors import FaceshardsError
 from training.transforms import ImageError, decode
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-PAIRS = 1 << 16  # whose features are multiplied at once: 256 MiB at 512 components
+PAIRS = 1 << 15  # whose features are multiplied at once: 2 x 128 MiB at 512 components
 TEMPLATES = 1 << 11  # whose images are weighted at once
 CELLS, RESAMPLES = 2000, 1000  # of the intervals
 
@@ -113,6 +113,9 @@ def read_protocol(root: Path) -> Protocol:
     ):
         if wrong.any():
             raise IjbError(f"{path}:{int(wrong.argmax()) + 1}: {what}")
+    if not np.isfinite(marks["score"].to_numpy()).all():
+        line = int((~np.isfinite(marks["score"].to_numpy())).argmax()) + 1
+        raise IjbError(f"{path.with_name(f'{name}_name_5pts_score.txt')}:{line}: a score that is not finite")
     landmarks = np.stack([marks[column].to_numpy() for column in points], axis=1).reshape(-1, 5, 2)
     return Protocol(name, root / "loose_crop", names, template, faces["media"].to_numpy(), landmarks,
                     marks["score"].to_numpy(), pairs, same == 1)  # fmt: skip
@@ -138,7 +141,13 @@ def embed_protocol(protocol: Protocol, forward: Forward, places: Iterable[int]) 
         protocol: the benchmark.
         forward: (B, 3, 112, 112) float32 to (B, D).
         places: 0 to N - 1, in order; a progress bar around them, perhaps.
+
+    Raises:
+        IjbError: there is no folder of images.
+        EmbeddingError: see Embedder.batches.
     """
+    if not protocol.images.is_dir():
+        raise IjbError(f"{protocol.images}: no such folder of images")
 
     def load(place: int) -> np.ndarray:
         try:
@@ -163,7 +172,7 @@ def template_features(
     """Returns the templates (T,) int64, ascending, and their features (T, D) float64 of length 1.
 
     Args:
-        embeddings: (N, D) float; rows that are NaN are left out.
+        embeddings: (N, D) float; rows that are not finite are left out.
         template: (N,) int64.
         media: (N,) int64.
         score: (N,) float, the weight of each image.
@@ -172,7 +181,7 @@ def template_features(
         IjbError: a template's feature has no length.
     """
     order = np.lexsort((media, template))
-    order = order[np.isfinite(embeddings[order, 0])]  # NaN is all of a row or none
+    order = order[_finite(embeddings)[order]]
     template, media = template[order], media[order]
     first = np.flatnonzero(np.diff(template, prepend=template[:1] - 1))  # (T,) of each template
     features = np.empty((len(first), embeddings.shape[1]))
@@ -187,9 +196,15 @@ def template_features(
         features[low:high] = np.add.reduceat(means, np.searchsorted(starts, first[low:high] - begin))
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     if not (lengths > 0).all():
-        raise IjbError(f"template {template[first[int((lengths <= 0).argmax())]]}: its images add up to nothing")
+        raise IjbError(f"template {template[first[int((~(lengths > 0)).argmax())]]}: its images add up to nothing")
     features /= lengths
     return template[first], features
+
+
+def _finite(embeddings: np.ndarray) -> np.ndarray:
+    """Returns (N,) bool, whether an embedding is one; a block at a time."""
+    blocks = [np.isfinite(embeddings[low : low + PAIRS]).all(axis=1) for low in range(0, len(embeddings), PAIRS)]
+    return np.concatenate(blocks) if blocks else np.zeros(0, bool)
 
 
 def pair_scores(templates: np.ndarray, features: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -210,13 +225,17 @@ def pair_scores(templates: np.ndarray, features: np.ndarray, pairs: np.ndarray) 
 
 
 def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] = FARS, seed: int = 0) -> IjbResult:
-    """Returns what embeddings (N, D) give on the benchmark; rows that are NaN are images without one.
+    """Returns what embeddings (N, D) give on the benchmark; rows that are not finite are images without one.
 
     Raises:
-        IjbError: as many embeddings as images are not there, or all pairs left are of one kind.
+        IjbError: as many embeddings as images are not there, none of them is finite, a template's add up to nothing, or
+            all pairs left are of one kind.
     """
     if len(embeddings) != len(protocol.names):
         raise IjbError(f"{len(embeddings)} embeddings for {len(protocol.names)} images")
+    dropped = int(np.count_nonzero(~_finite(embeddings)))
+    if dropped == len(embeddings) or not embeddings.shape[1]:
+        raise IjbError(f"{protocol.name}: none of the {len(embeddings)} images has an embedding")
     templates, features = template_features(embeddings, protocol.template, protocol.media, protocol.score)
     scores = pair_scores(templates, features, protocol.pairs)
     kept = np.isfinite(scores)
@@ -229,7 +248,7 @@ def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] 
     found = _intervals(scores, same, fars, seed)
     measurable = {wanted: wanted * impostors >= 1 for wanted in fars}
     return IjbResult(
-        len(same), impostors, int(np.isnan(embeddings[:, 0]).sum()), int(np.count_nonzero(~kept)),
+        len(same), impostors, dropped, int(np.count_nonzero(~kept)),
         {wanted: values[wanted] if measurable[wanted] else None for wanted in fars},
         {wanted: found[wanted] if measurable[wanted] else None for wanted in fars},
         float(roc_auc_score(same, scores)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from evaluation.sets import read_bin
+from evaluation.sets import printable, read_bin
 from pipelines import partition
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import Manifest, file_digest
 from pipelines.mindrecord import Shard
 from pipelines.sources import cut, find_files
+
+log = logging.getLogger(__name__)
 
 ROWS = 8192  # images of a block of a dataset or set
 BYTES = 64 << 20  # of a block of a .rec or a folder: about as many faces
@@ -70,9 +73,14 @@ def open_source(path: Path, work: Path) -> Source:
         return _dataset(Manifest(path))
     if path.suffix == ".bin":
         return _set(path)
-    files, _ = find_files(path)
-    parts, _ = cut(files, work, BYTES)
-    identity = {"files": [[file.name, file.bytes, file.mtime_ns] for file in files]}
+    files, warnings = find_files(path)
+    parts, more = cut(files, work, BYTES)
+    for warning in (*warnings, *more):
+        log.warning("%s", warning)
+    # A listing is in the digest by its names and their order; an .idx by its keys.
+    tables = sorted({part.index for part in parts if part.index})
+    digests = [file_digest(Path(table))[1] for table in tables]
+    identity = {"files": [[printable(file.name), file.bytes, file.mtime_ns] for file in files], "tables": digests}
     return Source(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
 
 

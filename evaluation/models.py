@@ -60,14 +60,13 @@ class Source:
     card: dict[str, Any]
 
 
-def load_model(path: Path, backbone: str = "", device: str = "CPU") -> Model:
+def load_model(path: Path, backbone: str = "") -> Model:
     """Returns a model to embed with.
 
     Args:
         path: a checkpoint, a run's folder (its best checkpoint, or without verification the last), a file of weights
             (training.weights), .onnx or .mindir.
         backbone: name for a file of weights; not needed where a card beside it says it.
-        device: "CPU", "GPU" or "Ascend".
 
     Raises:
         ModelError: see the class, or a file of weights and no backbone.
@@ -76,11 +75,11 @@ def load_model(path: Path, backbone: str = "", device: str = "CPU") -> Model:
     """
     if path.suffix not in GRAPHS or path.is_dir():
         source = load_source(path, backbone)
-        if device == "CPU":
+        if ms.get_context("device_target") == "CPU":
             adapt_to_cpu(source.cell)
         return Model(cell_forward(source.cell), source.backbone, source.path, source.sha256, source.card)
     digest, card = _facts(path)
-    forward = _onnx(path, device) if path.suffix == ".onnx" else _mindir(path)
+    forward = _onnx(path) if path.suffix == ".onnx" else _mindir(path)
     return Model(forward, str(card.get("backbone", backbone)), path, digest, card)
 
 
@@ -182,7 +181,7 @@ def _facts(path: Path) -> tuple[str, dict[str, Any]]:
     return digest, card
 
 
-def _onnx(path: Path, device: str) -> Forward:
+def _onnx(path: Path) -> Forward:
     """Returns an ONNX model as a function.
 
     MXNet's old ArcFace models begin with a subtraction and a multiplication of the pixels; they get pixels, 0 to 255.
@@ -193,9 +192,8 @@ def _onnx(path: Path, device: str) -> Forward:
         import onnxruntime
     except ImportError:
         raise ModelError(f"{path}: needs onnxruntime: pip install 'faceshards[onnx]'") from None
-    providers = ["CPUExecutionProvider"] if device == "CPU" else onnxruntime.get_available_providers()
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=providers)
+        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
         nodes = onnx.load(str(path), load_external_data=False).graph.node[:2]
     except Exception as error:  # of onnxruntime's and protobuf's own kinds
         raise ModelError(f"{path}: not an ONNX model, or damaged: {' '.join(str(error).split())[:200]}") from None

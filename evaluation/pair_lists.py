@@ -31,6 +31,9 @@ def make_set(root: Path, pairs: Path) -> VerificationSet:
     images: list[bytes] = []
     same: list[bool] = []
     for (file, line), (first, second, flag) in _cfp(pairs) if pairs.is_dir() else _listed(pairs):
+        for name in (first, second):
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+                raise SetError(f"{file}:{line}: {name[:80]!r} is not below {root}")
         try:
             images += [(root / name).read_bytes() for name in (first, second)]
         except OSError as error:
@@ -44,7 +47,7 @@ def make_set(root: Path, pairs: Path) -> VerificationSet:
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yields number and text of the lines that are not empty."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SetError(f"{file}: cannot be read: {error}") from None
     yield from ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip())
@@ -56,7 +59,7 @@ def _listed(file: Path) -> Iterator[tuple[Place, Pair]]:
     number = 0
     for number, line in _lines(file):
         words = line.split()
-        numeric = [word.isdigit() for word in words]
+        numeric = [word.isdecimal() for word in words]
         if all(numeric) and number == 1:
             continue
         if waiting is None and len(words) == 2 and numeric == [False, True]:
@@ -98,7 +101,7 @@ def _cfp(protocol: Path) -> Iterator[tuple[Place, Pair]]:
         found: dict[int, str] = {}
         for number, line in _lines(protocol / name):
             words = line.split()
-            if len(words) != 2 or not words[0].isdigit():
+            if len(words) != 2 or not words[0].isdecimal():
                 raise SetError(f"{protocol / name}:{number}: '{line[:80]}' is not a number and an image")
             # Given relative to the list, ../Data/Images/001/frontal/01.jpg; the root stands for Images.
             found[int(words[0])] = words[1].rpartition("Images/")[2]
@@ -107,7 +110,7 @@ def _cfp(protocol: Path) -> Iterator[tuple[Place, Pair]]:
     for file, flag in ((fold / name, name == "same.txt") for fold in folds for name in ("same.txt", "diff.txt")):
         for number, line in _lines(file):
             words = [word.strip() for word in line.split(",")]
-            if len(words) != 2 or not all(word.isdigit() for word in words):
+            if len(words) != 2 or not all(word.isdecimal() for word in words):
                 raise SetError(f"{file}:{number}: '{line[:80]}' is not two numbers")
             images = [found.get(int(word)) for found, word in zip(lists, words, strict=True)]
             if None in images:

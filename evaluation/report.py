@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from evaluation.published import published, rank
 from evaluation.report_page import PAGE
 from evaluation.verification import Interval, Verification, fold_of
 from pipelines.errors import FaceshardsError
+from pipelines.shards import replacing
 
 HARDEST = 5  # pairs of each kind that the page shows
 POINTS = 400  # of a ROC curve on the page, whatever the number of pairs
@@ -37,7 +37,7 @@ class Entry:
     Args:
         name: of the set.
         result: with the mirror images.
-        plain: accuracy without them; None for embeddings from elsewhere.
+        plain: without them; None for embeddings from elsewhere.
         distances: (P,) of the pairs that were measured.
         same: (P,) bool.
         pictures: (2P,) encoded images of these pairs; empty for none.
@@ -47,7 +47,7 @@ class Entry:
 
     name: str
     result: Verification
-    plain: float | None
+    plain: Verification | None
     distances: np.ndarray
     same: np.ndarray
     pictures: Sequence[bytes] = ()
@@ -56,7 +56,13 @@ class Entry:
 
 
 def table(entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> list[str]:
-    """Returns the table as lines of text: the field's sets in the field's order, then the others."""
+    """Returns the table as lines of text: the field's sets in the field's order, then the others.
+
+    Args:
+        entries: what was measured, a set each.
+        backbone: of the model, for published figures; "" for none.
+        trained_on: its dataset, likewise.
+    """
     head, rows = _rows(entries, backbone, trained_on)
     cells = [head, *([text for text, _ in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -76,9 +82,10 @@ def _rows(
     rows = []
     for entry, known in zip(_ordered(entries), prints, strict=True):
         got = entry.result
+        plain = ("", None) if entry.plain is None else (f"{100 * entry.plain.accuracy:.2f}", entry.plain.interval)
         row: list[tuple[str, Interval | None]] = [
             (entry.name, None), (f"{got.pairs:,}", None), (f"{100 * got.accuracy:.2f} +- {100 * got.std:.2f}", None),
-            (_interval(got.interval), None), ("" if entry.plain is None else f"{100 * entry.plain:.2f}", None),
+            (_interval(got.interval), None), plain,
             (f"{100 * got.val:.2f}", got.val_interval),
             *((_rate(got.tar.get(far)), got.tar_intervals.get(far)) for far in fars),
             (f"{100 * got.eer:.2f}", got.eer_interval), (f"{100 * got.auc:.2f}", got.auc_interval),
@@ -106,12 +113,20 @@ def _interval(found: Interval | None) -> str:
 def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> None:
     """Writes report.json and report.html into `out`, each whole or not at all.
 
+    Args:
+        out: a folder, made if need be.
+        entries: what was measured, a set each.
+        backbone: of the model, for published figures; "" for none.
+        trained_on: its dataset, likewise.
+
     Raises:
         FaceshardsError: the folder cannot be written.
     """
     content = [
         {"set": entry.name, **dataclasses.asdict(entry.result), "threshold_cosine": entry.result.threshold_cosine,
-         "best_threshold_cosine": entry.result.best_threshold_cosine, "accuracy_without_mirror": entry.plain,
+         "best_threshold_cosine": entry.result.best_threshold_cosine,
+         "accuracy_without_mirror": entry.plain and entry.plain.accuracy,
+         "accuracy_without_mirror_interval": entry.plain and entry.plain.interval,
          "excluded": list(entry.problems), "published": published(backbone, trained_on, entry.name)}
         for entry in _ordered(entries)
     ]  # fmt: skip
@@ -125,9 +140,8 @@ def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: s
         out.mkdir(parents=True, exist_ok=True)
         data = json.dumps(_plain(content), indent=1, allow_nan=False)
         for name, text in (("report.json", data), ("report.html", page)):
-            partial = out / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, out / name)
+            with replacing(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FaceshardsError(f"{out}: the report cannot be written: {error.strerror}") from None
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+import pickletools
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from pipelines.errors import FaceshardsError
+from pipelines.shards import replacing
 
 # What the pickles of verification sets ask for, by the names of NumPy 1 and 2 and of Python 2 and 3. None of these
 # runs code of its own: they build an array, a dtype, a NumPy scalar, or encode a text as bytes.
@@ -27,6 +31,14 @@ ALLOWED = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
+# Opcodes of texts, numbers, lists, tuples, and calls of the above. No dict: its keys are hashed, however deep they are.
+OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1",
+    "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "LIST", "EMPTY_LIST",
+    "APPEND", "APPENDS", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE",
+    "BUILD", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+}  # fmt: skip
 
 
 class SetError(FaceshardsError):
@@ -58,20 +70,12 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Returns what a pickle asks for, if verification sets need it."""
         if (module, name) not in ALLOWED:
-            raise SetError(
-                f"refused: it asks for {module}.{name}; a verification set holds only bytes, lists, booleans and arrays"
-            )
-        if name == "dtype":
-            return _dtype
-        if name == "encode":
-            return _encode
-        if name == "scalar":
-            return _scalar
-        if name == "_reconstruct":
-            return lambda *_: _Array(self._size)
-        if name == "_frombuffer":
-            return self._from_buffer
-        return _Ndarray
+            raise _refusal(f"{module}.{name}")
+        makers: dict[str, Callable[..., Any]] = {
+            "dtype": _dtype, "encode": _encode, "scalar": _scalar, "_frombuffer": self._from_buffer,
+            "_reconstruct": lambda *_: _Array(self._size), "ndarray": lambda *_: None,
+        }  # fmt: skip
+        return _Maker(makers[name])
 
     def _from_buffer(self, data: Any, dtype: Any, shape: Any, _order: Any) -> _Array:
         """Returns an array of pickle protocol 5."""
@@ -79,13 +83,18 @@ class _Unpickler(pickle.Unpickler):
         array.__setstate__((1, shape, dtype, False, bytes(data) if isinstance(data, bytearray) else data))
         return array
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuses references to objects outside the file."""
-        raise SetError(f"refused: it asks for the outside object {pid!r}")
 
+class _Maker:
+    """What stands for a function or class that a pickle may call, or hand on; nothing in the file can change it."""
 
-class _Ndarray:
-    """What stands for the class of arrays, which pickles only hand on."""
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, _state: Any) -> None:
+        raise SetError("refused: it changes a function")
 
 
 class _Dtype:
@@ -114,7 +123,9 @@ class _Array:
             data = data.encode("latin-1")
         if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) > self._limit:
             raise SetError("refused: an array that does not hold plain bytes")
-        if int(np.prod(shape, dtype=object)) != len(data):
+        if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
+            raise SetError("refused: an array whose shape is no numbers")
+        if math.prod(shape) != len(data):
             raise SetError(f"an array of shape {shape} with {len(data)} bytes")
         self.data = data
 
@@ -134,6 +145,33 @@ def _scalar(_dtype: Any, data: Any) -> bool:
     return data not in (b"\0", "\0")
 
 
+def _refusal(name: str) -> SetError:
+    shown = re.sub(r"[^\w.<>-]", "?", name)[:80]
+    return SetError(f"refused: it asks for {shown}; a verification set holds only bytes, lists, booleans and arrays")
+
+
+def _look_through(file: IO[bytes]) -> None:
+    """Refuses a pickle with an opcode that no verification set needs, before any of it is carried out.
+
+    Raises:
+        SetError: names it.
+        ValueError: the pickle is damaged or cut.
+    """
+    argument: Any
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("GLOBAL", "INST") and tuple(argument.split(" ", 1)) not in ALLOWED:
+            raise _refusal(argument.replace(" ", "."))
+        if opcode.name not in OPCODES:
+            raise SetError(f"refused: its pickle uses {opcode.name}, which no verification set needs")
+        if "PUT" in opcode.name and argument > count:  # the table of what was put would have that length
+            raise SetError("refused: it counts what it puts away wrongly")
+
+
+def printable(name: str) -> str:
+    """Returns a file's name as text that can be written as UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def read_bin(path: Path | str) -> VerificationSet:
     """Returns a verification set from a .bin, written by Python 2 or 3; nothing in it is run.
 
@@ -143,6 +181,8 @@ def read_bin(path: Path | str) -> VerificationSet:
     path = Path(path)
     try:
         with open(path, "rb") as file:
+            _look_through(file)
+            file.seek(0)
             loaded = _Unpickler(file, os.fstat(file.fileno()).st_size).load()
     except SetError as error:
         raise SetError(f"{path}: {error}") from None
@@ -163,7 +203,7 @@ def read_bin(path: Path | str) -> VerificationSet:
             raise SetError(f"{path}: item {number} is no encoded image")
     if not all(isinstance(flag, bool | int) and flag in (0, 1) for flag in same):
         raise SetError(f"{path}: a flag is neither true nor false")
-    return VerificationSet(path.stem, tuple(encoded), np.array(same, bool))
+    return VerificationSet(printable(path.stem), tuple(encoded), np.array(same, bool))
 
 
 def _bytes(image: Any) -> bytes:
@@ -181,13 +221,10 @@ def write_bin(path: Path, images: Sequence[bytes], same: Iterable[bool]) -> None
     flags = [bool(flag) for flag in same]
     if len(images) != 2 * len(flags) or not flags:
         raise SetError(f"{path}: {len(images)} images for {len(flags)} pairs")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             pickle.dump(([bytes(image) for image in images], flags), file, protocol=4)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise SetError(f"{path}: cannot be written: {error.strerror}") from None

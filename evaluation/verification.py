@@ -171,7 +171,7 @@ def verify(
     same = np.asarray(same, bool)
     if len(embeddings) != 2 * len(same):
         raise VerificationError(f"{len(embeddings)} embeddings for {len(same)} pairs")
-    _check(same, folds)
+    check_pairs(same, folds)
     dist, norm = distances(np.asarray(embeddings))
     return verify_distances(
         dist, same, folds=folds, fars=fars, bootstrap=bootstrap, seed=seed, xnorm=norm if xnorm is None else xnorm
@@ -193,7 +193,7 @@ def verify_distances(
     Raises:
         VerificationError: as verify(); or a distance is not between 0 and 4, which none of unit vectors is.
     """
-    _check(same, folds)
+    check_pairs(same, folds)
     if len(dist) != len(same):
         raise VerificationError(f"{len(dist)} distances for {len(same)} pairs")
     if not (dist.min() >= 0 and dist.max() < 4.001):  # 4 and rounding; NaN is refused, too
@@ -229,8 +229,16 @@ def verify_distances(
     )  # fmt: skip
 
 
-def _check(same: np.ndarray, folds: int) -> None:
-    """Raises VerificationError where an accuracy would mean nothing."""
+def check_pairs(same: np.ndarray, folds: int = 10) -> None:
+    """Refuses pairs of which an accuracy would mean nothing.
+
+    Args:
+        same: (P,) bool.
+        folds: of the pairs in their order.
+
+    Raises:
+        VerificationError: all pairs alike, fewer pairs than folds, or a fold whose other folds hold one kind only.
+    """
     if folds < 2:
         raise VerificationError(f"{folds} folds: a threshold is chosen on other folds, so it takes two")
     if len(same) < folds:
@@ -284,13 +292,3 @@ def _middle(drawn: np.ndarray) -> Interval | None:
         return None
     low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
-
-
-def raw_pixels(images: np.ndarray) -> np.ndarray:
-    """Returns what images are as embeddings without any training: (N, H * W * 3) float32, each less its mean.
-
-    Args:
-        images: (N, H, W, 3) uint8.
-    """
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    return flat - flat.mean(axis=1, keepdims=True)

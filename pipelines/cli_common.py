@@ -13,6 +13,12 @@ import yaml
 
 from pipelines.errors import FaceshardsError
 
+# What to say of an interrupted command of which something is left.
+GO_ON = {
+    **dict.fromkeys(("build", "embed"), "; the same command goes on where it stopped"),
+    "train": "; with --resume the command goes on from the last checkpoint",
+}
+
 
 class Group(click.Group):
     """Turns the errors a user can meet into one line on stderr and exit code 1."""
@@ -24,7 +30,7 @@ class Group(click.Group):
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted; the same command goes on where it stopped") from None
+            raise click.ClickException(f"interrupted{GO_ON.get(ctx.invoked_subcommand or '', '')}") from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -106,9 +107,11 @@ def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
 
 
 def _plain(value: Any, kind: type, where: str) -> Any:
-    """Returns a value of exactly the type wanted; an integer may stand for a float, a finite one."""
-    if kind is float and type(value) is int:
-        value = float(value)
+    """Returns a value of exactly the type wanted; a float, a finite one, may be an integer, or what YAML 1.1 calls a
+    text: 5e-05."""
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError, OverflowError):
+            value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
     return value

@@ -1,13 +1,15 @@
 """Checkpoints: whole or absent, one file a rank, readable by any number of ranks.
 
 A checkpoint is a folder: checkpoint.json (position, settings, fingerprint of the dataset, checksums of the files),
-backbone.safetensors, optimizer.safetensors, and of every rank rank-R-of-W.safetensors with its class centres and its
-random state. It is written under another name and takes its own by one rename.
+backbone.safetensors, optimizer.safetensors, and of every rank rank-R-of-W.safetensors with its class centres. There is
+no random state: every draw follows from seed and position. It is written under another name and takes its own by one
+rename.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +24,10 @@ from pipelines.errors import FaceshardsError
 from pipelines.manifest import file_digest
 from training.class_centers import ClassCenters
 from training.distributed import Group
+from training.sampling import slice_of
 from training.tensors import Block, TensorFile, write_arrays, write_blocks
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 BLOCK = 1 << 15  # rows of centres on their way: 64 MiB of float32 at 512 components
@@ -50,6 +55,8 @@ class Meta:
         verification: accuracies by set, when they were measured at this step.
         thresholds: cosines by set, likewise: from there on two images count as one person.
         dataset: its name.
+        losses: of the run's first step and of this one.
+        pending: losses of the steps since the last line of progress, the next line's mean is also of them.
         files: bytes and SHA-256 (hex) by file name.
     """
 
@@ -65,6 +72,8 @@ class Meta:
     verification: dict[str, float] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     dataset: str = ""
+    losses: tuple[float, float] = (0.0, 0.0)
+    pending: tuple[float, ...] = ()
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
@@ -80,7 +89,6 @@ def save(
     backbone: Mapping[str, np.ndarray],
     optimizer: Mapping[str, np.ndarray],
     centers: ClassCenters,
-    random_state: np.ndarray,
 ) -> Path:
     """Returns the checkpoint written in `folder`; every rank calls it, each writes its own part.
 
@@ -91,7 +99,6 @@ def save(
         backbone: arrays by parameter name, written by rank 0.
         optimizer: likewise.
         centers: this rank's part; brought up to date by this.
-        random_state: (n,) uint8, of this rank.
 
     Raises:
         CheckpointError: a rank could not write (a full disk); earlier checkpoints are as they were.
@@ -107,7 +114,7 @@ def save(
 
     def write() -> dict[str, tuple[int, str]]:
         names = [rank_file(group.rank, group.world)]
-        _write_rank(partial / names[0], centers, random_state)
+        _write_rank(partial / names[0], centers)
         if group.rank == 0:
             write_arrays(partial / "backbone.safetensors", backbone)
             write_arrays(partial / "optimizer.safetensors", optimizer)
@@ -156,11 +163,10 @@ def _sync(folder: Path) -> None:
     os.close(handle)
 
 
-def _write_rank(path: Path, centers: ClassCenters, random_state: np.ndarray) -> None:
+def _write_rank(path: Path, centers: ClassCenters) -> None:
     """Writes the touched rows of a rank's centres, and its small state."""
     centers.settle()
-    small = {**{f"state.{name}": np.atleast_1d(value) for name, value in centers.state().items()},
-             "random_state": random_state}  # fmt: skip
+    small = {f"state.{name}": np.atleast_1d(value) for name, value in centers.state().items()}
     rows, dim = centers.touched, centers.dim
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         **{name: (str(array.dtype), array.shape) for name, array in small.items()},
@@ -189,11 +195,17 @@ def known(folder: Path) -> list[Path]:
 
 def best(folder: Path) -> Path | None:
     """Returns the checkpoint with the highest mean accuracy, the latest of equals; None if none was measured."""
-    found = [(_mean(read_meta(path).verification), path) for path in known(folder)]
+    found = [(_mean(path), path) for path in known(folder)]
     return max(((mean, path) for mean, path in found if mean is not None), default=(None, None))[1]
 
 
-def _mean(accuracies: dict[str, float]) -> float | None:
+def _mean(path: Path) -> float | None:
+    """Returns the mean accuracy of a checkpoint; None without one, or if it is damaged, which is no reason to stop."""
+    try:
+        accuracies = read_meta(path).verification
+    except CheckpointError as error:
+        log.warning("%s", error)
+        return None
     return sum(accuracies.values()) / len(accuracies) if accuracies else None
 
 
@@ -263,29 +275,25 @@ def read_arrays(path: Path, meta: Meta, name: str, wanted: Mapping[str, tuple[in
     return {parameter: found[parameter].reshape(shape) for parameter, shape in wanted.items()}
 
 
-def restore_rank(path: Path, meta: Meta, centers: ClassCenters, rank: int, world: int) -> np.ndarray | None:
+def restore_rank(path: Path, meta: Meta, centers: ClassCenters) -> None:
     """Brings back a rank's class centres, from however many ranks wrote them, a block of rows at a time.
-
-    Returns:
-        The random state of this rank, (n,) uint8; None if another number of ranks wrote the checkpoint.
 
     Raises:
         CheckpointError: a file is damaged, or of centres of another size or optimiser.
     """
-    random_state = None
     end = centers.start + centers.count
     for old in range(meta.world):
+        start, count = slice_of(old, meta.world, meta.classes)
+        if start >= end or start + count <= centers.start:
+            continue
         with open_file(path, meta, rank_file(old, meta.world)) as file:
             names = ("weight", *centers.slots)
             for name in ("ids", "updates", *names):
                 if name not in file.names or (name in names and file.shape(name)[1] != centers.dim):
                     raise CheckpointError(f"{file.path}: {name} is missing or not of {centers.dim} components")
             centers.load_state({name[6:]: file.array(name) for name in file.names if name.startswith("state.")})
-            for start, ids in file.blocks("ids", BLOCK):
+            for place, ids in file.blocks("ids", BLOCK):
                 low, high = np.searchsorted(ids, [centers.start, end])
                 if low < high:
-                    arrays = {name: file.rows(name, start + low, start + high) for name in ("updates", *names)}
+                    arrays = {name: file.rows(name, place + low, place + high) for name in ("updates", *names)}
                     centers.restore(ids[low:high], arrays)
-            if meta.world == world and old == rank:
-                random_state = file.array("random_state")
-    return random_state

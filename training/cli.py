@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from pipelines.cli_common import exclusive_folder, settings_option
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import Manifest
+from pipelines.shards import write_json
 
 _PATH = click.Path(path_type=Path)
 
@@ -73,7 +74,7 @@ def train(
         for line in plan.lines():
             click.echo(line)
         return
-    result = _finished(out, plan.steps) if resume else None
+    result = _finished(out, plan) if resume else None
     if result is not None:
         logging.getLogger("training").warning("%s: finished already; this is its result", out)
         _print(result, as_json)
@@ -88,7 +89,8 @@ def train(
             arguments += ["--finetune", str(finetune)] if finetune else []
             for key, value in settings.items():
                 arguments += ["--set", f"{key}={json.dumps(value)}"]
-            launch(arguments, out / "logs", devices, names, host_rank, port, rank_table)
+            logs = out / "logs" / (f"host-{host_rank}" if len(names) > 1 else "")
+            launch(arguments, logs, devices, names, host_rank, port, rank_table)
             result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     _print(result, as_json)
 
@@ -125,39 +127,31 @@ def _run(config: Any, data: Path, out: Path, resume: bool, finetune: Path | None
         from evaluation.during import Verifier  # MindSpore and scikit-learn: only for runs that verify
 
         verify = Verifier([Path(path) for path in config.verify])
-    if group.rank == 0:
-        _write(out / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
-    result = run(plan, manifest, out, group, resume=resume, finetune=finetune, verify=verify)
-    if verify is not None:
-        result["raw_pixels"] = verify.raw_pixels
-    if group.rank == 0:
-        _write(out / "result.json", json.dumps(result, indent=1))
+    # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
+    with exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext():
+        result = run(plan, manifest, out, group, resume=resume, finetune=finetune, verify=verify)
+        if verify is not None:
+            result["raw_pixels"] = verify.raw_pixels
+        if group.rank == 0:
+            write_json(result, out / "result.json")
     group.finish()
     return result
 
 
-def _finished(out: Path, steps: int) -> dict[str, Any] | None:
-    """Returns the result of a run that has done all its steps."""
+def _finished(out: Path, plan: Any) -> dict[str, Any] | None:
+    """Returns the result of a run that has done all its steps, by these settings and on this dataset."""
+    from training.checkpoint import read_meta
+
     try:
         result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-        return result if result["steps"] == steps and Path(result["checkpoint"]).is_dir() else None
+        path = Path(result["checkpoint"])
+        if result["steps"] != plan.steps or not path.is_dir():
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a small file under its name at once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise FaceshardsError(f"{path}: {error.strerror}") from None
+    meta = read_meta(path)
+    plan.check_same(path, meta.fingerprint, meta.config)
+    return dict(result)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

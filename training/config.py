@@ -14,7 +14,7 @@ CHOICES = {
     "centers": ("memory", "disk", "device"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("polynomial", "multistep", "cosine"),
-    "amp": ("O0", "O1", "O2", "O3"),
+    "amp": ("O0", "O2", "O3"),
     "sampling": ("instance", "identity", "sqrt"),
     "device": ("CPU", "GPU", "Ascend"),
 }
@@ -27,6 +27,9 @@ class TrainConfig:
     Args:
         backbone: a name of training.backbones.registry.BACKBONES.
         embedding_size: components of an embedding.
+        drop_path: of a ViT: probability that an image skips a branch of the last block in training, growing linearly
+            from 0 at the first.
+        mask_ratio: of a ViT: part of its tokens that an image hides in training.
         recompute: computes activations again in the backward pass instead of keeping them.
         sync_bn: batch norm over the images of all ranks, so that the losses do not depend on their number. The
             reference normalises each rank's images apart.
@@ -49,7 +52,7 @@ class TrainConfig:
         global_batch: images of an optimiser's step over all ranks; a rank takes its equal part.
         accumulate: parts in which a rank computes its images of a step, one after the other.
         clip: largest L2 norm of the backbone's gradient; 0 turns clipping off.
-        amp: mixed precision level of mindspore.amp; O0 is float32.
+        amp: mixed precision level of mindspore.amp; O0 is float32, O2 float16 but for batch norm, O3 float16.
         loss_scale: factor of the backbone's loss in mixed precision; 0 finds it as it goes (dynamic).
         sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
             (``identity``) or by the square root of their images (``sqrt``).
@@ -68,6 +71,8 @@ class TrainConfig:
 
     backbone: str = "r50"
     embedding_size: int = 512
+    drop_path: float = 0.1
+    mask_ratio: float = 0.1
     recompute: bool = False
     sync_bn: bool = False
     margin: tuple[float, ...] = (1.0, 0.5, 0.0)
@@ -112,6 +117,8 @@ class TrainConfig:
             self,
             {
                 "embedding_size": (1, 1 << 14),
+                "drop_path": (0, 0.99),
+                "mask_ratio": (0, 0.99),
                 "scale": (1e-3, 1e4),
                 "interclass_threshold": (0, 1),
                 "sample_rate": (1e-6, 1),

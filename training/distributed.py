@@ -1,23 +1,27 @@
 """The processes of a run and what they may say to each other: the only module that knows a device's collectives.
 
 On CPU, MindSpore 2.10 sums and gathers floats, gathers integers, and fails at AllReduce MAX and MIN, at ReduceScatter
-and at AllToAll; so the maximum is a gather and a maximum here.
+and at AllToAll; so the maximum is a gather and a maximum here. Its all_gather_object is listed for Ascend and its
+barrier for Ascend and CPU only; so both are gathers here, which every device has.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mindspore as ms
-from mindspore import communication, mint, ops
+import numpy as np
+from mindspore import communication, ops
 
 from pipelines.errors import ConfigError, FaceshardsError
+from training.config import CHOICES
 
-DEVICES = ("CPU", "GPU", "Ascend")
+DEVICES = CHOICES["device"]
 
 
 @ms.jit_class
@@ -63,14 +67,16 @@ class Group:
         """Returns every rank's picklable obj in the order of the ranks; on the host, outside graphs."""
         if self.world == 1:
             return [obj]
-        objects: list[Any] = [None] * self.world
-        mint.distributed.all_gather_object(objects, obj)
-        return objects
+        data = pickle.dumps(obj)
+        sizes = self._gather(ms.Tensor([len(data)], ms.int32)).asnumpy()
+        mine = np.frombuffer(data.ljust(-(-int(sizes.max()) // 4) * 4, b"\0"), np.int32)
+        everyone = self._gather(ms.Tensor(mine)).asnumpy().reshape(self.world, -1)
+        return [pickle.loads(row.tobytes()) for row in everyone]  # it ends before the zeros
 
     def barrier(self) -> None:
         """Returns when every rank has come here."""
         if self.world > 1:
-            mint.distributed.barrier()
+            self._gather(ms.Tensor([0], ms.int32)).asnumpy()
 
     def finish(self) -> None:
         """Lets a rank leave only when all are done: the last AllReduce of one fails when the other exits first."""

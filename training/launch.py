@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import FaceshardsError
 
@@ -41,11 +42,12 @@ def launch(
 ) -> None:
     """Runs ``python -m training ARGUMENTS`` as `devices` ranks on this host, and returns when all have ended well.
 
-    The log of the first rank here is passed on to stderr; every rank's is in `log_dir`/worker_RANK.log.
+    The log of the first rank here is passed on to stderr; every rank's is in `log_dir`/worker_RANK.log. SIGTERM and
+    SIGHUP end the ranks here too, as Ctrl-C does.
 
     Args:
         arguments: of the command train, the same for all ranks.
-        log_dir: folder for logs, made if absent.
+        log_dir: folder for logs, made if absent; of this host alone.
         devices: ranks on each host.
         hosts: every host of the job, the first one runs the scheduler; empty: this host alone.
         host_rank: this host's place in `hosts`; its ranks are host_rank * devices and the following.
@@ -84,6 +86,8 @@ def launch(
         "FACESHARDS_LOGS": str(log_dir),
         "PYTHONUNBUFFERED": "1",
     }
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     try:
         with open(log_dir / "msrun.log", "wb") as log:
             job = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -102,6 +106,10 @@ def announce() -> None:
     """Writes which rank this process is, for the launcher; does nothing in a process that msrun did not start."""
     if "FACESHARDS_LOGS" in os.environ and os.environ.get("MS_ROLE") == "MS_WORKER":
         Path(os.environ["FACESHARDS_LOGS"], f"rank-{os.environ['RANK_ID']}.pid").write_text(str(os.getpid()))
+
+
+def _stop(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def _free_port() -> int:

@@ -30,10 +30,9 @@ class Layout:
         data: the dataset.
         world: ranks.
         global_batch: images in a step over all ranks, divisible by `world`.
-        lanes: their number, a multiple of `world`; 0: 8 if the ranks divide it, otherwise one a rank.
 
     Attributes:
-        lanes: number of lanes.
+        lanes: their number: 8 if the ranks divide it, otherwise one a rank.
         bounds: (lanes + 1,) int64, first row of each lane, and the number of rows.
         shard_bounds: (shards + 1,) int64, first row of each shard, and the number of rows.
         steps_per_epoch: steps that every rank has images for.
@@ -42,7 +41,7 @@ class Layout:
         StreamError: more ranks than shards, or fewer rows than a global batch.
     """
 
-    def __init__(self, data: Manifest, world: int, global_batch: int, lanes: int = 0) -> None:
+    def __init__(self, data: Manifest, world: int, global_batch: int) -> None:
         shards = data.table("shards", ["shard", "file", "rows", "bytes", "sha256"]).sort_by("shard")
         self.names: list[str] = shards["file"].to_pylist()
         self.bytes: list[int] = shards["bytes"].to_pylist()
@@ -54,9 +53,7 @@ class Layout:
                 f"{data.path}: {world} ranks and {count} shards: every rank needs its own; build with "
                 f"--set shards={-(-world // 8) * 8}"
             )
-        self.lanes = lanes or (LANES if LANES % world == 0 else world)
-        if self.lanes % world:
-            raise StreamError(f"{self.lanes} lanes are not equal parts for {world} ranks")
+        self.lanes = LANES if LANES % world == 0 else world
         self.world, self.batch = world, global_batch // world
         if count % self.lanes == 0:
             self.bounds = self.shard_bounds[:: count // self.lanes]

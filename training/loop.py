@@ -12,13 +12,16 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+import yaml
 
 from pipelines.errors import FaceshardsError
 from pipelines.manifest import Manifest
+from pipelines.shards import replacing
 from training import checkpoint
 from training.backbones.cpu import adapt_to_cpu
 from training.backbones.registry import create_backbone
 from training.class_centers import CenterUpdate, ClassCenters
+from training.config import TrainConfig
 from training.distributed import Group
 from training.margin import Margin
 from training.partial_fc import Head
@@ -63,11 +66,11 @@ def train(
         verify: gives accuracy and threshold (a cosine) by set for a backbone; called on rank 0.
 
     Raises:
-        TrainingError: a loss is not finite, or the checkpoint is of another dataset or other settings.
+        TrainingError: a loss is not finite.
+        OtherRunError: the checkpoint is of another dataset or other settings.
         CheckpointError: a checkpoint is damaged, or cannot be written.
     """
     config, rank, world = plan.config, group.rank, group.world
-    ms.set_seed(config.seed + rank)
     stream = Stream(
         data, plan.layout, rank, seed=config.seed, sampling=config.sampling, mirror=config.mirror,
         augment=config.augment, threads=config.threads, check_shards=config.check_shards,
@@ -81,6 +84,8 @@ def train(
     backbone = create_backbone(config.backbone, config.embedding_size, config.recompute, config.seed)
     weights = backbone.parameters_dict()
     folder, done, epoch, batch = out / "checkpoints", 0, 0, 0
+    losses, pending = [math.nan, math.nan], list[float]()
+    accuracies: dict[str, float] = {}
     saved = checkpoint.known(folder)[-1:] if resume else []
     if finetune is not None and not saved:
         if finetune.is_file():
@@ -101,32 +106,38 @@ def train(
 
     if saved:
         meta = checkpoint.read_meta(saved[0])
-        _check_same(saved[0], meta, plan)
+        plan.check_same(saved[0], meta.fingerprint, meta.config)
         _load(saved[0], meta, "backbone", weights)
         _load(saved[0], meta, "optimizer", _by_name(step.optimizer))
-        random_state = checkpoint.restore_rank(saved[0], meta, centers, rank, world)
-        if random_state is not None:
-            ms.set_rng_state(ms.Tensor(random_state))
+        checkpoint.restore_rank(saved[0], meta, centers)
         step.scale, step.good = meta.loss_scale
         done, epoch, batch = meta.step, meta.epoch, meta.batch
+        losses, pending, accuracies = list(meta.losses), list(meta.pending), dict(meta.verification)
         log.info("going on from %s, written by %d ranks", saved[0], meta.world)
-        if meta.lanes != plan.layout.lanes:
-            log.warning("%d ranks read in another order than %d: some images of epoch %d come twice or not",
-                        world, meta.world, epoch)  # fmt: skip
+        order = meta.lanes != plan.layout.lanes or (meta.world != world and config.global_batch % plan.layout.lanes)
+        if order or done != epoch * plan.steps_per_epoch + batch:
+            log.warning(
+                "%d ranks read in another order than %d, %d steps an epoch: some images of epoch %d come twice or not",
+                *(world, meta.world, plan.steps_per_epoch, epoch),
+            )
+        if batch >= plan.steps_per_epoch:
+            epoch, batch = epoch + 1, 0
 
+    if rank == 0:
+        with replacing(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
     progress = Progress(out if rank == 0 else None, plan.steps, plan.steps_per_epoch, config.global_batch,
-                        config.log_steps, done)  # fmt: skip
-    losses = [math.nan, math.nan]
-    accuracies: dict[str, float] = {}
+                        config.log_steps, done, pending)  # fmt: skip
+    rows = None
     try:
         while done < plan.steps:
             for images, labels in stream.batches(epoch, batch):  # (B, 3, H, W), (B,)
                 everyone = group.gather(ms.Tensor(labels)).asnumpy()  # (G,), rank by rank
                 parts = everyone.reshape(world, config.accumulate, -1).swapaxes(0, 1)  # (A, W, b)
                 ids, targets = sampler.sample(parts.reshape(-1), done)  # (S,), (G,)
-                rows = centers.gather(ids)  # (S, D)
+                rows = centers.gather(ids, None if config.centers == "device" else rows)  # (S, D), in the same place
                 lr = learning_rate(config, done, plan.steps_per_epoch)
-                loss, norm, d_rows = step(images, rows, targets.reshape(config.accumulate, -1), lr)
+                loss, norm, d_rows = step(images, rows, targets.reshape(config.accumulate, -1), lr, done)
                 if not math.isfinite(loss) or (d_rows is not None and not math.isfinite(norm)):
                     raise TrainingError(
                         f"step {done + 1}: loss {loss}, gradient norm {norm}: not finite; lr {lr:.5g}. Checkpoints are "
@@ -154,10 +165,10 @@ def train(
                         done, epoch, batch, plan.layout.lanes, data.fingerprint, plan.classes, world,
                         dataclasses.asdict(config), (step.scale, step.good), accuracies,
                         {name: part[1] for name, part in measured.items()}, str(data.info["name"]),
+                        (losses[0], losses[1]), progress.pending,
                     )  # fmt: skip
-                    random_state = ms.get_rng_state().asnumpy()
                     saved = [checkpoint.save(folder, meta, group, _arrays(weights), _arrays(_by_name(step.optimizer)),
-                                             centers, random_state)]  # fmt: skip
+                                             centers)]  # fmt: skip
                     if rank == 0:
                         checkpoint.prune(folder, config.keep)
                 progress.pause(time.perf_counter() - began)
@@ -167,25 +178,15 @@ def train(
         progress.close()
         stream.close()
         centers.close()
-    best = checkpoint.best(folder)
+    best = checkpoint.best(folder) if rank == 0 else None  # which may be pruning while another rank looks
     return {
         "steps": done, "first_loss": losses[0], "last_loss": losses[1], "accuracies": accuracies,
         "checkpoint": str(saved[0]) if saved else None, "best": str(best) if best else None,
     }  # fmt: skip
 
 
-def _check_same(path: Path, meta: checkpoint.Meta, plan: Plan) -> None:
-    """Refuses to go on with another dataset or with settings that make another training."""
-    if meta.fingerprint != plan.fingerprint:
-        raise TrainingError(
-            f"{path}: made with the dataset {meta.fingerprint[:12]}, this one is {plan.fingerprint[:12]}; "
-            f"--finetune takes over its backbone only"
-        )
-    now = dataclasses.asdict(plan.config)
-    for name in (*now, *meta.config):
-        then, value = meta.config.get(name), now.get(name)
-        if name not in plan.FREE and (list(value) if isinstance(value, tuple) else value) != then:
-            raise TrainingError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
 def _by_name(optimizer: Any) -> dict[str, ms.Parameter]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, FaceshardsError
 from pipelines.manifest import Manifest
 from training.backbones.registry import BACKBONES
 from training.config import TrainConfig
 from training.layout import Layout
+from training.margin import Margin
 from training.sampling import Sampler, slice_of
+
+
+class OtherRunError(FaceshardsError):
+    """A checkpoint is of another dataset or of other settings."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Plan:
     slices: tuple[tuple[int, int], ...]
     sample: tuple[int, ...]
 
-    # Settings that may change when a run goes on: they change no loss.
+    # Settings that may change when a run goes on: they change no loss, or (checkpoint_steps) its rounding only.
     FREE: ClassVar = frozenset(
         ("device", "threads", "check_shards", "log_steps", "checkpoint_steps", "keep", "verify", "verify_steps")
     )
@@ -54,6 +61,28 @@ class Plan:
     def due(self, done: int, every: int) -> bool:
         """Returns whether something done every so many steps (0: every epoch) is due after `done` steps."""
         return done == self.steps or done % (every or self.steps_per_epoch) == 0
+
+    def check_same(self, path: Path, fingerprint: str, settings: Mapping[str, Any]) -> None:
+        """Refuses to go on from a checkpoint of another dataset, or of settings that make another training.
+
+        Args:
+            path: of the checkpoint, for messages.
+            fingerprint: of its dataset.
+            settings: it was made with, as JSON has them.
+
+        Raises:
+            OtherRunError: names what differs.
+        """
+        if fingerprint != self.fingerprint:
+            raise OtherRunError(
+                f"{path}: made with the dataset {fingerprint[:12]}, this one is {self.fingerprint[:12]}; "
+                f"--finetune takes over its backbone only"
+            )
+        now = dataclasses.asdict(self.config)
+        for name in (*now, *settings):
+            then, value = settings.get(name), now.get(name)
+            if name not in self.FREE and (list(value) if isinstance(value, tuple) else value) != then:
+                raise OtherRunError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
 
     def lines(self) -> Iterator[str]:
         """Yields the plan as a user wants to read it."""
@@ -87,10 +116,16 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
         )
     if config.backbone not in BACKBONES:
         raise ConfigError(f"backbone: '{config.backbone}' is not one of {', '.join(BACKBONES)}")
+    m1, m2, m3 = config.margin
+    Margin(m1, m2, m3, config.scale, config.interclass_threshold)  # refuses what none can be
+    size = tuple(data.info["config"]["image_size"])
+    if size not in ((112, 112), (0, 0)):
+        raise ConfigError(f"{data.path}: images of {size[0]} x {size[1]} pixels; the backbones take 112 x 112")
     classes = data.totals["identities"]
     slices = tuple(slice_of(rank, world, classes) for rank in range(world))
     samplers = [
-        Sampler(start, count, config.sample_rate, config.seed, rank) for rank, (start, count) in enumerate(slices)
+        Sampler(start, count, config.sample_rate, config.seed, rank, classes)
+        for rank, (start, count) in enumerate(slices)
     ]
     for sampler in samplers:
         sampler.check(config.global_batch)

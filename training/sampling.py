@@ -67,15 +67,20 @@ class Sampler:
         self.size = count if rate == 1 else max(1, int(rate * count))  # S
 
     def check(self, global_batch: int) -> None:
-        """Refuses a rate at which some batch of so many labels could hold more classes than the sample.
+        """Refuses a rate at which a batch of so many labels could hold more of these classes than the sample.
+
+        One process of many gets but a share of the labels. Allowed for are twice the share that its classes are of all,
+        as identities differ in images, and twelve deviations more: by Chernoff's bound less than 1e-15 a step. Should
+        it come to that all the same, sample() refuses.
 
         Args:
             global_batch: number of labels in a batch over all ranks.
 
         Raises:
-            ConfigError: names the smallest rate that always works.
+            ConfigError: names the smallest rate that works.
         """
-        need = min(global_batch, self.count)
+        share = 2 * global_batch * self.count / (self.classes or self.count)
+        need = min(global_batch, self.count, math.ceil(share + 12 * math.sqrt(share) + 12))
         if self.size < need:
             rate = math.ceil(need / self.count * 1e6) / 1e6
             while rate < 1 and int(rate * self.count) < need:

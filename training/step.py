@@ -15,6 +15,7 @@ from training.distributed import Group
 from training.partial_fc import Head
 
 SCALE_WINDOW = 1000  # good steps after which a dynamic loss scale doubles, as torch's GradScaler with 2,000 halved
+CHANCE = 1 << 32  # in a generator's seed, where the sampler has its rank
 FIRST_SCALE = 2.0**16  # of a dynamic loss scale, as torch's GradScaler
 
 
@@ -36,20 +37,20 @@ class Gradients(nn.Cell):
         self.differentiate = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
 
     def forward(
-        self, images: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor, scale: ms.Tensor
+        self, images: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor, scale: ms.Tensor, *chance: ms.Tensor
     ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
         """Returns the scalar whose gradient is wanted, the loss, and the gradient of the rows."""
-        embeddings = self.backbone(images).astype(ms.float32)  # (b, D)
+        embeddings = self.backbone(images, *chance).astype(ms.float32)  # (b, D)
         loss, d_embeddings, d_rows = self.head(ops.stop_gradient(embeddings), rows, targets)
         inner = (embeddings * ops.stop_gradient(d_embeddings)).sum() * scale
         return inner, ops.stop_gradient(loss), ops.stop_gradient(d_rows)
 
     @ms.jit
     def construct(
-        self, images: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor, scale: ms.Tensor
+        self, images: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor, scale: ms.Tensor, *chance: ms.Tensor
     ) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
         """Returns loss (), gradient of the rows (S, D), and the weights' gradients times `scale`."""
-        (_, loss, d_rows), gradients = self.differentiate(images, rows, targets, scale)
+        (_, loss, d_rows), gradients = self.differentiate(images, rows, targets, scale, *chance)
         return loss, d_rows, gradients
 
 
@@ -133,7 +134,8 @@ class Step:
     """
 
     def __init__(self, config: TrainConfig, backbone: nn.Cell, head: Head, group: Group) -> None:
-        self._parts = config.accumulate
+        self._config, self._parts, self._rank, self._world = config, config.accumulate, group.rank, group.world
+        self._draw = getattr(backbone, "draw", None)  # of a backbone that leaves something to chance in training
         self._gradients = Gradients(backbone, head)
         self._gradients.set_train()
         self._reduce = Reduce(group, self._gradients.weights)
@@ -144,7 +146,7 @@ class Step:
         self.optimizer = self._update.optimizer
 
     def __call__(
-        self, images: np.ndarray, rows: np.ndarray | ms.Tensor, targets: np.ndarray, lr: float
+        self, images: np.ndarray, rows: np.ndarray | ms.Tensor, targets: np.ndarray, lr: float, number: int
     ) -> tuple[float, float, ms.Tensor | None]:
         """Returns loss, norm of the backbone's gradient, and the rows' gradient (S, D).
 
@@ -153,6 +155,7 @@ class Step:
             rows: (S, D) float32, this rank's sampled class centres.
             targets: (accumulate, G / accumulate) int32, place of each label in rows or -1, part by part.
             lr: learning rate.
+            number: of the step; with the seed it decides what the backbone leaves to chance.
 
         The rows' gradient is None, and nothing was moved, if a dynamic loss scale proved too large for this step. A
         loss or norm that is not finite is returned as it is, and nothing was moved.
@@ -160,9 +163,10 @@ class Step:
         part = len(images) // self._parts
         scale = ms.Tensor(self.scale, ms.float32)
         rows = rows if isinstance(rows, ms.Tensor) else ms.Tensor.from_numpy(rows)
+        chance = self._chance(len(images), number)
         for i in range(self._parts):
-            batch = ms.Tensor.from_numpy(images[i * part : (i + 1) * part])
-            loss_i, d_rows_i, gradients_i = self._gradients(batch, rows, ms.Tensor(targets[i]), scale)
+            batch, *drawn = (ms.Tensor.from_numpy(array[i * part : (i + 1) * part]) for array in (images, *chance))
+            loss_i, d_rows_i, gradients_i = self._gradients(batch, rows, ms.Tensor(targets[i]), scale, *drawn)
             if i == 0:
                 loss, d_rows, gradients = loss_i, d_rows_i, gradients_i
             else:
@@ -180,3 +184,12 @@ class Step:
             if self._dynamic and self.good >= SCALE_WINDOW:
                 self.scale, self.good = self.scale * 2, 0
         return value, length, d_rows / self._parts if self._parts > 1 else d_rows
+
+    def _chance(self, images: int, number: int) -> tuple[np.ndarray, ...]:
+        """Returns the backbone's draws for this rank's images of a step, arrays (B, ...): its part of all ranks' draws,
+        so that the number of ranks makes no difference."""
+        if self._draw is None:
+            return ()
+        rng = np.random.default_rng([self._config.seed, number, CHANCE])
+        drawn = self._draw(rng, self._world * images, self._config.drop_path, self._config.mask_ratio)
+        return tuple(array[self._rank * images : (self._rank + 1) * images] for array in drawn)

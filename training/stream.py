@@ -9,15 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipelines.errors import ShardError
 from pipelines.manifest import Manifest, file_digest
 from pipelines.mindrecord import Shard
+from training.config import CHOICES
 from training.layout import Layout, StreamError, lane_order
 from training.transforms import ImageError, augment, decode, scaled
 
-SAMPLING = ("instance", "identity", "sqrt")
+SAMPLING = CHOICES["sampling"]
 
 
 class Stream:
@@ -101,11 +103,16 @@ class Stream:
         labels, lengths = np.full(end - first, -1, np.int32), np.zeros(end - first, np.int32)
         columns = ["row", "label", "bytes"]
         scan = data.dataset("images").scanner(columns, filter=ds.field("shard") == number, batch_readahead=1)
-        for batch in scan.to_batches():
-            rows = batch["row"].to_numpy()
-            if len(rows) and not (rows.min() >= 0 and rows.max() < end - first):
-                raise StreamError(f"{data.path}: the manifest has rows of {path.name} that its table shards has not")
-            labels[rows], lengths[rows] = batch["label"].to_numpy(), batch["bytes"].to_numpy()
+        try:
+            for batch in scan.to_batches():
+                rows = batch["row"].to_numpy()
+                if len(rows) and not (rows.min() >= 0 and rows.max() < end - first):
+                    raise StreamError(
+                        f"{data.path}: the manifest has rows of {path.name} that its table shards has not"
+                    )
+                labels[rows], lengths[rows] = batch["label"].to_numpy(), batch["bytes"].to_numpy()
+        except (pa.ArrowException, OSError) as error:
+            raise StreamError(f"{data.path}: table images: {' '.join(str(error).split())[:300]}") from None
         with Shard(path) as shard:
             if len(shard) != end - first:
                 raise StreamError(f"{path}: {len(shard)} rows, the manifest says {end - first}")

@@ -27,6 +27,7 @@ from training.tensors import TensorFile, TensorFileError
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")
 STATE_KEYS = ("state_dict_backbone", "state_dict", "backbone", "model")  # the first is arcface_torch's checkpoint_gpu_*
+MOST_AXES = 8  # of a tensor
 LARGEST_PICKLE = 64 << 20  # bytes; the tensors' bytes are not in it
 
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.serialization's MAGIC_NUMBER, pickled
@@ -204,6 +205,8 @@ def _interpret(data: bytes) -> Any:
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else above_mark()
+            if not all(type(key) in (str, int) for key in items[::2]):  # to hash others can take any depth
+                raise _RefusedError("it has a dictionary whose keys are neither names nor numbers")
             stack[-1].update(zip(items[::2], items[1::2], strict=True))
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
@@ -244,16 +247,21 @@ def _storage(key: Any) -> _Storage:
 def _rebuild(callee: Any, arguments: Any) -> Any:
     name = callee.name if type(callee) is _Name else type(callee).__name__
     if name == "collections.OrderedDict":
-        return dict(*arguments)
+        if any(arguments):  # torch fills it afterwards; copies of copies would fill the memory
+            raise _RefusedError("it has an OrderedDict that is made of something")
+        return {}
     if name == "torch.Size":
-        return tuple(*arguments)
+        (size,) = arguments
+        if len(size) > MOST_AXES:
+            raise _RefusedError(f"it has a size of more than {MOST_AXES} axes")
+        return tuple(size)
     if name == "torch._utils._rebuild_parameter":
         return arguments[0]
     if name != "torch._utils._rebuild_tensor_v2":
         raise _RefusedError(f"it calls {name}")
     storage, offset, size, stride = arguments[:4]
     numbers = (offset, *size, *stride)
-    wrong = any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride) or len(size) > 8
+    wrong = any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride) or len(size) > MOST_AXES
     if type(storage) is not _Storage or wrong:
         raise _RefusedError("it has a tensor without storage, size and strides")
     return _Tensor(storage, offset, tuple(size), tuple(stride))

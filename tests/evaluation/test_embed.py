@@ -83,9 +83,17 @@ def test_images_that_do_not_decode_have_their_reason():
     assert np.isfinite(views[:, [0, 3]]).all()
     assert problems[1] == "4 bytes are no image that OpenCV decodes"
     assert problems[2].startswith("an image of 50 x 50 pixels")
-    pairs, lost = usable_pairs(2, problems)
-    assert pairs.tolist() == []
+    both, left, pairs, lost = usable_pairs(views, problems)
+    assert (both.shape, left.shape, pairs.tolist()) == ((0, views.shape[2]), (2, 0, views.shape[2]), [])
     assert lost[1].startswith("pair 1 left out: image 2: an image of 50")
+
+
+def test_views_are_added_in_the_precision_of_the_protocol():
+    views = np.array([[[1, -1], [1, 1], [9, 9], [9, 9]], [[0, 0], [-(2.0**-26), 0], [0, 0], [0, 0]]], np.float32)
+    both, left, pairs, _ = usable_pairs(views, {3: "lost"})
+    np.testing.assert_array_equal(both, [[1, -1], [1 - 2.0**-26, 1]])  # as float32 it would be 1
+    np.testing.assert_array_equal(left, views[:, :2])
+    assert pairs.tolist() == [0]
 
 
 def test_a_set_a_folder_and_a_dataset(tmp_path):
@@ -150,6 +158,33 @@ def test_an_interrupted_run_goes_on(tmp_path):
     other = dataclasses.replace(MODEL, sha256="2" * 64)
     with pytest.raises(FaceshardsError, match="holds embeddings of another model; choose another folder"):
         embed(data.path, tmp_path / "a", other, quiet=True)
+
+
+def test_what_is_left_aside_is_said_and_another_listing_refused(tmp_path, caplog):
+    folder = tmp_path / "faces"
+    for name in ("ann/1.jpg", "bob/1.jpg", "loose.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(IMAGES[1])
+    embed(folder, tmp_path / "out", MODEL, quiet=True)
+    assert "1 files that are no .jpg or .png in an identity's folder, left aside" in caplog.text
+    (folder / "ann").rename(folder / "zoe")  # as many bytes, nothing newer, another order
+    with pytest.raises(FaceshardsError, match="holds embeddings of another source"):
+        embed(folder, tmp_path / "out", MODEL, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("part-00000.parquet", b"", "part-00000.parquet: damaged: .*; remove this file"),
+     ("_embed.json", b"[]", "_embed.json: damaged: .*; remove the folder"),
+     ("_embed.json", b'{"request": 3}', "_embed.json: damaged"), ("_embed.json", b"{", "_embed.json: damaged")],
+)  # fmt: skip
+def test_what_is_damaged_is_named(tmp_path, name, content, message):
+    write_bin(tmp_path / "set.bin", IMAGES[:4], [True, False])
+    embed(tmp_path / "set.bin", tmp_path / "out", MODEL, quiet=True)
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(FaceshardsError, match=message) as failure:
+        embed(tmp_path / "set.bin", tmp_path / "out", MODEL, quiet=True)
+    assert "\n" not in str(failure.value)
 
 
 def run(*arguments):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 
+import cv2
 import mindspore as ms
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from evaluation.during import Verifier
 from evaluation.embeddings import Embedder
 from evaluation.models import cell_forward
 from evaluation.sets import write_bin
 from pipelines.cli import main
+from pipelines.errors import FaceshardsError
 from tests.recs import jpeg
 from training.backbones.registry import create_backbone
 from training.backbones.torch_names import to_torch
@@ -96,6 +99,39 @@ def test_embeddings_that_cannot_be(pairs, tmp_path, rows, message):
     assert result.stdout == ""
     assert re.search(message, result.stderr.strip())
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x93NUMPY\x01\x00\x02\x00{}"])
+def test_files_that_are_no_arrays(pairs, tmp_path, content):
+    (tmp_path / "e.npy").write_bytes(content)
+    result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", pairs[0])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "e.npy: no array in NumPy's format" in result.stderr
+
+
+def test_a_set_without_a_pair_left_says_why(pairs, tmp_path):
+    write_bin(tmp_path / "large.bin", [jpeg(i, 250, 250) for i in range(2 * PAIRS)], pairs[2])
+    weights = tmp_path / "narrow.safetensors"
+    save_file(to_torch(create_backbone("mbf_narrow", 32)), weights)
+    options = ("--model", weights, "--backbone", "mbf_narrow", "--quiet")
+    result = run("eval", *options, "--set", tmp_path / "large.bin")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "large: 0 pairs do not make 10 folds; 20 of 20 pairs are left out, the first: pair 0" in result.stderr
+    with pytest.raises(FaceshardsError, match=r"large: .*20 of 20 pairs are left out"):
+        Verifier([tmp_path / "large.bin"])
+    # A set of one kind is refused before a model is even looked for.
+    write_bin(tmp_path / "alike.bin", pairs[1], [True] * PAIRS)
+    result = run("eval", "--model", "nowhere", "--set", pairs[0], "--set", tmp_path / "alike.bin")
+    assert "alike: all 20 pairs are the same person" in result.stderr
+
+
+def test_a_verifier_takes_black_images_but_no_name_twice(pairs, tmp_path):
+    images = [*pairs[1][:-1], cv2.imencode(".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes()]
+    (tmp_path / "other").mkdir()
+    write_bin(tmp_path / "other" / "lfw.bin", images, pairs[2])
+    assert Verifier([tmp_path / "other" / "lfw.bin"]).raw_pixels["lfw"] > 0.5
+    with pytest.raises(FaceshardsError, match="two sets are named lfw"):
+        Verifier([pairs[0], tmp_path / "other" / "lfw.bin"])
 
 
 def test_a_folder_without_a_checkpoint(pairs, tmp_path):

@@ -105,6 +105,13 @@ def test_images_and_templates_that_are_missing():
     assert (got.dropped_images, got.dropped_pairs, got.pairs) == (int(gone.sum()) + 1, lost, 200 - lost)
     with pytest.raises(IjbError, match="59 embeddings for 60 images"):
         measure(protocol, rows[:59])
+    odd = rows.copy()
+    odd[np.flatnonzero(~gone)[0]] = 1
+    odd[np.flatnonzero(~gone)[0], 3] = np.inf  # not all of a row, and not NaN
+    assert measure(protocol, odd) == got
+    for none in (np.full((60, 5), np.nan), np.zeros((60, 0))):
+        with pytest.raises(IjbError, match="none of the 60 images has an embedding"):
+            measure(protocol, none)
 
 
 @settings(max_examples=40, deadline=None)

@@ -77,6 +77,25 @@ def test_code_is_refused_by_name(tmp_path, act, arguments, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.", "its pickle uses EMPTY_DICT"),  # hashed, it would end the process
+        (b"\x80\x02]r\xff\xff\xff\x0f.", "puts away"),  # a table of 4 GB
+        (b"\x80\x02(c_codecs\nencode\nN}b.", "its pickle uses EMPTY_DICT"),
+        (b"\x80\x02c_codecs\nencode\n)b.", "it changes a function"),
+        (b"\x80\x02(ios\nsystem\n.", r"it asks for os\.system"),
+        (b"\x80\x02c\x1b[2Jos\nsystem\n.", r"it asks for \?\?2Jos\.system"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "its pickle uses BINPERSID"),
+    ],
+)  # fmt: skip
+def test_tricks_are_refused_before_they_work(tmp_path, content, message):
+    (tmp_path / "set.bin").write_bytes(content)
+    with pytest.raises(SetError, match=f"set.bin: refused: .*{message}") as failure:
+        read_bin(tmp_path / "set.bin")
+    assert str(failure.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         (b"", "not a whole pickle"),
         (pickle.dumps((IMAGES, SAME))[:-40], "not a whole pickle"),
         (42, "holds no pair of images and flags"),
@@ -111,6 +130,13 @@ def test_a_set_from_folders(tmp_path):
     out = tmp_path / "out.bin"
     write_bin(out, found.images, found.same)
     assert read_bin(out).images == found.images
+    pairs.write_bytes("\ufeff10 300\nann 1 2\n".encode())  # as Windows saves it
+    assert make_set(tmp_path, pairs).same.tolist() == [True]
+    for line, cause in (("ann/../../x.jpg ann/1.jpg 0", "is not below"), ("/etc/passwd ann/1.jpg 0", "is not below"),
+                        ("a\0b/1.jpg ann/1.jpg 0", "is not below"), ("ann \u00b2 3", "is no pair")):  # fmt: skip
+        pairs.write_text(f"{line}\n")
+        with pytest.raises(SetError, match=f"pairs.txt:1: .*{cause}"):
+            make_set(tmp_path, pairs)
     pairs.write_text("ann 1 3\n")
     with pytest.raises(SetError, match=r"pairs.txt:1: .*ann_0003.jpg: No such file"):
         make_set(tmp_path, pairs)

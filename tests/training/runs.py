@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from click.testing import CliRunner, Result
+
+from pipelines.cli import main
 from pipelines.config import BuildConfig
 from pipelines.manifest import Manifest
 from pipelines.synthetic import SyntheticSpec
@@ -27,12 +30,22 @@ def tiny_dataset(folder: Path, seed: int = 3) -> Manifest:
     return run_build(synthetic_set(folder, spec), folder / "data", BuildConfig(shards=8))
 
 
+def arguments(data: Path, out: Path, *options: str, **settings: object) -> list[str]:
+    """Returns what follows ``faceshards train`` for a run with the tiny settings, whose recipe is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recipe = out.parent / f"{out.name}.yaml"
+    recipe.write_text(json.dumps({**SETTINGS, **settings}))
+    return [str(recipe), "--data", str(data), "--out", str(out), *options]
+
+
+def train(data: Path, out: Path, *options: str, **settings: object) -> Result:
+    """Returns the outcome of ``faceshards train`` in this process."""
+    return CliRunner().invoke(main, ["train", *arguments(data, out, *options, **settings)])
+
+
 def start(data: Path, out: Path, *options: str, **settings: object) -> subprocess.Popen[str]:
     """Starts ``python -m training`` with the tiny settings."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    recipe = out.parent / "recipe.yaml"
-    recipe.write_text(json.dumps({**SETTINGS, **settings}))
-    command = [sys.executable, "-m", "training", str(recipe), "--data", str(data), "--out", str(out), *options]
+    command = [sys.executable, "-m", "training", *arguments(data, out, *options, **settings)]
     environment = {**os.environ, "GLOG_v": "3"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

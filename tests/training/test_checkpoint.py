@@ -59,15 +59,12 @@ def meta(world, step=12, **changes):
 
 
 ARRAYS = {"conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3, np.int64)}
-STATE = np.arange(16, dtype=np.uint8)
 
 
 def save(folder, world, steps=12, update=SGD, **changes):
     def act(group):
         centers = trained(group.rank, world, steps, update=update)
-        return checkpoint.save(
-            folder, meta(world, steps, **changes), group, ARRAYS, ARRAYS, centers, STATE + group.rank
-        )
+        return checkpoint.save(folder, meta(world, steps, **changes), group, ARRAYS, ARRAYS, centers)
 
     return on_ranks(world, act)[0]
 
@@ -85,9 +82,7 @@ def test_another_number_of_ranks_goes_on(tmp_path, before, after, update):
     parts = []
     for rank in range(after):
         centers = ClassCenters(CLASSES, DIM, rank=rank, world=after, seed=5, update=update)
-        state = checkpoint.restore_rank(path, found, centers, rank, after)
-        assert (state is None) == (before != after)
-        assert state is None or state.tolist() == (STATE + rank).tolist()
+        checkpoint.restore_rank(path, found, centers)
         assert centers.step == 12
         assert centers.store.data.shape[0] == centers.count
         parts.append(trained(rank, after, 9, centers))
@@ -124,7 +119,7 @@ def test_damage_is_named(tmp_path):
     file.write_bytes(whole[:-5] + bytes(5))
     centers = ClassCenters(CLASSES, DIM, seed=5, update=SGD)
     with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: its SHA-256 is not what was written"):
-        checkpoint.restore_rank(path, checkpoint.read_meta(path), centers, 0, 1)
+        checkpoint.restore_rank(path, checkpoint.read_meta(path), centers)
     file.unlink()
     with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: missing; the checkpoint was written by 2"):
         checkpoint.read_meta(path)
@@ -162,6 +157,25 @@ def test_the_last_and_the_best_stay(tmp_path):
     assert [path.name[-1] for path in checkpoint.known(tmp_path)] == ["2", "4", "5"]
     assert checkpoint.best(tmp_path).name == "step-000000002"
     assert checkpoint.known(tmp_path / "none") == []
+
+
+def test_a_damaged_one_of_before_stops_nothing(tmp_path, caplog):
+    for step, accuracy in ((10, 0.9), (20, 0.8), (30, 0.7)):
+        save(tmp_path, 1, step, verification={"lfw": accuracy})
+    (tmp_path / "step-000000010" / "backbone.safetensors").unlink()
+    assert checkpoint.best(tmp_path).name == "step-000000020"
+    assert "step-000000010/backbone.safetensors: missing" in caplog.text
+    checkpoint.prune(tmp_path, 1)
+    assert [path.name for path in checkpoint.known(tmp_path)] == ["step-000000020", "step-000000030"]
+
+
+def test_a_rank_reads_the_files_with_rows_of_its_slice_only(tmp_path):
+    path = save(tmp_path, 3)
+    meta = checkpoint.read_meta(path)
+    (path / "rank-0-of-3.safetensors").write_bytes(b"not read")
+    checkpoint.restore_rank(path, meta, ClassCenters(CLASSES, DIM, rank=2, world=3, seed=5, update=SGD))
+    with pytest.raises(CheckpointError, match="rank-0-of-3"):
+        checkpoint.restore_rank(path, meta, ClassCenters(CLASSES, DIM, rank=0, world=3, seed=5, update=SGD))
 
 
 def test_the_same_step_again_replaces(tmp_path):

@@ -45,6 +45,14 @@ def test_bad_settings(settings, message):
         load_recipe("casia", settings)
 
 
+def test_small_numbers_as_yaml_reads_them():
+    assert load_recipe("synthetic", {"weight_decay": "5e-05", "lr": "1e-4"}).weight_decay == 5e-5
+    with pytest.raises(ConfigError, match="'fast' is not of type float"):
+        load_recipe("synthetic", {"lr": "fast"})
+    with pytest.raises(ConfigError, match="is not of type float"):
+        load_recipe("synthetic", {"lr": "inf"})
+
+
 def test_unknown_recipe(tmp_path):
     with pytest.raises(ConfigError, match="no recipe 'lfw'; known recipes: casia, glint360k, ms1mv2"):
         load_recipe("lfw", {})

@@ -120,6 +120,20 @@ def test_check_names_the_smallest_rate_that_works(count, rate, batch):
         assert Sampler(0, count, max(named - 2e-6, 1e-9), 0).size < min(batch, count)
 
 
+def test_a_rank_of_many_need_not_hold_a_whole_batch():
+    classes, ranks, batch = 2_059_906, 64, 24_576  # arcface_torch's WebFace42M with a ViT
+    start, count = slice_of(5, ranks, classes)
+    sampler = Sampler(start, count, 0.3, 0, 5, classes)
+    sampler.check(batch)
+    rng = np.random.default_rng(0)
+    most = max(np.count_nonzero((labels >= start) & (labels < start + count))
+               for labels in rng.integers(0, classes, (200, batch)))  # fmt: skip
+    bound = 2 * batch / ranks
+    assert most < bound < sampler.size
+    with pytest.raises(ConfigError, match=r"smallest rate that works is 0\.03"):
+        Sampler(start, count, 0.01, 0, 5, classes).check(batch)
+
+
 @pytest.mark.parametrize("rate", [0, -0.1, 1.1, float("nan")])
 def test_rates_out_of_range_are_refused(rate):
     with pytest.raises(FaceshardsError, match="sample rate"):

@@ -6,12 +6,9 @@ import json
 import shutil
 
 import pytest
-import yaml
-from click.testing import CliRunner
 
-from pipelines.cli import main
 from pipelines.manifest import Manifest
-from tests.training.runs import SETTINGS, tiny_dataset
+from tests.training.runs import tiny_dataset, train
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +23,6 @@ def run(data, tmp_path_factory):
     done = train(data, out, epochs=1, warmup_epochs=0)
     assert done.exit_code == 0, done.output
     return out
-
-
-def train(data, out, *options, **settings):
-    """Returns the outcome of ``faceshards train`` in this process."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    recipe = out.parent / f"{out.name}.yaml"
-    recipe.write_text(yaml.safe_dump({**SETTINGS, **settings}))
-    return CliRunner().invoke(main, ["train", str(recipe), "--data", str(data), "--out", str(out), *options])
 
 
 def refused(result) -> str:
@@ -58,6 +47,8 @@ def refused(result) -> str:
         ((), {"sample_rate": 0.5}, "sample"),
         ((), {"verify": ["nowhere.bin"]}, "nowhere.bin: No such file"),
         (("--finetune", "nowhere"), {}, "nowhere: no checkpoint there"),
+        (("--dry-run",), {"margin": [0.5, 0, 0]}, "margin: m1 = 0.5 is not a number from 1 to 10"),
+        ((), {"amp": "O1"}, "amp: 'O1' is not one of O0, O2, O3"),
         (("--host-rank", "1"), {}, None),
         (("--hosts", "a,b"), {}, "several hosts need one --port"),
     ],
@@ -90,6 +81,12 @@ def damaged(data, tmp_path, how):
         shard.write_bytes(raw)
     elif how == "gone":
         shard.unlink()
+    elif how == "cut":
+        next((copy / "manifest" / "images.parquet").iterdir()).write_bytes(b"PAR1")
+    elif how == "larger":
+        content = json.loads((copy / "dataset.json").read_text())
+        content["config"]["image_size"] = [128, 128]
+        (copy / "dataset.json").write_text(json.dumps(content))
     return copy
 
 
@@ -100,6 +97,8 @@ def damaged(data, tmp_path, how):
         ("schema", "99"),
         ("flipped", "changed since it was published: its SHA-256 is not the manifest's"),
         ("gone", "missing; the manifest lists it"),
+        ("cut", "table images: "),
+        ("larger", "images of 128 x 128 pixels; the backbones take 112 x 112"),
     ],
 )
 def test_a_dataset_that_is_not_what_was_published(data, tmp_path, how, message):
@@ -113,6 +112,22 @@ def test_a_folder_with_a_run_is_not_overwritten(data, run):
 def test_other_settings_are_another_run(data, run):
     result = train(data, run, "--resume", epochs=2, warmup_epochs=0)
     assert "made with epochs 1, now 2; choose another --out" in refused(result)
+    # As many steps as the run has done, but others.
+    result = train(data, run, "--resume", epochs=1, warmup_epochs=0, lr=0.5)
+    assert "made with lr 0.05, now 0.5; choose another --out" in refused(result)
+    assert "lr: 0.05" in (run / "config.yaml").read_text()
+
+
+def test_killed_before_its_result_it_has_the_same(data, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    want = json.loads((copy / "result.json").read_text())
+    (copy / "result.json").unlink()
+    result = train(data, copy, "--resume", epochs=1, warmup_epochs=0)
+    assert result.exit_code == 0, result.output
+    got = json.loads((copy / "result.json").read_text())
+    assert (got["first_loss"], got["last_loss"]) == (want["first_loss"], want["last_loss"])
+    assert got["first_loss"] > 0
 
 
 def test_another_dataset_needs_finetune(run, tmp_path):

@@ -133,6 +133,21 @@ def test_code_is_refused_by_name(tmp_path, act, arguments, name):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.", "keys are neither names nor numbers"),
+        (b"\x80\x02ccollections\nOrderedDict\n](K\x01K\x02\x86e\x85R.", "OrderedDict that is made of"),
+        (b"\x80\x02ctorch\nSize\n(" + b"K\x01" * 9 + b"t\x85R.", "more than 8 axes"),
+    ],
+)  # fmt: skip
+def test_tricks_are_refused_before_they_work(tmp_path, data, message):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    with pytest.raises(WeightsError, match=f"x.pth: refused: .*{message}"):
+        read_weights(tmp_path / "x.pth")
+
+
 def test_damage_is_one_line(tmp_path):
     whole = torch_file(tmp_path / "whole.pth", STATE, numbered(STATE)).read_bytes()
     short = {key: array.ravel()[:1] for key, array in numbered(STATE).items()}

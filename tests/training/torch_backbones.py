@@ -120,7 +120,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer's block; nothing is dropped."""
+    """A transformer's block."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -129,9 +129,9 @@ class Block(nn.Module):
         self.mlp = nn.Module()
         self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp.fc2(nn.functional.relu6(self.mlp.fc1(self.norm2(x))))
+    def forward(self, x, branches):
+        x = x + branches[:, 0, None, None] * self.attn(self.norm1(x))
+        return x + branches[:, 1, None, None] * self.mlp.fc2(nn.functional.relu6(self.mlp.fc1(self.norm2(x))))
 
 
 class VisionTransformer(nn.Module):
@@ -148,12 +148,20 @@ class VisionTransformer(nn.Module):
             nn.Linear(width * TOKENS, width, bias=False), nn.BatchNorm1d(width, eps=2e-5),
             nn.Linear(width, size, bias=False), nn.BatchNorm1d(size, eps=2e-5),
         )  # fmt: skip
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
 
-    def forward(self, x):
+    def forward(self, x, branches=None, shown=None):
         x = self.patch_embed.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
-        return self.feature(self.norm(x).flatten(1))
+        if branches is None:
+            branches = torch.ones(len(x), len(self.blocks), 2)
+        if shown is None:
+            shown = torch.arange(TOKENS).expand(len(x), -1)
+        index = shown[:, :, None].expand(-1, -1, x.shape[2])
+        seen = torch.gather(x, 1, index)
+        for i, block in enumerate(self.blocks):
+            seen = block(seen, branches[:, i])
+        x = self.mask_token.expand(len(x), TOKENS, -1).scatter(1, index, self.norm(seen))
+        return self.feature(x.flatten(1))
 
 
 def create(name, size=512):

@@ -58,7 +58,7 @@ def from_torch(state: Mapping[str, np.ndarray], cell: nn.Cell) -> dict[str, np.n
 
     Args:
         state: floating-point arrays by PyTorch's names; prefixes such as ``module.`` and the counters of batch norm are
-            passed over, and so is the transformers' mask token.
+            passed over.
         cell: the backbone.
 
     Raises:
@@ -67,7 +67,7 @@ def from_torch(state: Mapping[str, np.ndarray], cell: nn.Cell) -> dict[str, np.n
     clean = {}
     for name, array in state.items():
         name = plain_name(name)
-        if not name.endswith("num_batches_tracked") and name != "mask_token":
+        if not name.endswith("num_batches_tracked"):
             clean[name] = np.asarray(array)
     names = torch_names(cell)
     shapes = {names[parameter.name]: tuple(parameter.shape) for parameter in cell.get_parameters()}
@@ -87,7 +87,7 @@ def from_torch(state: Mapping[str, np.ndarray], cell: nn.Cell) -> dict[str, np.n
 
 
 def to_torch(cell: nn.Cell) -> dict[str, np.ndarray]:
-    """Returns a backbone's arrays by PyTorch's names; batch norm's counters and the mask token are not among them."""
+    """Returns a backbone's arrays by PyTorch's names; batch norm's counters are not among them."""
     names = torch_names(cell)
     return {names[parameter.name]: parameter.asnumpy() for parameter in cell.get_parameters()}
 

@@ -1,7 +1,8 @@
 """The vision transformers that InsightFace's arcface_torch trains (ViT: arXiv 2010.11929).
 
 144 patches of 9 x 9 pixels, no class token; the tokens side by side go through two linear layers with batch norm. Layer
-names are arcface_torch's. Its masking of a tenth of the tokens in training is not here.
+names are arcface_torch's. What is left to chance in training (tokens hidden, branches skipped) is drawn outside the
+network, so that a step is a function of its inputs: repeated, resumed or spread over ranks, it is the same.
 """
 
 from __future__ import annotations
@@ -54,28 +55,25 @@ class Block(nn.Cell):
         rng: for first values.
         width: C.
         heads: of the attention.
-        drop: probability that an image skips a branch in training (stochastic depth, arXiv 1603.09382).
     """
 
-    def __init__(self, rng: Rng, width: int, heads: int, drop: float) -> None:
+    def __init__(self, rng: Rng, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm((width,), epsilon=1e-5)
         self.norm2 = nn.LayerNorm((width,), epsilon=1e-5)
         self.attn = Attention(rng, width, heads)
         self.mlp = Mlp(rng, width)
-        self.drops = drop > 0
-        self.drop = nn.Dropout(p=drop)
 
-    def branch(self, x: ms.Tensor) -> ms.Tensor:
-        """Returns x, zero for the images that skip it and larger for the others."""
-        if self.training and self.drops:
-            return x * self.drop(ops.ones((x.shape[0], 1, 1), x.dtype))
-        return x
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Returns (B, N, C)."""
-        x = x + self.branch(self.attn(self.norm1(x)))
-        return x + self.branch(self.mlp(self.norm2(x)))
+    def construct(self, x: ms.Tensor, branches: ms.Tensor | None = None) -> ms.Tensor:
+        """Returns (B, N, C); branches (B, 2) are factors of the two branches, None for 1."""
+        attended = self.attn(self.norm1(x))
+        if branches is not None:
+            attended = attended * branches[:, 0].reshape(-1, 1, 1).astype(x.dtype)
+        x = x + attended
+        raised = self.mlp(self.norm2(x))
+        if branches is not None:
+            raised = raised * branches[:, 1].reshape(-1, 1, 1).astype(x.dtype)
+        return x + raised
 
 
 class PatchEmbed(nn.Cell):
@@ -105,7 +103,6 @@ class VisionTransformer(nn.Cell):
         embedding_size: components.
         seed: of the first values.
         recompute: keeps no activations inside the blocks.
-        drop: probability of skipping the last block's branches, growing linearly from 0 at the first.
     """
 
     def __init__(
@@ -116,7 +113,6 @@ class VisionTransformer(nn.Cell):
         embedding_size: int = 512,
         seed: int = 0,
         recompute: bool = False,
-        drop: float = 0.1,
     ) -> None:
         super().__init__()
         rng = np.random.default_rng(seed)
@@ -124,7 +120,7 @@ class VisionTransformer(nn.Cell):
         self.pos_embed = ms.Parameter(
             ms.Tensor(rng.normal(0, STD, (1, TOKENS, width)).astype(np.float32)), name="pos_embed"
         )
-        self.blocks = nn.CellList([Block(rng, width, heads, float(p)) for p in np.linspace(0, drop, depth)])
+        self.blocks = nn.CellList([Block(rng, width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm((width,), epsilon=1e-5)
         self.feature = nn.SequentialCell(
             dense(rng, width * TOKENS, width, bias=False, std=STD),
@@ -132,13 +128,46 @@ class VisionTransformer(nn.Cell):
             dense(rng, width, embedding_size, bias=False, std=STD),
             nn.BatchNorm1d(embedding_size, eps=2e-5, momentum=0.9),
         )
+        self.mask_token = ms.Parameter(
+            ms.Tensor(rng.normal(0, STD, (1, 1, width)).astype(np.float32)), name="mask_token"
+        )
         if recompute:
             for block in self.blocks:
                 block.recompute()
 
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Returns the embeddings, not normalised."""
+    def draw(self, rng: Rng, images: int, drop_path: float, mask_ratio: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what chance decides in a training step; inputs of construct.
+
+        Args:
+            rng: decides.
+            images: their number.
+            drop_path: probability that an image skips a branch of the last block, growing linearly from 0 at the first
+                (stochastic depth, arXiv 1603.09382).
+            mask_ratio: part of the tokens that an image hides.
+
+        Returns:
+            branches (images, depth, 2) float32, 0 where a branch is skipped, else 1 / (1 - probability); shown (images,
+            N') int32, the tokens that the blocks see, ascending, N' = int(144 (1 - mask_ratio)).
+        """
+        stays = 1 - np.linspace(0, drop_path, len(self.blocks))[:, None]  # (depth, 1)
+        branches = (rng.random((images, len(self.blocks), 2)) < stays) / stays
+        order = rng.permuted(np.tile(np.arange(TOKENS, dtype=np.int32), (images, 1)), axis=1)
+        return branches.astype(np.float32), np.sort(order[:, : int(TOKENS * (1 - mask_ratio))], axis=1)
+
+    def construct(self, x: ms.Tensor, branches: ms.Tensor | None = None, shown: ms.Tensor | None = None) -> ms.Tensor:
+        """Returns the embeddings, not normalised; in training with what draw() gives for the images of x.
+
+        Tokens that are not shown pass the blocks by; the mask token stands in their places behind the last norm.
+        """
         x = self.patch_embed(x) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
-        return self.feature(self.norm(x).reshape(x.shape[0], -1))
+        places = None
+        if shown is not None and shown.shape[1] < TOKENS:
+            places = ops.equal(shown.expand_dims(2), ops.arange(0, TOKENS)).astype(x.dtype)  # (B, N', N) of 0 and 1
+            x = ops.matmul(places, x)
+        for i, block in enumerate(self.blocks):
+            x = block(x) if branches is None else block(x, branches[:, i])
+        x = self.norm(x)
+        if places is not None:
+            hidden = 1 - places.sum(axis=1).expand_dims(2)  # (B, N, 1)
+            x = ops.matmul(places.swapaxes(1, 2), x) + hidden * self.mask_token
+        return self.feature(x.reshape(x.shape[0], -1))
