@@ -12,6 +12,10 @@ from training.backbones.counts import PUBLISHED, count_flops, count_parameters
 from training.backbones.cpu import BandedConv2d, SteadyPReLU, UnfoldedConv2d, adapt_to_cpu
 from training.backbones.registry import BACKBONES, create_backbone
 from training.backbones.torch_names import WeightsError, from_torch, load, to_torch
+from training.distributed import Group
+from training.margin import Margin
+from training.partial_fc import Head
+from training.step import Gradients
 
 # Millions, counted in PyTorch; the reference's pages give multiply-adds only (counts.PUBLISHED).
 PARAMETERS = {"r18": 24.026, "r34": 34.139, "r50": 43.591, "r100": 65.156, "r200": 118.834, "mbf": 2.060,
@@ -123,3 +127,22 @@ def test_the_slopes_gradient_is_the_same_bits_each_time():
     first = slopes(cell, x)[2]
     for _ in range(5):
         np.testing.assert_array_equal(slopes(cell, x)[2], first)
+
+
+def test_recomputed_activations_change_nothing():
+    """Not even the batch norms' moving values, which a second run of theirs would move again."""
+    rng = np.random.default_rng(0)
+    images, rows = rng.uniform(-1, 1, (4, 3, 112, 112)), rng.normal(size=(6, 32))
+    inputs = (ms.Tensor(images.astype(np.float32)), ms.Tensor(rows.astype(np.float32)))
+    after = []
+    for recompute in (False, True):
+        cell = create_backbone("mbf_narrow", 32, recompute)
+        first = {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
+        step = Gradients(cell, Head(Group(), Margin())).set_train()
+        _, _, gradients = step(*inputs, ms.Tensor([0, 1, 2, 3], ms.int32), ms.Tensor(1.0))
+        after.append([*(p.asnumpy() for p in cell.get_parameters()), *(part.asnumpy() for part in gradients)])
+    for plain, again in zip(*after, strict=True):
+        np.testing.assert_allclose(again, plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
+    moved = {name for (name, value), now in zip(first.items(), after[1], strict=False) if (value != now).any()}
+    assert moved
+    assert all("moving" in name for name in moved), moved

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from training.backbones.blocks import Rng, batch_norm, conv, dense
+from training.backbones.blocks import Rng, batch_norm, conv, dense, recompute_activations
 
 
 class Unit(nn.Cell):
@@ -80,5 +80,5 @@ def _stage(rng: Rng, inputs: int, outputs: int, units: int, recompute: bool) -> 
     made = [Unit(rng, inputs, outputs, 2)] + [Unit(rng, outputs, outputs, 1) for _ in range(units - 1)]
     if recompute:
         for unit in made:
-            unit.recompute()
+            recompute_activations(unit)
     return nn.SequentialCell(*made)

@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from training.backbones.blocks import Rng, batch_norm, conv, dense
+from training.backbones.blocks import Rng, batch_norm, conv, dense, recompute_activations
 
 
 def conv_block(
@@ -108,7 +108,7 @@ class MobileFaceNet(nn.Cell):
         self.features = Gdc(rng, 512, 7, embedding_size)
         if recompute:
             for layer in layers:
-                layer.recompute()
+                recompute_activations(layer)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Returns the embeddings, not normalised."""
@@ -143,7 +143,7 @@ class NarrowMobileFaceNet(nn.Cell):
         self.features = Gdc(rng, 256, 7, embedding_size)
         if recompute:
             for layer in layers:
-                layer.recompute()
+                recompute_activations(layer)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Returns the embeddings, not normalised."""

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from training.backbones.blocks import Rng, dense
+from training.backbones.blocks import Rng, dense, recompute_activations
 
 PATCH = 9  # pixels
 TOKENS = (112 // PATCH) ** 2
@@ -133,7 +133,7 @@ class VisionTransformer(nn.Cell):
         )
         if recompute:
             for block in self.blocks:
-                block.recompute()
+                recompute_activations(block)
 
     def draw(self, rng: Rng, images: int, drop_path: float, mask_ratio: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns what chance decides in a training step; inputs of construct.
