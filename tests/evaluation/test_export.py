@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -40,8 +41,10 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".mindir", ".safetensors"])
-@pytest.mark.parametrize("name", ["r18", "mbf", "mbf_narrow", "vit_t"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("mbf", ".onnx"), *itertools.product(("r18", "mbf_narrow", "vit_t"), (".onnx", ".mindir", ".safetensors"))],
+)
 def test_there_and_back(tmp_path, name, suffix):
     path, out = weights(tmp_path, name), tmp_path / f"out{suffix}"
     made = run("export", path, out, "--backbone", name, "--licence", "ours", "--json")
