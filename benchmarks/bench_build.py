@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import psutil
 
-from pipelines import mxnet_compat
+from tests import mxnet_compat
 
 PER_IDENTITY = 20
 
@@ -57,7 +57,8 @@ def render(folder: Path, images: int) -> None:
 
 def side_decode(rec: str, out: str, images: int) -> None:
     """cv2 decodes every image to half-size gray, nothing else; prints its CPU seconds without reading the file."""
-    from pipelines.scan import Partition, scan_recordio
+    from pipelines.sources.base import Partition
+    from pipelines.sources.recordio import scan_recordio
 
     cv2.setNumThreads(1)
     spent = 0.0
@@ -167,7 +168,7 @@ def compare(root: Path, images: int, png_images: int) -> None:
     walls = {}
     for workers in (2, 1):
         out = root / f"out{workers}"
-        build = [*python, "-m", "pipelines", "build", "--source", str(source), "--out", str(out), "--quiet"]
+        build = [*python, "-m", "faceshards", "build", "--source", str(source), "--out", str(out), "--quiet"]
         cost, _ = measure([*build, "--workers", str(workers)], out)
         show(f"build, {workers} workers", cost, images)
         print(f"{'':<24} {cost.cpu / decode:.2f} times the decode")

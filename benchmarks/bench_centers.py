@@ -23,8 +23,8 @@ import click
 import numpy as np
 import psutil
 
-from training.class_centers import ClassCenters
-from training.sampling import Sampler
+from training.centers.class_centers import ClassCenters
+from training.head.sampling import Sampler
 
 DIM, BATCH, LR, GOAL = 512, 512, 0.1, 1.5
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_embed [--backbone mbf:256]
 
-Encoded images go through evaluation.embeddings.Embedder (decode, mirror image, batches of 64): once with the weights
+Encoded images go through evaluation.embedder.Embedder (decode, mirror image, batches of 64): once with the weights
 loaded into MindSpore, once with the ONNX file that `faceshards export` writes of them. Every side runs in a process of
 its own; compilation is told apart. Images a second count images, each with its mirror image.
 """
@@ -18,16 +18,16 @@ from typing import Any
 import click
 import numpy as np
 
-from pipelines.progress import peak_memory
+from faceshards.progress import peak_memory
 
 
 def prepare(folder: Path, name: str) -> None:
     """Writes untrained weights, and what the export makes of them."""
     from safetensors.numpy import save_file
 
-    from evaluation.export import export
+    from evaluation.models.export import export
     from training.backbones.registry import create_backbone
-    from training.backbones.torch_names import to_torch
+    from training.weights.assign import to_torch
 
     save_file(to_torch(create_backbone(name)), folder / "weights.safetensors")
     export(folder / "weights.safetensors", folder / "weights.onnx", name)
@@ -35,9 +35,9 @@ def prepare(folder: Path, name: str) -> None:
 
 def measure(path: Path, name: str, count: int) -> dict[str, Any]:
     """Returns the times and the first embeddings of a model on `count` images."""
-    from evaluation.embeddings import Embedder
-    from evaluation.models import load_model
-    from pipelines.faces import encode_face
+    from evaluation.embedder import Embedder
+    from evaluation.models.load import load_model
+    from pipelines.synthetic.faces import encode_face
 
     images = [encode_face(0, identity, 0) for identity in range(count)]
     embedder = Embedder(load_model(path, name).forward)

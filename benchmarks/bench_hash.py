@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 
 from pipelines.config import BuildConfig
-from pipelines.scan import Partition, scan_recordio
-from pipelines.signatures import perceptual_hash, sign
+from pipelines.sources.base import Partition
+from pipelines.sources.recordio import scan_recordio
+from pipelines.stages.signatures import perceptual_hash, sign
 
 
 def jpeg(picture: np.ndarray, quality: int = 90) -> np.ndarray:

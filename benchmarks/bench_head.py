@@ -60,10 +60,11 @@ def sparse(
     import mindspore as ms
     from mindspore import nn, ops
 
-    from training.class_centers import ClassCenters
-    from training.distributed import Group
-    from training.margin import Margin
-    from training.partial_fc import Head, Sampler
+    from training.centers.class_centers import ClassCenters
+    from training.device.distributed import Group
+    from training.head.margins.combined import Margin
+    from training.head.partial_fc import Head
+    from training.head.sampling import Sampler
 
     class Graph(nn.Cell):
         def __init__(self) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.ijb import Protocol, measure
-from pipelines.progress import peak_memory
+from evaluation.ijb.measure import measure
+from evaluation.ijb.protocol import Protocol
+from faceshards.progress import peak_memory
 
 IMAGES, TEMPLATES, PAIRS, GENUINE, PEOPLE, DIM = 469_375, 23_124, 15_658_489, 19_557, 3531, 512
 

@@ -1,7 +1,7 @@
 """The driver's memory: the global step (deduplication, balance, tables) at two sizes, and its growth per image.
 
-Runs pipelines.decide on modelled hashes (bench_dedupe.make) in a process of its own for each size, from the columns as
-they are loaded to the decisions on disk; prints time, peak resident memory, and bytes per additional image.
+Runs pipelines.stages.decide on modelled hashes (bench_dedupe.make) in a process of its own for each size, from the
+columns as they are loaded to the decisions on disk; prints time, peak resident memory, and bytes per additional image.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import click
 import numpy as np
 
 from benchmarks.bench_dedupe import make
+from faceshards.progress import peak_memory
 from pipelines.config import BuildConfig
-from pipelines.decide import Columns, decide
-from pipelines.progress import peak_memory
+from pipelines.stages.decide import Columns, decide
 
 
 def side(folder: str, threads: int, result: multiprocessing.Queue) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.progress import peak_memory
+from faceshards.progress import peak_memory
 
 CALL = 512  # rows per write_raw_data; larger calls are no faster (9.6-15.8 k images/s at 256-2,000 rows)
 
@@ -37,7 +37,7 @@ def run_side(side: str, path: Path, rows: int, size: int) -> None:
     """Writes the shard and prints what it took as one line of JSON."""
     images, sizes, labels, sids = make_rows(rows, size)
     if side == "write_shard":
-        from pipelines.mindrecord import write_shard
+        from faceshards.formats.mindrecord.writer import write_shard
 
         def write() -> None:
             write_shard(path, images, sizes, labels, sids)

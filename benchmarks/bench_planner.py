@@ -14,10 +14,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from pipelines.balance import balance, shard_count
+from faceshards.dataset.schema import CODE
+from faceshards.progress import peak_memory
 from pipelines.config import BuildConfig
-from pipelines.progress import peak_memory
-from pipelines.records import CODE
+from pipelines.stages.balance import balance, shard_count
 
 IDENTITIES_PER_IMAGE = 2_059_906 / 42_474_558  # WebFace42M (Zhu et al., CVPR 2021)
 BYTES_PER_IMAGE = 4500  # 112x112 JPEG

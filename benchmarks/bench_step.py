@@ -4,7 +4,7 @@
 
 The head has 10,000 classes at rate 0.1. Every side runs in a process of its own; the first step (compilation) is told
 apart. PyTorch is measured where it is installed; its network is the one the tests compare with. `plain` is MindSpore
-without training.backbones.cpu, on a smaller batch since it takes long.
+without training.device.cpu, on a smaller batch since it takes long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pipelines.progress import peak_memory
+from faceshards.progress import peak_memory
 
 CLASSES, SAMPLE, DIM = 10_000, 1000, 512
 
@@ -32,13 +32,13 @@ def batches(batch: int, steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any]:
     """Measures MindSpore's step as the trainer makes it."""
-    from training.backbones.cpu import adapt_to_cpu
     from training.backbones.registry import create_backbone
-    from training.class_centers import ClassCenters
+    from training.centers.class_centers import ClassCenters
     from training.config import TrainConfig
-    from training.distributed import Group
-    from training.margin import Margin
-    from training.partial_fc import Head
+    from training.device.cpu import adapt_to_cpu
+    from training.device.distributed import Group
+    from training.head.margins.combined import Margin
+    from training.head.partial_fc import Head
     from training.step import Step
 
     backbone = create_backbone(name)
@@ -61,7 +61,7 @@ def pytorch(name: str, batch: int, steps: int) -> dict[str, Any]:
     import torch
     from torch.nn.functional import cross_entropy, linear, normalize
 
-    from tests.training.torch_backbones import create
+    from tests.training.backbones.torch_backbones import create
 
     model = create(name).train()
     weight = torch.nn.Parameter(0.01 * torch.randn(CLASSES, DIM))

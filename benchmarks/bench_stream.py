@@ -25,7 +25,7 @@ import click
 import cv2
 import numpy as np
 
-from pipelines.progress import peak_memory
+from faceshards.progress import peak_memory
 
 BATCH = 128
 SIDES = ("stream", "stream behind GeneratorDataset", "MindDataset", "ImageRecordIter", "cv2.imdecode alone")
@@ -33,10 +33,10 @@ SIDES = ("stream", "stream behind GeneratorDataset", "MindDataset", "ImageRecord
 
 def prepare(folder: Path, images: int) -> None:
     """Renders a set, builds its shards, and writes its images once more as MXNet wants them."""
-    from pipelines import mxnet_compat
-    from pipelines.manifest import Manifest
-    from pipelines.mindrecord import Shard
-    from pipelines.synthetic import SyntheticSpec, write_set
+    from faceshards.dataset.manifest import Manifest
+    from faceshards.formats.mindrecord.reader import Shard
+    from pipelines.synthetic.write import SyntheticSpec, write_set
+    from tests import mxnet_compat
 
     write_set(
         folder / "set", SyntheticSpec(identities=max(8, images // 40), images=images, defects=0, unseen=0, pairs=0)
@@ -67,12 +67,12 @@ def prepare(folder: Path, images: int) -> None:
 
 def epochs(side: str, folder: Path, threads: int) -> Callable[[], Iterable[Any]]:
     """Returns what gives a side's batches of one epoch."""
-    from pipelines.manifest import Manifest
+    from faceshards.dataset.manifest import Manifest
 
     data = Manifest(folder / "data")
     if side.startswith("stream"):
-        from training.layout import Layout
-        from training.stream import Stream
+        from training.data.layout import Layout
+        from training.data.stream import Stream
 
         stream = Stream(data, Layout(data, 1, BATCH), threads=threads)
         if side == "stream":
@@ -93,7 +93,7 @@ def epochs(side: str, folder: Path, threads: int) -> Callable[[], Iterable[Any]]
         ready = ready.map([*pixels, vision.HWC2CHW()], "image").batch(BATCH, drop_remainder=True)
         return lambda: ready.create_tuple_iterator(num_epochs=1, output_numpy=True)
     if side == "ImageRecordIter":
-        from pipelines import mxnet_compat
+        from tests import mxnet_compat
 
         mx = mxnet_compat.load()
         iterator = mx.io.ImageRecordIter(
@@ -109,7 +109,7 @@ def epochs(side: str, folder: Path, threads: int) -> Callable[[], Iterable[Any]]
                 yield batch
 
         return run
-    from pipelines.mindrecord import Shard
+    from faceshards.formats.mindrecord.reader import Shard
 
     cv2.setNumThreads(0)
     encoded = []
@@ -158,9 +158,9 @@ def main(images: int, threads: tuple[int, ...], rounds: int, side: str | None, f
                 if done.returncode:
                     sys.exit(f"{name}: {done.stderr[-2000:]}")
                 found[name, many] = json.loads(done.stdout.splitlines()[-1])
-        from pipelines.manifest import Manifest
-        from training.layout import Layout
-        from training.stream import Stream
+        from faceshards.dataset.manifest import Manifest
+        from training.data.layout import Layout
+        from training.data.stream import Stream
 
         data = Manifest(Path(temporary) / "data")
         stream = Stream(data, Layout(data, 1, BATCH))

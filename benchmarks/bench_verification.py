@@ -17,8 +17,8 @@ import numpy as np
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
-from evaluation.verification import distances, verify, verify_distances
-from pipelines.progress import peak_memory
+from evaluation.protocol.verification import distances, verify, verify_distances
+from faceshards.progress import peak_memory
 
 
 def embeddings(pairs: int, size: int) -> tuple[np.ndarray, np.ndarray]:

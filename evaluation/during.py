@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from mindspore import nn
 
-from evaluation.embeddings import Embedder, left_out, usable_pairs
-from evaluation.models import cell_forward
-from evaluation.sets import VerificationSet, read_bin
-from evaluation.verification import Verification, verify
-from pipelines.errors import FaceshardsError
+from evaluation.embedder import Embedder, left_out, usable_pairs
+from evaluation.models.load import cell_forward
+from evaluation.protocol.verification import Verification, verify
+from faceshards.errors import FaceshardsError
+from faceshards.formats.verification_bin import VerificationSet, read_bin
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from evaluation.sets import printable, read_bin
-from pipelines import partition
-from pipelines.errors import FaceshardsError
-from pipelines.manifest import Manifest, file_digest
-from pipelines.mindrecord import Shard
-from pipelines.sources import cut, find_files
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
+from faceshards.files import file_digest
+from faceshards.formats.mindrecord.reader import Shard
+from faceshards.formats.verification_bin import printable, read_bin
+from pipelines.sources.find import cut, find_files
+from pipelines.stages import sign as partition
 
 log = logging.getLogger(__name__)
 

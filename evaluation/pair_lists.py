@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.sets import SetError, VerificationSet
+from faceshards.formats.verification_bin import SetError, VerificationSet
 
 Pair = tuple[str, str, bool]  # two images below the root, whether they show one person
 Place = tuple[Path, int]  # file and line

@@ -23,18 +23,22 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import SCHEMA_VERSION
+from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError
+from faceshards.files import write_json
+from faceshards.progress import Progress
 from pipelines import workspace
-from pipelines.assemble import assemble
 from pipelines.config import BuildConfig
-from pipelines.decide import decide, load_columns
-from pipelines.errors import BuildError, EmptyDatasetError, ShardError, SourceError
-from pipelines.manifest import SCHEMA_VERSION, Manifest
-from pipelines.partition import PartFacts, count_rows, part_facts, probe_rows, sign_partition
-from pipelines.progress import Progress
 from pipelines.runner import Runner, WorkerKilledError
-from pipelines.scan import Partition
-from pipelines.shards import route, write, write_json
-from pipelines.sources import Dataset, SourceFile, cut
+from pipelines.sources.base import Partition, SourceFile
+from pipelines.sources.catalog import Dataset
+from pipelines.sources.find import cut
+from pipelines.stages.assemble import assemble
+from pipelines.stages.decide import decide, load_columns
+from pipelines.stages.route import route
+from pipelines.stages.sign import PartFacts, count_rows, part_facts, probe_rows, sign_partition
+from pipelines.stages.write import write
 
 log = logging.getLogger(__name__)
 

@@ -8,27 +8,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-KEPT = "kept"
-
-REASONS: tuple[str, ...] = (
-    KEPT,
-    "damaged",  # the RecordIO chain is broken here: flipped magic, wild length, cut file
-    "missing",  # the .idx names a record that the .rec does not hold
-    "undecodable",  # no image in the record, not JPEG or PNG, or the decoder refused it
-    "too_large",  # more pixels than max_pixels: never decoded
-    "wrong_size",  # decodes, but not at image_size
-    "bad_label",  # NaN, infinite, negative, fractional, or beyond float32's exact integers
-    "quarantined",  # decoding it killed the worker, alone and repeatedly
-    "exact_duplicate",  # same bytes as the representative, same identity
-    "near_duplicate",  # within near_within bits of the representative, same identity
-    "label_conflict",  # the same photograph under another identity
-    "min_images",  # its identity kept fewer than min_images
-    "max_images",  # its identity had more than max_images
-)
-"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept."""
-
-CODE = {reason: code for code, reason in enumerate(REASONS)}
-
 MAX_LABEL = (1 << 24) - 1
 """Largest identity a float32 label holds exactly; 2**24 itself may be 2**24 + 1 rounded."""
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
 
-from pipelines.errors import BuildError
+from faceshards.errors import BuildError
 
 log = logging.getLogger(__name__)
 # Dask reports every connection, and a worker's death as a traceback of its own; what matters is said here.

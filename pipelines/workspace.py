@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import BuildError
-from pipelines.mindrecord import FORBIDDEN
-from pipelines.shards import write_json
+from faceshards.errors import BuildError
+from faceshards.files import write_json
+from faceshards.formats.mindrecord.writer import FORBIDDEN
 
 
 def work_folder(out: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines import mxnet_compat
+from tests import mxnet_compat
 
 MAGIC = b"\x0a\x23\xd7\xce"
 

@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.errors import FaceshardsError
-from pipelines.manifest import file_digest
-from training.class_centers import ClassCenters
-from training.distributed import Group
-from training.sampling import slice_of
-from training.tensors import Block, TensorFile, write_arrays, write_blocks
+from faceshards.errors import FaceshardsError
+from faceshards.files import file_digest
+from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
+from training.centers.class_centers import ClassCenters, slice_of
+from training.device.distributed import Group
 
 log = logging.getLogger(__name__)
 

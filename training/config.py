@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config import check_ranges, load_yaml, make_config
-from pipelines.errors import ConfigError
+from faceshards.errors import ConfigError
+from faceshards.settings import CONFIGS, check_ranges, load_yaml, make_config
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs" / "train"
+RECIPES = CONFIGS / "train"
 
 CHOICES = {
     "centers": ("memory", "disk", "device"),
@@ -57,7 +57,7 @@ class TrainConfig:
         sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
             (``identity``) or by the square root of their images (``sqrt``).
         mirror: mirrors each image with probability 1/2.
-        augment: the augmentations of training.transforms.
+        augment: the augmentations of training.data.transforms.
         seed: decides first values, order, mirroring and samples.
         device: ``CPU``, ``GPU`` or ``Ascend``.
         threads: that decode images, in each rank; 0: one per core.
@@ -65,7 +65,7 @@ class TrainConfig:
         log_steps: steps between two lines of progress.
         checkpoint_steps: steps between two checkpoints; 0: one an epoch.
         keep: the last checkpoints that stay, beside the best.
-        verify: verification sets (.bin) to measure on, on rank 0.
+        verify: verification sets (.bin) to measure on, on rank 0: paths, as they are or from the data root on.
         verify_steps: steps between two verifications; 0: one an epoch.
     """
 
@@ -156,17 +156,27 @@ def load_recipe(recipe: str, settings: dict[str, object]) -> TrainConfig:
     """Returns a recipe with settings laid over it.
 
     Args:
-        recipe: name of a file in configs/train, or a YAML file.
+        recipe: name of one that comes with faceshards (faceshards/configs/train), or a YAML file.
         settings: plain values by key, as --set gives them.
 
     Raises:
         ConfigError: no such recipe (the message lists the known ones), unknown key, bad value.
     """
-    path = Path(recipe)
-    if not path.suffix:
+    path: Path = Path(recipe)
+    if not Path(recipe).suffix:
         path = RECIPES / f"{recipe}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(entry.stem for entry in RECIPES.glob("*.yaml"))) or f"none, {RECIPES} is missing"
-            raise ConfigError(f"no recipe '{recipe}'; known recipes: {known}; a file of your own ends in .yaml")
+            known = sorted(entry.stem for entry in RECIPES.glob("*.yaml"))
+            raise ConfigError(
+                f"no recipe '{recipe}'; known recipes: {', '.join(known)}; a file of your own ends in .yaml"
+            )
     config = make_config(load_yaml(path), str(path), TrainConfig())
     return make_config(settings, "--set", config)
+
+
+def verification_sets(config: TrainConfig, data_root: Path) -> list[Path]:
+    """Returns the verification sets of a run: each path as it is, or below the data root if it is not there.
+
+    The recipes that come with faceshards name sets below the data root, where `faceshards build` has put them.
+    """
+    return [path if path.exists() else data_root / path for path in map(Path, config.verify)]

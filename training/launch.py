@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import FaceshardsError
+import faceshards
+from faceshards.errors import FaceshardsError
 
 # Seconds. A dead host is noticed by MindSpore's scheduler after NODE; a dead process on this host by msrun within one.
 # A rank may wait long for another that verifies or writes a checkpoint, so waiting for a message is no sign of death.
@@ -31,16 +33,32 @@ class LaunchError(FaceshardsError):
     """The ranks could not be started, or one of them ended early."""
 
 
-def launch(
-    arguments: Sequence[str],
-    log_dir: Path,
-    devices: int,
-    hosts: Sequence[str] = (),
-    host_rank: int = 0,
-    port: int = 0,
-    rank_table: Path | None = None,
-) -> None:
-    """Runs ``python -m training ARGUMENTS`` as `devices` ranks on this host, and returns when all have ended well.
+@dataclass(frozen=True)
+class Hosts:
+    """Where the ranks are: so many devices on each of these hosts, of which this is one.
+
+    Args:
+        devices: ranks on each host.
+        names: all hosts of the job, the first of which runs the scheduler; empty for this host alone.
+        rank: this host's place among them.
+        port: of the scheduler; 0 takes a free one.
+        rank_table: Ascend's rank table file.
+    """
+
+    devices: int = 1
+    names: tuple[str, ...] = ()
+    rank: int = 0
+    port: int = 0
+    rank_table: Path | None = None
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.devices * max(1, len(self.names))
+
+
+def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:
+    """Runs ``faceshards train ARGUMENTS`` as this host's ranks, and returns when all have ended well.
 
     The log of the first rank here is passed on to stderr; every rank's is in `log_dir`/worker_RANK.log. SIGTERM and
     SIGHUP end the ranks here too, as Ctrl-C does.
@@ -48,35 +66,31 @@ def launch(
     Args:
         arguments: of the command train, the same for all ranks.
         log_dir: folder for logs, made if absent; of this host alone.
-        devices: ranks on each host.
-        hosts: every host of the job, the first one runs the scheduler; empty: this host alone.
-        host_rank: this host's place in `hosts`; its ranks are host_rank * devices and the following.
-        port: of the scheduler; 0 takes a free one, which needs a job of one host.
-        rank_table: Ascend's rank table file, handed to msrun.
+        hosts: of the job; the ranks of this one are hosts.rank * hosts.devices and the following.
 
     Raises:
         LaunchError: msrun does not start, or a rank ended early; the message names the rank and its last words.
     """
-    hosts = hosts or ("127.0.0.1",)
-    if len(hosts) > 1 and not port:
+    names = hosts.names or ("127.0.0.1",)
+    if len(names) > 1 and not hosts.port:
         raise LaunchError("several hosts need one --port that is free on the first of them")
-    first = host_rank * devices
+    first = hosts.rank * hosts.devices
     log_dir.mkdir(parents=True, exist_ok=True)
     for old in (*log_dir.glob("worker_*.log"), *log_dir.glob("rank-*.pid")):
         old.unlink()
     binaries = Path(sys.executable).parent
     command = [
         str(binaries / "msrun"),
-        f"--worker_num={len(hosts) * devices}",
-        f"--local_worker_num={devices}",
-        f"--node_rank={host_rank if len(hosts) > 1 else -1}",
-        f"--master_addr={hosts[0]}",
-        f"--master_port={port or _free_port()}",
+        f"--worker_num={hosts.world}",
+        f"--local_worker_num={hosts.devices}",
+        f"--node_rank={hosts.rank if len(names) > 1 else -1}",
+        f"--master_addr={names[0]}",
+        f"--master_port={hosts.port or _free_port()}",
         f"--log_dir={log_dir}",
         "--cluster_time_out=120",
         "--join=True",
-        *([f"--rank_table_file={rank_table}"] if rank_table else []),
-        *("python", "-m", "training", *arguments),
+        *([f"--rank_table_file={hosts.rank_table}"] if hosts.rank_table else []),
+        *("python", str(Path(faceshards.__file__).with_name("__main__.py")), "train", *arguments),
     ]
     environment = {
         **TIMEOUTS,
@@ -86,18 +100,17 @@ def launch(
         "FACESHARDS_LOGS": str(log_dir),
         "PYTHONUNBUFFERED": "1",
     }
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-    try:
-        with open(log_dir / "msrun.log", "wb") as log:
-            job = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    except OSError as error:
-        raise LaunchError(f"{command[0]}: {error.strerror}; it comes with mindspore") from None
-    try:
-        _follow(job, log_dir / f"worker_{first}.log")
-    except BaseException:
-        _end(job, log_dir)
-        raise
+    with _stopped_by(signal.SIGTERM, signal.SIGHUP):
+        try:
+            with open(log_dir / "msrun.log", "wb") as log:
+                job = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        except OSError as error:
+            raise LaunchError(f"{command[0]}: {error.strerror}; it comes with mindspore") from None
+        try:
+            _follow(job, log_dir / f"worker_{first}.log")
+        except BaseException:
+            _end(job, log_dir)
+            raise
     if job.returncode:
         raise LaunchError(_cause(log_dir, job.returncode))
 
@@ -108,8 +121,19 @@ def announce() -> None:
         Path(os.environ["FACESHARDS_LOGS"], f"rank-{os.environ['RANK_ID']}.pid").write_text(str(os.getpid()))
 
 
-def _stop(number: int, _frame: Any) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def _stopped_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Has signals end the program as an exception, so that what it started can be ended; restores what was there."""
+
+    def stop(number: int, _frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _free_port() -> int:

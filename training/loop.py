@@ -14,25 +14,26 @@ import mindspore as ms
 import numpy as np
 import yaml
 
-from pipelines.errors import FaceshardsError
-from pipelines.manifest import Manifest
-from pipelines.shards import replacing
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
+from faceshards.files import replacing
 from training import checkpoint
-from training.backbones.cpu import adapt_to_cpu
 from training.backbones.registry import create_backbone
-from training.class_centers import CenterUpdate, ClassCenters
+from training.centers.class_centers import ClassCenters
+from training.centers.rules import CenterUpdate
 from training.config import TrainConfig
-from training.distributed import Group
-from training.margin import Margin
-from training.partial_fc import Head
+from training.data.stream import Stream
+from training.device.cpu import adapt_to_cpu
+from training.device.distributed import Group
+from training.device.sync_batch_norm import synchronise
+from training.head.margins.combined import Margin
+from training.head.partial_fc import Head
+from training.head.sampling import Sampler
+from training.metrics import Progress
 from training.plan import Plan
-from training.progress import Progress
-from training.sampling import Sampler
 from training.schedule import learning_rate
 from training.step import Step
-from training.stream import Stream
-from training.sync_batch_norm import synchronise
-from training.weights import load_weights
+from training.weights.assign import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def train(
     finetune: Path | None = None,
     verify: Verify | None = None,
 ) -> dict[str, Any]:
-    """Trains as planned and returns what came of it: steps, first and last loss, accuracies, the last checkpoint.
+    """Trains as planned and returns what came of it: steps, first and last loss, accuracies, and, as paths below `out`,
+    the last checkpoint and the best.
 
     Args:
         plan: settings and what follows from them and the dataset.
@@ -62,7 +64,7 @@ def train(
         group: the ranks.
         resume: go on from the last checkpoint in `out`, if there is one.
         finetune: a checkpoint whose backbone is taken over, whatever its dataset; or a file of weights
-            (training.weights).
+            (training.weights.read).
         verify: gives accuracy and threshold (a cosine) by set for a backbone; called on rank 0.
 
     Raises:
@@ -181,7 +183,8 @@ def train(
     best = checkpoint.best(folder) if rank == 0 else None  # which may be pruning while another rank looks
     return {
         "steps": done, "first_loss": losses[0], "last_loss": losses[1], "accuracies": accuracies,
-        "checkpoint": str(saved[0]) if saved else None, "best": str(best) if best else None,
+        "checkpoint": str(saved[0].relative_to(out)) if saved else None,
+        "best": str(best.relative_to(out)) if best else None,
     }  # fmt: skip
 
 

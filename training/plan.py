@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipelines.errors import ConfigError, FaceshardsError
-from pipelines.manifest import Manifest
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import ConfigError, FaceshardsError
 from training.backbones.registry import BACKBONES
+from training.centers.class_centers import slice_of
 from training.config import TrainConfig
-from training.layout import Layout
-from training.margin import Margin
-from training.sampling import Sampler, slice_of
+from training.data.layout import Layout
+from training.head.margins.combined import Margin
+from training.head.sampling import Sampler
 
 
 class OtherRunError(FaceshardsError):

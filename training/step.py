@@ -11,8 +11,8 @@ from mindspore import nn, ops
 from mindspore.experimental import optim
 
 from training.config import TrainConfig
-from training.distributed import Group
-from training.partial_fc import Head
+from training.device.distributed import Group
+from training.head.partial_fc import Head
 
 SCALE_WINDOW = 1000  # good steps after which a dynamic loss scale doubles, as torch's GradScaler with 2,000 halved
 CHANCE = 1 << 32  # in a generator's seed, where the sampler has its rank

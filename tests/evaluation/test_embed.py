@@ -12,17 +12,17 @@ import pytest
 from click.testing import CliRunner
 
 from evaluation.during import raw_pixels
-from evaluation.embed import embed
-from evaluation.embeddings import Embedder, EmbeddingError, usable_pairs
-from evaluation.models import Model
-from evaluation.sets import write_bin
-from pipelines.cli import main
+from evaluation.embed_source import embed
+from evaluation.embedder import Embedder, EmbeddingError, usable_pairs
+from evaluation.models.load import Model
+from faceshards.cli.main import main
+from faceshards.errors import FaceshardsError
+from faceshards.formats.verification_bin import write_bin
 from pipelines.config import BuildConfig
-from pipelines.errors import FaceshardsError
-from pipelines.synthetic import SyntheticSpec
+from pipelines.synthetic.write import SyntheticSpec
 from tests.pipelines.build_fixtures import run_build, synthetic_set
 from tests.recs import jpeg
-from training.transforms import decode
+from training.data.transforms import decode
 
 IMAGES = [jpeg(i) for i in range(5)]
 
@@ -197,7 +197,7 @@ def weights(tmp_path_factory):
     from safetensors.numpy import save_file
 
     from training.backbones.registry import create_backbone
-    from training.backbones.torch_names import to_torch
+    from training.weights.assign import to_torch
 
     path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
     save_file(to_torch(create_backbone("mbf_narrow", 32)), path)

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from evaluation.during import Verifier
-from evaluation.embeddings import Embedder
-from evaluation.models import cell_forward
-from evaluation.sets import write_bin
-from pipelines.cli import main
-from pipelines.errors import FaceshardsError
+from evaluation.embedder import Embedder
+from evaluation.models.load import cell_forward
+from faceshards.cli.main import main
+from faceshards.errors import FaceshardsError
+from faceshards.formats.verification_bin import write_bin
 from tests.recs import jpeg
 from training.backbones.registry import create_backbone
-from training.backbones.torch_names import to_torch
-from training.transforms import decode
+from training.data.transforms import decode
+from training.weights.assign import to_torch
 
 PAIRS = 20
 

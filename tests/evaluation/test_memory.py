@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from evaluation.sets import write_bin
+from faceshards.formats.verification_bin import write_bin
 from tests.recs import jpeg
 
 PAIRS = 7000
@@ -16,10 +16,10 @@ PAIRS = 7000
 # In a process of its own: its peak is not that of other tests.
 MEASURE = """
 import json, sys
-from evaluation.embeddings import Embedder
-from evaluation.sets import read_bin
-from evaluation.verification import verify
-from pipelines.progress import peak_memory
+from evaluation.embedder import Embedder
+from faceshards.formats.verification_bin import read_bin
+from evaluation.protocol.verification import verify
+from faceshards.progress import peak_memory
 
 def forward(images):  # 512 of the pixels
     return images.reshape(len(images), -1)[:, :36864:72].copy()

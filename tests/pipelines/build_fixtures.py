@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import mxnet_compat
+from faceshards.dataset.manifest import Manifest
 from pipelines.build import Execution, build
 from pipelines.config import BuildConfig
-from pipelines.manifest import Manifest
-from pipelines.sources import find_files
-from pipelines.synthetic import SyntheticSpec, write_set
+from pipelines.sources.find import find_files
+from pipelines.synthetic.write import SyntheticSpec, write_set
+from tests import mxnet_compat
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FACESHARDS_DATA") or ROOT.parent / "shared" / "data")
@@ -93,7 +93,7 @@ def digests(folder: Path) -> dict[str, str]:
 def command(source: Path, out: Path, *more: str) -> list[str]:
     """Returns the command line of a build with the settings of CONFIG."""
     return [
-        sys.executable, "-m", "pipelines", "build", "--source", str(source), "--out", str(out), "--set", "shards=4",
+        sys.executable, "-m", "faceshards", "build", "--source", str(source), "--out", str(out), "--set", "shards=4",
         "--workers", "1", "--partition-bytes", str(PARTITION_BYTES), "--quiet", *more,
     ]  # fmt: skip
 

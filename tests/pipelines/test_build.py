@@ -11,13 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import DROP_REASONS
+from faceshards.dataset.verify import verify
+from faceshards.errors import BuildError, SourceError
+from faceshards.formats.mindrecord.reader import Shard
 from pipelines.build import Execution, build
 from pipelines.config import BuildConfig
-from pipelines.errors import BuildError, SourceError
-from pipelines.manifest import DROP_REASONS, Manifest
-from pipelines.mindrecord import Shard
-from pipelines.sources import Dataset, find_files
-from pipelines.verify import verify
+from pipelines.sources.catalog import Dataset
+from pipelines.sources.find import find_files
 from tests.pipelines.build_fixtures import CONFIG, external, read_defects, read_rec, run_build, synthetic_set
 
 # What is dropped for each planted kind: its reason, and whether its original goes with it.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.verify import verify
+from faceshards.errors import BuildError
 from pipelines import workspace
-from pipelines.errors import BuildError
-from pipelines.manifest import Manifest
-from pipelines.verify import verify
 from tests.pipelines.build_fixtures import (
     SPEC,
     command,
@@ -241,7 +241,7 @@ def test_a_source_that_changed_since_is_said(source: Path, tmp_path: Path) -> No
 KILLER = """
 import os, signal
 from pathlib import Path
-from pipelines import signatures
+from pipelines.stages import signatures
 
 MARK, ONCE = {mark!r}, {once!r}
 decode = getattr(signatures, "decode_whole", signatures._decode)  # Dask loads this twice

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import BuildError
+from faceshards.errors import BuildError
 from tests.pipelines.build_fixtures import digests, kill_group, run_build, start, synthetic_set, wait_for
 
 

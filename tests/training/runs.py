@@ -11,10 +11,10 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from pipelines.cli import main
+from faceshards.cli.main import main
+from faceshards.dataset.manifest import Manifest
 from pipelines.config import BuildConfig
-from pipelines.manifest import Manifest
-from pipelines.synthetic import SyntheticSpec
+from pipelines.synthetic.write import SyntheticSpec
 from tests.pipelines.build_fixtures import run_build, synthetic_set
 
 LIMIT = 120  # seconds until a process counts as lost
@@ -44,8 +44,8 @@ def train(data: Path, out: Path, *options: str, **settings: object) -> Result:
 
 
 def start(data: Path, out: Path, *options: str, **settings: object) -> subprocess.Popen[str]:
-    """Starts ``python -m training`` with the tiny settings."""
-    command = [sys.executable, "-m", "training", *arguments(data, out, *options, **settings)]
+    """Starts ``faceshards train`` with the tiny settings."""
+    command = [sys.executable, "-m", "faceshards", "train", *arguments(data, out, *options, **settings)]
     environment = {**os.environ, "GLOG_v": "3"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from faceshards.formats.safetensors import TensorFileError
 from training import checkpoint
+from training.centers.class_centers import ClassCenters
+from training.centers.rules import CenterUpdate
 from training.checkpoint import CheckpointError, Meta
-from training.class_centers import CenterUpdate, ClassCenters
-from training.distributed import Group
-from training.tensors import TensorFileError
+from training.device.distributed import Group
 
 CLASSES, DIM, SGD = 23, 8, CenterUpdate("sgd", 0.9, 0.01)
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipelines.errors import ConfigError
+from faceshards.errors import ConfigError
 from training.config import RECIPES, TrainConfig, load_recipe
 from training.schedule import learning_rate
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from pipelines.manifest import Manifest
+from faceshards.dataset.manifest import Manifest
 from tests.training.runs import tiny_dataset, train
 
 

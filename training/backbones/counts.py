@@ -8,8 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from training.backbones.cpu import BandedConv2d, UnfoldedConv2d
 from training.backbones.vit import TOKENS, Attention
+from training.device.cpu import BandedConv2d, UnfoldedConv2d
 
 # 10^9 multiply-adds for one image of 112 x 112, as arcface_torch's pages and configurations give them.
 PUBLISHED = {"mbf": 0.45, "r50": 6.3, "r100": 12.1, "r200": 23.5, "vit_t": 1.5, "vit_s": 5.7, "vit_b": 11.4,

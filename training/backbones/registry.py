@@ -7,7 +7,7 @@ from functools import partial
 
 from mindspore import nn
 
-from pipelines.errors import ConfigError
+from faceshards.errors import ConfigError
 from training.backbones.iresnet import IResNet
 from training.backbones.mobilefacenet import MobileFaceNet, NarrowMobileFaceNet
 from training.backbones.vit import VisionTransformer

@@ -1,0 +1,105 @@
+"""Embeddings of a whole source as Parquet: a part for every block of images, so that a run can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from evaluation.embedder import Embedder
+from evaluation.image_sources import Images, check_same, open_source
+from evaluation.models.load import Model
+from faceshards.errors import FaceshardsError
+from faceshards.files import exclusive_folder, replacing, write_json
+
+
+def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
+    """Returns counts (images, embedded, left_out) after writing the embeddings of all images of a source into `out`.
+
+    `out`/part-NNNNN.parquet has a row per image, in the source's order: sid int64, key string, label string, embedding
+    fixed-size list of float32 (image and mirror image added, not normalised; NaN if there is none), cause string (why
+    there is none). `out`/_embed.json (the underscore hides it from Parquet readers) says of what and by which model,
+    and, once all is there, the counts.
+
+    Interrupted at any moment, the same call goes on with the first block that is not there.
+
+    Raises:
+        FaceshardsError: `out` holds embeddings of something else, another process is at work there, or a file cannot be
+            read or written.
+    """
+    with exclusive_folder(out), tempfile.TemporaryDirectory(prefix="faceshards-") as work:
+        found = open_source(source, Path(work))
+        request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
+        facts = out / "_embed.json"
+        if facts.exists():
+            check_same(out, _request(facts), request)
+        elif any(out.glob("*.parquet")):
+            raise FaceshardsError(f"{out}: holds Parquet files that are not of this command; choose another folder")
+        write_json({"request": request, "backbone": model.backbone}, facts)
+        counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
+        write_json({"request": request, "backbone": model.backbone, "card": model.card, **counts}, facts)
+    return counts
+
+
+def _request(facts: Path) -> dict[str, Any]:
+    """Returns what an earlier call was asked for."""
+    try:
+        return dict(json.loads(facts.read_text(encoding="utf-8"))["request"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FaceshardsError(f"{facts}: damaged: {error}; remove the folder to begin anew") from None
+
+
+def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool) -> dict[str, int]:
+    """Writes the parts that are not there yet; returns the counts over all."""
+    images = lost = 0
+    with tqdm(desc="embed", unit=" images", total=total or None, disable=quiet, mininterval=0.5) as bar:
+        for number, read in enumerate(blocks):
+            path = out / f"part-{number:05d}.parquet"
+            if path.exists():
+                try:
+                    missing = pq.read_table(path, columns=["cause"])["cause"]
+                except (pa.ArrowException, KeyError) as error:
+                    cause = " ".join(str(error).split())[:200]
+                    raise FaceshardsError(f"{path}: damaged: {cause}; remove this file") from None
+                count, without = len(missing), len(missing) - missing.null_count
+                bar.update(count)
+            else:
+                count, without = _write(path, read(images), embedder, bar)
+            images, lost = images + count, lost + without
+    return {"images": images, "embedded": images - lost, "left_out": lost}
+
+
+def _write(path: Path, block: Images, embedder: Embedder, bar: Any) -> tuple[int, int]:
+    """Writes the part of a block; returns its images and how many have no embedding."""
+    rows: list[np.ndarray] = []
+    causes: list[str | None] = [cause or None for cause in block.causes]
+    for views, problems in embedder.batches(block.images):
+        start = sum(map(len, rows))
+        rows.append(views[0] + views[1])  # (n, D)
+        for place, cause in problems.items():
+            causes[start + place] = causes[start + place] or cause
+        bar.update(len(rows[-1]))
+    found = np.concatenate(rows) if rows else np.zeros((0, embedder.dim), np.float32)  # (N, D)
+    without = np.array([cause is not None for cause in causes], bool)
+    found[without] = np.nan  # Parquet's lists of a fixed size cannot be null
+    table = pa.table(
+        {
+            "sid": pa.array(block.sids, pa.int64()),
+            "key": pa.array(block.keys, pa.string()),
+            "label": pa.array(block.labels, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), found.shape[1]),
+            "cause": pa.array(causes, pa.string()),
+        }
+    )
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        pq.write_table(table, file, compression="none", use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())  # a part that has its name is whole, also after a power cut
+    return len(causes), int(without.sum())

@@ -1,0 +1,1 @@
+"""Models to embed with, in and out."""

@@ -1,0 +1,1 @@
+"""The field's verification numbers and their intervals."""

@@ -1,0 +1,1 @@
+"""The command faceshards: one file per command."""

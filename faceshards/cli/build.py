@@ -1,0 +1,101 @@
+"""The command ``faceshards build``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from faceshards.cli.manifest import print_summary
+from faceshards.cli.options import PATH, Command, data_root_option, json_option, quiet_option, settings_option
+from faceshards.errors import FaceshardsError
+from faceshards.settings import load_yaml, make_config
+from pipelines.config import BuildConfig
+from pipelines.sources.catalog import dataset_folder
+from pipelines.sources.find import find_files
+
+
+@click.command(cls=Command, go_on="; the same command goes on where it stopped")
+@click.argument("name", required=False)
+@click.option("--out", required=True, type=PATH, help="Folder to publish the dataset in.")
+@click.option("--source", type=PATH, help="A .rec, a folder with one, or an image folder.")
+@data_root_option
+@click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
+@settings_option
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system.")
+@click.option("--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input.")
+@click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard and print its address.")
+@click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
+@click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
+@quiet_option
+@json_option
+def build(
+    name: str | None,
+    out: Path,
+    source: Path | None,
+    data_root: Path,
+    config_file: Path | None,
+    settings: dict[str, Any],
+    workers: int,
+    scheduler: str | None,
+    partition_bytes: int,
+    dashboard: bool,
+    overwrite: bool,
+    restart: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Build the known set NAME, or any set by --source, and publish it at --out.
+
+    Interrupted at any moment, the same command goes on where it stopped.
+
+    \b
+    Examples:
+      faceshards build glint360k --out data/shards/glint360k
+      faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
+      faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
+    """
+    if (name is None) == (source is None):
+        raise click.UsageError("give either the NAME of a known set or --source PATH")
+    from pipelines.build import Execution
+    from pipelines.build import build as run  # Dask takes a second to import: not for every command
+
+    config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
+    config = make_config(settings, "--set", config)
+    expected = None
+    if name is not None:
+        expected, source = dataset_folder(name, data_root)
+        if expected.rendered:
+            _render_synthetic(source, quiet, workers)
+        elif not source.exists():
+            raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
+    assert source is not None
+    files, warnings = find_files(source)
+    for warning in warnings:
+        logging.getLogger(__name__).warning("%s", warning)
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
+    with logging_redirect_tqdm():
+        found = run(name or source.resolve().name, files, out, config, execution, expected=expected,
+                    overwrite=overwrite, restart=restart)  # fmt: skip
+    print_summary(found, as_json)
+
+
+def _render_synthetic(folder: Path, quiet: bool, workers: int) -> None:
+    """Renders the synthetic set, unless it is there."""
+    if folder.exists():
+        return
+    from tqdm import tqdm
+
+    from pipelines.synthetic.write import SyntheticSpec, write_set
+
+    with tqdm(desc="render  ", unit=" images", disable=quiet, mininterval=0.5) as bar:
+
+        def progress(count: int) -> None:
+            bar.update(count)
+
+        write_set(folder, SyntheticSpec(), progress, workers or len(os.sched_getaffinity(0)))

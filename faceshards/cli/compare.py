@@ -1,0 +1,41 @@
+"""The command ``faceshards compare``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import click
+
+from faceshards.cli.options import PATH, Command, backbone_option, json_option, required_model_option
+
+
+@click.command(cls=Command)
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@required_model_option
+@backbone_option
+@click.option("--threshold", type=click.FloatRange(-1, 1), help="Cosine above which two faces are one person's.")
+@json_option
+def compare(first: Path, second: Path, model: Path, backbone: str, threshold: float | None, as_json: bool) -> None:
+    """Compare two aligned faces (112 x 112): cosine, threshold, verdict.
+
+    Without --threshold it is the mean of those that the model had on its verification sets.
+
+    \b
+    Example:
+      faceshards compare ann_1.jpg ann_2.jpg --model data/runs/synthetic
+    """
+    if threshold is not None and math.isnan(threshold):
+        raise click.BadParameter("not a number", param_hint="--threshold")
+    from evaluation.measure import compare as measured
+    from evaluation.models.load import load_model
+
+    result = measured(first, second, load_model(model, backbone), threshold)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result)))
+        return
+    verdict = "the same person" if result.same else "two persons"
+    click.echo(f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}")

@@ -1,0 +1,69 @@
+"""The command ``faceshards eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from faceshards.cli.options import (
+    PATH,
+    Command,
+    backbone_option,
+    embeddings_option,
+    model_option,
+    one_of_model_and_embeddings,
+    quiet_option,
+    trained_on_option,
+)
+
+
+@click.command("eval", cls=Command)
+@model_option
+@backbone_option
+@embeddings_option
+@click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
+@click.option("--out", type=PATH, help="Folder for report.json and report.html.")
+@trained_on_option
+@quiet_option
+def evaluate(
+    model: Path | None,
+    backbone: str,
+    embeddings: Path | None,
+    sets: tuple[Path, ...],
+    out: Path | None,
+    trained_on: str,
+    quiet: bool,
+) -> None:
+    """Measure a model on verification sets: 10-fold accuracy, VAL, TAR@FAR, EER, AUC.
+
+    \b
+    Examples:
+      faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
+      faceshards eval --embeddings lfw.npy --set lfw.bin
+    """
+    one_of_model_and_embeddings(model, embeddings)
+    if embeddings is not None and len(sets) != 1:
+        raise click.UsageError("--embeddings belongs to one --set")
+    from evaluation.measure import measure_embeddings, measure_model, read_sets
+    from evaluation.report.table import table
+    from evaluation.report.write import write
+
+    loaded = read_sets(sets)
+    if model is not None:
+        from evaluation.models.load import load_model  # MindSpore takes seconds
+
+        source = load_model(model, backbone)
+        backbone, trained_on = source.backbone, trained_on or str(source.card.get("dataset", ""))
+        entries = measure_model(source, loaded, quiet)
+    else:
+        assert embeddings is not None
+        entries = [measure_embeddings(embeddings, loaded[0])]
+    for line in table(entries, backbone, trained_on):
+        click.echo(line)
+    for measured in entries:
+        for line in (*measured.result.warnings, *measured.problems):
+            click.echo(f"{measured.name}: {line}", err=True)
+    if out is not None:
+        write(out, entries, backbone, trained_on)
+        click.echo(f"report {out / 'report.html'}")

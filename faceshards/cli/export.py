@@ -1,0 +1,32 @@
+"""The command ``faceshards export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from faceshards.cli.options import PATH, Command, backbone_option, json_option
+
+
+@click.command(cls=Command)
+@click.argument("model", type=PATH)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@backbone_option
+@click.option("--licence", default="", help="Of the model; without it the card gives the terms of its data.")
+@json_option
+def export(model: Path, out: Path, backbone: str, licence: str, as_json: bool) -> None:
+    """Write MODEL as OUT: .onnx, .mindir or .safetensors (names of PyTorch), compared with the model, with a card.
+
+    \b
+    Examples:
+      faceshards export data/runs/synthetic mbf.onnx
+      faceshards export backbone.pth r50.mindir --backbone r50
+    """
+    from evaluation.models.export import export as run
+
+    card = run(model, out, backbone, licence)
+    click.echo(
+        json.dumps(card) if as_json else f"{out}: {card['parameters']:,} parameters, {out.stat().st_size:,} bytes"
+    )

@@ -1,0 +1,65 @@
+"""The command faceshards: its name, its commands, and what holds for all of them.
+
+Results go to stdout, everything else to stderr; exit codes are 0 for done, 1 for failed, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from importlib.metadata import entry_points
+
+import click
+
+from faceshards import __version__
+from faceshards.cli.options import Group
+
+ENTRY_POINTS = "faceshards.commands"  # the group in which other packages register commands
+
+# Where each command is; imported when it is called for. Packages that take seconds, or that an extra brings, are
+# imported inside the commands, so that `faceshards --help` needs none of them.
+COMMANDS = {
+    "build": "faceshards.cli.build:build",
+    "compare": "faceshards.cli.compare:compare",
+    "datasets": "faceshards.cli.datasets:datasets",
+    "embed": "faceshards.cli.embed:embed",
+    "eval": "faceshards.cli.evaluate:evaluate",
+    "export": "faceshards.cli.export:export",
+    "ijb": "faceshards.cli.ijb:ijb",
+    "make-bin": "faceshards.cli.make_bin:make_bin",
+    "manifest": "faceshards.cli.manifest:manifest",
+    "settings": "faceshards.cli.settings:settings",
+    "train": "faceshards.cli.train:train",
+}
+
+
+class Main(Group):
+    """The commands of COMMANDS, and those that other packages register as `faceshards.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of all commands, sorted."""
+        return sorted({*COMMANDS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns a command, or None."""
+        if cmd_name in COMMANDS:
+            module, _, name = COMMANDS[cmd_name].partition(":")
+            return getattr(importlib.import_module(module), name)
+        return next((entry.load() for entry in entry_points(group=ENTRY_POINTS, name=cmd_name)), None)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="faceshards")
+def main() -> None:
+    """Face-recognition sets as deduplicated, identity-balanced MindRecord shards, and models trained on them.
+
+    \b
+    Examples:
+      faceshards datasets
+      faceshards build synthetic --out data/shards/synthetic
+      faceshards build --source /data/faces_emore --out data/shards/emore --set max_images=200
+      faceshards manifest summary data/shards/synthetic
+      faceshards train synthetic --data data/shards/synthetic --out data/runs/synthetic
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")

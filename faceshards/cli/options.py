@@ -1,0 +1,92 @@
+"""What the commands share: how errors and Ctrl-C end, the extras they need, and the options that several have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from faceshards.errors import FaceshardsError
+
+PATH = click.Path(path_type=Path)
+
+# The extra of setup.cfg that brings a package of another name.
+EXTRAS = {
+    **dict.fromkeys(("mindspore", "tensorboardX"), "train"),
+    **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "markupsafe", "onnx", "onnxruntime"), "eval"),
+    "mxnet": "mxnet",
+}
+
+
+class Command(click.Command):
+    """A command whose users see one line for whatever they can put right.
+
+    Args:
+        go_on: what to say when it was interrupted: how to go on.
+    """
+
+    def __init__(self, *args: Any, go_on: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.go_on = go_on
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; raises ClickException for what a user can put right."""
+        try:
+            return super().invoke(ctx)
+        except FaceshardsError as error:
+            raise click.ClickException(" ".join(str(error).split())) from None
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"{ctx.info_name} needs {error.name}, which is not installed: pip install 'faceshards[{extra}]'"
+            ) from None
+        except KeyboardInterrupt:
+            raise click.ClickException(f"interrupted{self.go_on}") from None
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {text}: not KEY=VALUE")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise click.UsageError(f"--set {text}: the value is not YAML") from None
+    return found
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+settings_option = click.option(  # the command gets `settings`, a dict with each value read as YAML
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_parse, help="One setting; may be repeated."
+)
+data_root_option = click.option(
+    "--data-root", type=PATH, default=Path("data/raw"), envvar="DATA_ROOT", show_default=True,
+    help="Where the known sets lie, each in DATA_ROOT/NAME.",
+)  # fmt: skip
+_MODEL = "A checkpoint, a run's folder, weights, .onnx or .mindir."
+model_option = click.option("--model", type=PATH, help=_MODEL)
+required_model_option = click.option("--model", type=PATH, required=True, help=_MODEL)
+backbone_option = click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
+trained_on_option = click.option(
+    "--trained-on", default="", help="Dataset of the model, for published figures; a checkpoint knows it."
+)
+embeddings_option = click.option("--embeddings", type=PATH, help="In place of --model: an .npy of (images, D).")
+
+
+def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None) -> None:
+    """Refuses both, and neither."""
+    if (model is None) == (embeddings is None):
+        raise click.UsageError("one of --model and --embeddings")

@@ -1,0 +1,1 @@
+"""A published dataset: its tables, how it is opened, and how it is checked."""

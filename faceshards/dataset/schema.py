@@ -1,0 +1,100 @@
+"""The manifest's tables, column by column, and why a record may be dropped."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+KEPT = "kept"
+
+REASONS: tuple[str, ...] = (
+    KEPT,
+    "damaged",  # the RecordIO chain is broken here: flipped magic, wild length, cut file
+    "missing",  # the .idx names a record that the .rec does not hold
+    "undecodable",  # no image in the record, not JPEG or PNG, or the decoder refused it
+    "too_large",  # more pixels than max_pixels: never decoded
+    "wrong_size",  # decodes, but not at image_size
+    "bad_label",  # NaN, infinite, negative, fractional, or beyond float32's exact integers
+    "quarantined",  # decoding it killed the worker, alone and repeatedly
+    "exact_duplicate",  # same bytes as the representative, same identity
+    "near_duplicate",  # within near_within bits of the representative, same identity
+    "label_conflict",  # the same photograph under another identity
+    "min_images",  # its identity kept fewer than min_images
+    "max_images",  # its identity had more than max_images
+)
+"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept."""
+
+CODE = {reason: code for code, reason in enumerate(REASONS)}
+
+DROP_REASONS = REASONS[1:]
+
+SCHEMAS = {
+    "images": pa.schema(
+        [
+            pa.field("sid", pa.int64(), False),
+            pa.field("source", pa.string(), False),
+            pa.field("key", pa.string(), False),
+            pa.field("label_original", pa.string(), False),
+            pa.field("label", pa.int32(), False),
+            pa.field("shard", pa.int32(), False),
+            pa.field("row", pa.int32(), False),
+            pa.field("sha256", pa.binary(32), False),
+            pa.field("phash", pa.binary(32), False),
+            pa.field("bytes", pa.int64(), False),
+            pa.field("height", pa.int32(), False),
+            pa.field("width", pa.int32(), False),
+        ]
+    ),
+    "identities": pa.schema(
+        [
+            pa.field("label", pa.int32()),
+            pa.field("label_original", pa.string()),
+            pa.field("scanned", pa.int64(), False),
+            pa.field("kept", pa.int64(), False),
+            *[pa.field(reason, pa.int64(), False) for reason in DROP_REASONS],
+        ]
+    ),
+    "shards": pa.schema(
+        [
+            pa.field("shard", pa.int32(), False),
+            pa.field("file", pa.string(), False),
+            pa.field("rows", pa.int64(), False),
+            pa.field("identities", pa.int64(), False),
+            pa.field("bytes", pa.int64(), False),
+            pa.field("sha256", pa.string(), False),
+            pa.field("db_bytes", pa.int64(), False),
+            pa.field("db_sha256", pa.string(), False),
+        ]
+    ),
+    "dropped": pa.schema(
+        [
+            pa.field("sid", pa.int64(), False),
+            pa.field("source", pa.string(), False),
+            pa.field("key", pa.string(), False),
+            pa.field("label_original", pa.string()),
+            pa.field("reason", pa.string(), False),
+            pa.field("detail", pa.string()),
+            pa.field("representative", pa.int64()),
+            pa.field("distance", pa.int16()),
+        ]
+    ),
+    "conflicts": pa.schema(
+        [
+            pa.field("sid_a", pa.int64(), False),
+            pa.field("sid_b", pa.int64(), False),
+            pa.field("label_original_a", pa.string(), False),
+            pa.field("label_original_b", pa.string(), False),
+            pa.field("distance", pa.int16(), False),
+            pa.field("exact", pa.bool_(), False),
+        ]
+    ),
+    "identity_links": pa.schema(
+        [
+            pa.field("label_original_a", pa.string(), False),
+            pa.field("label_original_b", pa.string(), False),
+            pa.field("photographs", pa.int64(), False),
+            pa.field("distance", pa.int16(), False),
+        ]
+    ),
+}

@@ -1,0 +1,52 @@
+"""The errors a user can meet, each one line that names the file, the place and the cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class FaceshardsError(Exception):
+    """Something is wrong with the input, the request or the machine; the message is one line for the user."""
+
+
+class SourceError(FaceshardsError):
+    """A source set is missing, empty or cannot be read."""
+
+
+class ConfigError(FaceshardsError):
+    """A configuration has an unknown key or a value out of range."""
+
+
+class ShardError(FaceshardsError):
+    """A MindRecord shard cannot be written, or what is on disk is not what was written.
+
+    Args:
+        path: the shard's file.
+        cause: what is wrong, without the file's name.
+        errno: of the OSError behind it, 0 if there is none.
+    """
+
+    def __init__(self, path: Path | str, cause: str, errno: int = 0) -> None:
+        super().__init__(f"{path}: {cause}")
+        self.path = Path(path)
+        self.cause = cause
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type[ShardError], tuple[Path, str, int]]:
+        return type(self), (
+            self.path,
+            self.cause,
+            self.errno,
+        )  # the default would lose an argument on the way from a worker
+
+
+class BuildError(FaceshardsError):
+    """A build cannot start, go on or be published."""
+
+
+class EmptyDatasetError(BuildError):
+    """Every record was dropped; the same build can only end the same way."""
+
+
+class WeightsError(FaceshardsError):
+    """Weights do not belong to the backbone."""

@@ -1,0 +1,1 @@
+"""MindRecord shards, written and read without MindSpore."""

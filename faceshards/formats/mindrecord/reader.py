@@ -1,0 +1,183 @@
+"""Reads and checks MindRecord shards without MindSpore; faceshards.formats.mindrecord.layout describes their bytes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from faceshards.errors import ShardError
+from faceshards.formats.mindrecord.layout import (
+    HEADER_SIZES,
+    PAGE_SIZES,
+    TABLES,
+    Group,
+    frames,
+    read_header,
+    read_raw_rows,
+    row_groups,
+)
+
+
+class Shard:
+    """A shard's data file, open for reading; a context manager. Nothing in the file is trusted.
+
+    Args:
+        path: data file. Its index is not read; `verify_index` compares the two.
+
+    Raises:
+        ShardError: not a shard of ours, cut, or its header contradicts itself. Reading rows raises it likewise.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+        except (OSError, ValueError) as error:
+            raise ShardError(path, f"cannot be opened: {error}") from None
+        try:
+            self._groups = self._open()
+        except (OSError, ValueError) as error:
+            self.close()
+            raise ShardError(path, f"not a whole shard: {error}") from None
+        self._starts = [group.start for group in self._groups]
+        self._cached: tuple[Group, bytes, list[int]] | None = None
+
+    def _open(self) -> list[Group]:
+        """Returns the row groups, all of them inside the file."""
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no regular file")
+        length = int.from_bytes(self._read(0, 8), "little")
+        # A page's entry takes up to 300 bytes, so a header longer than this has more pages than the file can hold.
+        if length > min(status.st_size - 8, 4096 + 300 * (status.st_size // PAGE_SIZES[0] + 2)):
+            raise ValueError(f"a header of {length} bytes in a file of {status.st_size}")
+        self._header_size, self._page_size, pages = read_header(self.path.name, self._read(8, length))
+        if not HEADER_SIZES[0] <= self._header_size <= HEADER_SIZES[-1] or length + 8 > self._header_size:
+            raise ValueError(f"a header of {length} bytes in {self._header_size}")
+        if not PAGE_SIZES[0] <= self._page_size <= PAGE_SIZES[-1]:
+            raise ValueError(f"pages of {self._page_size} bytes")
+        groups = row_groups(pages)
+        size = self._header_size + (len(pages) - 1) * self._page_size + pages[-1].used
+        if size != status.st_size:
+            raise ValueError(f"{status.st_size} bytes long, its header says {size}")
+        return groups
+
+    def _read(self, offset: int, count: int) -> bytes:
+        """Returns exactly `count` bytes from `offset` on."""
+        data = os.pread(self._file, count, offset)
+        if len(data) != count:
+            raise ValueError(f"ends within {count} bytes at {offset}")
+        return data
+
+    def _blobs(self, group: Group) -> tuple[bytes, list[int]]:
+        """Returns a group's blob page and where its (n,) framed images start, and the end."""
+        try:
+            data = self._read(self._header_size + group.blob * self._page_size, group.blob_used)
+            return data, frames(data, group.end - group.start)
+        except (OSError, ValueError) as error:
+            raise ShardError(self.path, f"blob page {group.blob}: {error}") from None
+
+    def _fields(self, group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns labels, sids, framed lengths of a group's raw rows, (n,) int64 each."""
+        try:
+            offset = self._header_size + group.raw * self._page_size + group.raw_start
+            return read_raw_rows(self._read(offset, group.raw_end - group.raw_start), group.end - group.start)
+        except (OSError, ValueError) as error:
+            raise ShardError(self.path, f"raw page {group.raw}, byte {group.raw_start}: {error}") from None
+
+    def __len__(self) -> int:
+        return self._groups[-1].end
+
+    def rows(self) -> Iterator[tuple[int, int, memoryview]]:
+        """Yields label, sid and image of every row in order; at any time one page is in memory."""
+        for group in self._groups:
+            labels, sids, _ = self._fields(group)
+            data, places = self._blobs(group)
+            view = memoryview(data)
+            images = [view[low + 8 : high] for low, high in pairwise(places)]
+            yield from zip(labels.tolist(), sids.tolist(), images, strict=True)
+
+    def image(self, row: int) -> bytes:
+        """Returns the encoded image of a row in 0..len - 1; keeps its page for a neighbour that may follow."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        group = self._groups[bisect_right(self._starts, row) - 1]
+        if self._cached is None or self._cached[0] is not group:
+            self._cached = (group, *self._blobs(group))
+        _, data, places = self._cached
+        return data[places[row - group.start] + 8 : places[row - group.start + 1]]
+
+    def frame_offsets(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns where the frame of every row begins in the file, (N,) int64; no page is read.
+
+        Args:
+            lengths: (N,) int, bytes of every image, from the manifest; a frame is u64 LE length and the image.
+
+        Raises:
+            ShardError: such images do not fill the pages as the header says.
+        """
+        offsets = np.empty(len(self), np.int64)
+        for group in self._groups:
+            ends = np.cumsum(lengths[group.start : group.end].astype(np.int64) + 8)
+            if ends[-1] != group.blob_used:
+                raise ShardError(
+                    self.path, f"blob page {group.blob}: {group.blob_used} bytes, by the lengths {ends[-1]}"
+                )
+            offsets[group.start] = self._header_size + group.blob * self._page_size
+            offsets[group.start + 1 : group.end] = offsets[group.start] + ends[:-1]
+        return offsets
+
+    def index_rows(self) -> Iterator[list[tuple[int, ...]]]:
+        """Yields for each row group the rows that table INDEXES must have."""
+        for group in self._groups:
+            labels, _, raw_lengths = self._fields(group)
+            yield list(group.index_rows(np.diff(self._blobs(group)[1]), raw_lengths, labels))
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def verify_index(path: Path) -> None:
+    """Checks that `path`.db says of every row what the data file says; of a partial one MindSpore dies by SIGSEGV.
+
+    Raises:
+        ShardError: the index is missing, damaged, incomplete or differs, or the data file is no shard.
+    """
+    index = Path(f"{path}.db")
+    if not index.is_file() or Path(f"{index}-journal").exists():
+        raise ShardError(index, "is missing, or its journal says that writing it was interrupted")
+    named = [("INDEXES", "INDEXES", TABLES[0]), ("SHARD_NAME", "SHARD_NAME", TABLES[1])]
+    expected = [("index", "sqlite_autoindex_INDEXES_1", "INDEXES", None), *(("table", *table) for table in named)]
+    source = f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1"  # immutable: takes no lock, leaves no files
+    try:
+        with Shard(path) as shard, closing(sqlite3.connect(source, uri=True)) as link:
+            if link.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall() != expected:
+                raise ShardError(index, "does not have MindRecord's tables")
+            if link.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]:
+                raise ShardError(index, "is damaged: SQLite's integrity_check fails")
+            if link.execute("SELECT NAME FROM SHARD_NAME").fetchmany(2) != [(path.name,)]:
+                raise ShardError(index, f"is not the index of {path.name}")
+            found = link.execute("SELECT * FROM INDEXES NOT INDEXED ORDER BY rowid")
+            for rows in shard.index_rows():
+                if found.fetchmany(len(rows)) != rows:
+                    raise ShardError(index, f"differs from the data file in rows {rows[0][0]}..{rows[-1][0]}")
+            if found.fetchone() is not None:
+                raise ShardError(index, f"has more rows than the data file's {len(shard)}")
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:  # the last one for SQLite's messages of damaged names
+        raise ShardError(index, f"cannot be read: {error!r}") from None

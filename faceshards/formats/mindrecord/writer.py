@@ -1,0 +1,159 @@
+"""Writes MindRecord shards without MindSpore; faceshards.formats.mindrecord.layout describes their bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faceshards.errors import ShardError
+from faceshards.formats.mindrecord.layout import (
+    HEADER_SIZES,
+    PAGE_SIZES,
+    RAW_FIXED,
+    TABLES,
+    Group,
+    checked_columns,
+    header,
+    int_widths,
+    lay_out,
+    raw_rows,
+)
+
+DEFAULT_PAGE = 4 << 20  # bytes; half of one is the usual waste, at the end of the last blob page
+FORBIDDEN = set("\\/:*?\"<>|`&';")  # in file names, by MindSpore
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says about a written shard: rows, and size in bytes and SHA-256 (hex) of both files."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    db_bytes: int
+    db_sha256: str
+
+
+def write_shard(
+    path: Path,
+    images: Iterable[bytes | bytearray | memoryview | np.ndarray],
+    sizes: np.ndarray,
+    labels: np.ndarray,
+    sids: np.ndarray,
+    *,
+    page_size: int = 0,
+    header_size: int = 0,
+) -> ShardInfo:
+    """Returns the facts of the shard written at `path` and `path`.db, both fsynced; the data file in one pass.
+
+    Args:
+        path: data file; its name goes into the file, so the shard can change folders but not names.
+        images: N encoded images, one contiguous buffer each, taken a page at a time.
+        sizes: (N,) int, bytes of each image, at least 1.
+        labels: (N,) int, 0..2**31-1.
+        sids: (N,) int, 0..2**63-1.
+        page_size: bytes, one of PAGE_SIZES; 0 takes the least that holds the largest image and either all or 4 MiB.
+        header_size: bytes, one of HEADER_SIZES; 0 takes the least that holds the header.
+
+    Raises:
+        ShardError: the rows break a limit (then nothing is written), the images do not have the sizes promised, or the
+            disk refuses. What was written by then is left to the caller, who owns the folder.
+    """
+    if not path.name.isprintable() or FORBIDDEN & set(path.name) or path.name != path.name.strip(" "):
+        raise ShardError(path, f"a MindRecord name has none of {' '.join(sorted(FORBIDDEN))}, nor a space at an end")
+    try:
+        sizes, labels, sids = checked_columns(sizes, labels, sids)
+    except ValueError as error:
+        raise ShardError(path, str(error)) from None
+    raw_sizes = RAW_FIXED + int_widths(labels) + int_widths(sids)  # (N,)
+    largest = int(sizes.max()) + 8
+    if not page_size:
+        wanted = max(largest, min(DEFAULT_PAGE, int(sizes.sum()) + 8 * len(sizes)))
+        page_size = next((size for size in PAGE_SIZES if size >= wanted), PAGE_SIZES[-1])
+    if page_size not in PAGE_SIZES or largest > page_size:
+        raise ShardError(path, f"no MindRecord page of {page_size} bytes for an image of {largest - 8} bytes")
+    pages, groups = lay_out(sizes, raw_sizes, page_size)
+    for choice in (header_size,) if header_size else HEADER_SIZES:
+        head = header(path.name, choice, page_size, pages)
+        if choice in HEADER_SIZES and len(head) <= choice:
+            break
+    else:
+        raise ShardError(path, f"no MindRecord header of {choice} bytes for {len(head)} bytes about {len(pages)} pages")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for block in chain(
+                (head, bytes(choice - len(head))),
+                _blob_blocks(path, groups, page_size, iter(images), sizes),
+                _raw_blocks(groups, page_size, labels, sids),
+            ):
+                digest.update(block)
+                size += len(block)
+                while block:  # a write may take less than all, above all on a disk that is filling up
+                    block = block[file.write(block) :]
+            os.fsync(file.fileno())
+        columns = np.stack([sizes + 8, raw_sizes, labels])  # (3, N)
+        db = _write_index(path, (group.index_rows(*columns[:, group.start : group.end]) for group in groups))
+    except (OSError, sqlite3.Error) as error:
+        full = isinstance(error, sqlite3.Error) and "disk is full" in str(error)  # its code is new in Python 3.11
+        number = errno.ENOSPC if full else getattr(error, "errno", 0) or 0
+        raise ShardError(path, f"cannot be written: {error}", number) from None
+    return ShardInfo(len(sizes), size, digest.hexdigest(), len(db), hashlib.sha256(db).hexdigest())
+
+
+def _blob_blocks(
+    path: Path, groups: list[Group], page_size: int, images: Iterator[Any], sizes: np.ndarray
+) -> Iterator[bytes]:
+    """Yields the blob pages, each followed by its padding."""
+    for group in groups:
+        wanted = sizes[group.start : group.end]  # (n,)
+        parts: list[Any] = [b""] * (2 * len(wanted))
+        parts[::2] = wanted.astype("<u8").view("V8").tolist()  # n times 8 bytes
+        taken = list(islice(images, len(wanted)))
+        if [memoryview(image).nbytes for image in taken] != wanted.tolist():
+            raise ShardError(path, f"images {group.start}..{group.end} do not have the sizes promised, or are missing")
+        parts[1::2] = taken
+        del taken
+        block = b"".join(parts)
+        del parts  # else two pages of images wait while this one is written
+        yield block
+        del block
+        yield bytes(page_size - group.blob_used)
+    if next(images, None) is not None:
+        raise ShardError(path, f"there are more images than {groups[-1].end} sizes")
+
+
+def _raw_blocks(groups: list[Group], page_size: int, labels: np.ndarray, sids: np.ndarray) -> Iterator[bytes]:
+    """Yields the raw pages a row group at a time, with padding between pages but not after the last."""
+    for group, following in zip(groups, [*groups[1:], None], strict=True):
+        yield raw_rows(labels[group.start : group.end], sids[group.start : group.end])
+        if following and following.raw != group.raw:
+            yield bytes(page_size - group.raw_end)
+
+
+def _write_index(path: Path, rows: Iterable[Iterator[tuple[int, ...]]]) -> bytes:
+    """Returns the bytes of `path`.db, written and fsynced: same rows and SQLite version, same bytes."""
+    index = Path(f"{path}.db")
+    for leftover in (index, Path(f"{index}-journal")):
+        leftover.unlink(missing_ok=True)
+    with closing(sqlite3.connect(index, isolation_level=None)) as link:
+        for setting in ("page_size=4096", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+            link.execute(f"PRAGMA {setting}")
+        for statement in ("BEGIN", *TABLES):
+            link.execute(statement)
+        link.execute("INSERT INTO SHARD_NAME VALUES(?)", (path.name,))
+        link.executemany("INSERT INTO INDEXES VALUES(?,?,?,?,?,?,?,?,?,?)", chain.from_iterable(rows))
+        link.execute("COMMIT")
+    with open(index, "rb") as file:
+        os.fsync(file.fileno())
+        return file.read()

@@ -1,0 +1,138 @@
+"""Files of named arrays in the safetensors format, written and read a block of rows at a time.
+
+The library's own writer takes whole arrays; a rank's class centres may be larger than its memory. Reading is the
+library's. Format (huggingface/safetensors, README): u64 LE length, a JSON header {name: {dtype, shape, data_offsets}},
+then the arrays one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from faceshards.errors import FaceshardsError
+
+DTYPES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64", "uint8": "U8", "bool": "BOOL",
+          "float16": "F16", "uint64": "U64", "uint32": "U32"}  # fmt: skip
+
+Block = tuple[str, int, np.ndarray]  # name, first row, rows
+
+
+class TensorFileError(FaceshardsError):
+    """A file of arrays cannot be written, or is damaged."""
+
+
+def write_blocks(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], blocks: Iterable[Block]) -> None:
+    """Writes arrays as they come, and makes them durable (fsync).
+
+    Args:
+        path: a new file.
+        shapes: dtype and shape of every array, by name.
+        blocks: rows of the arrays, in any order; together they cover each array once.
+
+    Raises:
+        TensorFileError: the disk refuses, or the blocks do not fill the arrays. The file is left to the caller.
+    """
+    entries: dict[str, Any] = {}
+    places: dict[str, int] = {}
+    size = 0
+    for name, (dtype, shape) in sorted(shapes.items(), key=lambda item: -np.dtype(item[1][0]).itemsize):  # alignment
+        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [size, size + count]}
+        places[name] = size
+        size += count
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    base, written = 8 + len(header), 0
+    try:
+        with open(path, "xb", buffering=0) as file:
+            os.truncate(path, base + size)
+            _pwrite(file.fileno(), len(header).to_bytes(8, "little") + header, 0)
+            for name, start, rows in blocks:
+                dtype, shape = shapes[name]
+                if rows.dtype != dtype or rows.shape[1:] != shape[1:] or start + len(rows) > (shape or (1,))[0]:
+                    raise TensorFileError(f"{path}: {name}: a block {rows.dtype} {rows.shape} at {start} is not in it")
+                row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * rows.itemsize
+                if rows.size:
+                    _pwrite(file.fileno(), np.ascontiguousarray(rows), base + places[name] + start * row_bytes)
+                written += rows.nbytes
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TensorFileError(f"{path}: cannot be written: {error.strerror}") from None
+    if written != size:
+        raise TensorFileError(f"{path}: {written} bytes of {size} were given")
+
+
+def _pwrite(file: int, data: Any, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:  # a write may take less than all, above all on a disk that is filling up
+        done = os.pwrite(file, view[: 1 << 30], offset)
+        view, offset = view[done:], offset + done
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes whole arrays; see write_blocks. A scalar is written as an array of one."""
+    arrays = {name: np.atleast_1d(array) for name, array in arrays.items()}
+    shapes = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
+    write_blocks(path, shapes, ((name, 0, array) for name, array in arrays.items()))
+
+
+class TensorFile:
+    """A file of arrays, opened for reading; a context manager.
+
+    Raises:
+        TensorFileError: missing, cut or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(str(path), framework="numpy")
+            self.names: tuple[str, ...] = tuple(self._file.keys())
+        except (OSError, SafetensorError) as error:
+            raise TensorFileError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._file
+
+    def array(self, name: str) -> np.ndarray:
+        """Returns a whole array.
+
+        Raises:
+            TensorFileError: there is none of that name.
+        """
+        self._check(name)
+        return self._file.get_tensor(name)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns all arrays by name."""
+        return {name: self._file.get_tensor(name) for name in self.names}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns an array's shape."""
+        self._check(name)
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def rows(self, name: str, start: int, end: int) -> np.ndarray:
+        """Returns the rows start..end of an array; only these are read."""
+        self._check(name)
+        part = self._file.get_slice(name)
+        return np.asarray(part[start : min(end, part.get_shape()[0])])
+
+    def blocks(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields first row and rows of an array, at most `block` rows at a time."""
+        for start in range(0, self.shape(name)[0], block):
+            yield start, self.rows(name, start, start + block)
+
+    def _check(self, name: str) -> None:
+        if name not in self.names:
+            raise TensorFileError(f"{self.path}: has no array '{name}'")

@@ -1,0 +1,230 @@
+"""Verification sets (.bin): pairs of images, the same person or not. Read without trusting the pickle they are."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import pickletools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from faceshards.errors import FaceshardsError
+from faceshards.files import replacing
+
+# What the pickles of verification sets ask for, by the names of NumPy 1 and 2 and of Python 2 and 3. None of these
+# runs code of its own: they build an array, a dtype, a NumPy scalar, or encode a text as bytes.
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+# Opcodes of texts, numbers, lists, tuples, and calls of the above. No dict: its keys are hashed, however deep they are.
+OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1",
+    "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "LIST", "EMPTY_LIST",
+    "APPEND", "APPENDS", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE",
+    "BUILD", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+}  # fmt: skip
+
+
+class SetError(FaceshardsError):
+    """A file is no verification set, or asks for more than one holds."""
+
+
+@dataclass(frozen=True)
+class VerificationSet:
+    """Pairs of images; they stay encoded, since decoded sets take gigabytes.
+
+    Args:
+        name: of the set.
+        images: 2P encoded images; pair k is images[2k] and images[2k + 1].
+        same: (P,) bool, whether a pair shows one person.
+    """
+
+    name: str
+    images: tuple[bytes, ...]
+    same: np.ndarray
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds containers, bytes, numbers and arrays, and refuses everything else by name."""
+
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
+        super().__init__(file, encoding="bytes")
+        self._size = size
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns what a pickle asks for, if verification sets need it."""
+        if (module, name) not in ALLOWED:
+            raise _refusal(f"{module}.{name}")
+        makers: dict[str, Callable[..., Any]] = {
+            "dtype": _dtype, "encode": _encode, "scalar": _scalar, "_frombuffer": self._from_buffer,
+            "_reconstruct": lambda *_: _Array(self._size), "ndarray": lambda *_: None,
+        }  # fmt: skip
+        return _Maker(makers[name])
+
+    def _from_buffer(self, data: Any, dtype: Any, shape: Any, _order: Any) -> _Array:
+        """Returns an array of pickle protocol 5."""
+        array = _Array(self._size)
+        array.__setstate__((1, shape, dtype, False, bytes(data) if isinstance(data, bytearray) else data))
+        return array
+
+
+class _Maker:
+    """What stands for a function or class that a pickle may call, or hand on; nothing in the file can change it."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, _state: Any) -> None:
+        raise SetError("refused: it changes a function")
+
+
+class _Dtype:
+    """The dtype of an array in a pickle: one byte an item, never objects."""
+
+    def __setstate__(self, _state: Any) -> None:
+        pass  # byte order and the like, of no meaning for single bytes
+
+
+def _dtype(code: Any, *_: Any) -> _Dtype:
+    text = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
+    if text not in ("u1", "|u1", "b1", "|b1", "uint8", "bool", "S1", "B", "?"):
+        raise SetError(f"refused: an array of dtype '{text[:20]}'; images are bytes (u1), flags are booleans (b1)")
+    return _Dtype()
+
+
+class _Array:
+    """An array in a pickle, which becomes its bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.data, self._limit = b"", limit
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, dtype, _fortran, data = state
+        if isinstance(data, str):
+            data = data.encode("latin-1")
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) > self._limit:
+            raise SetError("refused: an array that does not hold plain bytes")
+        if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
+            raise SetError("refused: an array whose shape is no numbers")
+        if math.prod(shape) != len(data):
+            raise SetError(f"an array of shape {shape} with {len(data)} bytes")
+        self.data = data
+
+
+def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
+    """Returns a text as bytes; Python 3 writes bytes so in old protocols."""
+    name = encoding.decode("ascii", "replace") if isinstance(encoding, bytes) else encoding
+    if not isinstance(text, str | bytes) or str(name).replace("-", "").lower() not in ("latin1", "ascii", "utf8"):
+        raise SetError(f"refused: a text encoded as {name!r}")
+    return text if isinstance(text, bytes) else text.encode(str(name))
+
+
+def _scalar(_dtype: Any, data: Any) -> bool:
+    """Returns a NumPy boolean as a bool."""
+    if not isinstance(_dtype, _Dtype) or not isinstance(data, bytes | str) or len(data) != 1:
+        raise SetError("refused: a NumPy number that is no boolean")
+    return data not in (b"\0", "\0")
+
+
+def _refusal(name: str) -> SetError:
+    shown = re.sub(r"[^\w.<>-]", "?", name)[:80]
+    return SetError(f"refused: it asks for {shown}; a verification set holds only bytes, lists, booleans and arrays")
+
+
+def _look_through(file: IO[bytes]) -> None:
+    """Refuses a pickle with an opcode that no verification set needs, before any of it is carried out.
+
+    Raises:
+        SetError: names it.
+        ValueError: the pickle is damaged or cut.
+    """
+    argument: Any
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("GLOBAL", "INST") and tuple(argument.split(" ", 1)) not in ALLOWED:
+            raise _refusal(argument.replace(" ", "."))
+        if opcode.name not in OPCODES:
+            raise SetError(f"refused: its pickle uses {opcode.name}, which no verification set needs")
+        if "PUT" in opcode.name and argument > count:  # the table of what was put would have that length
+            raise SetError("refused: it counts what it puts away wrongly")
+
+
+def printable(name: str) -> str:
+    """Returns a file's name as text that can be written as UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def read_bin(path: Path | str) -> VerificationSet:
+    """Returns a verification set from a .bin, written by Python 2 or 3; nothing in it is run.
+
+    Raises:
+        SetError: not a verification set; one line with the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            _look_through(file)
+            file.seek(0)
+            loaded = _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+    except SetError as error:
+        raise SetError(f"{path}: {error}") from None
+    except OSError as error:
+        raise SetError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise SetError(f"{path}: not a whole pickle: {type(error).__name__} {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, tuple | list) or len(loaded) != 2:
+        raise SetError(f"{path}: holds no pair of images and flags")
+    images, same = (list(part.data) if isinstance(part, _Array) else part for part in loaded)
+    if not isinstance(images, list | tuple) or not isinstance(same, list | tuple):
+        raise SetError(f"{path}: holds no list of images and list of flags")
+    encoded = [_bytes(image) for image in images]
+    if len(encoded) != 2 * len(same) or not same:
+        raise SetError(f"{path}: {len(encoded)} images for {len(same)} pairs")
+    for number, image in enumerate(encoded):
+        if not image:
+            raise SetError(f"{path}: item {number} is no encoded image")
+    if not all(isinstance(flag, bool | int) and flag in (0, 1) for flag in same):
+        raise SetError(f"{path}: a flag is neither true nor false")
+    return VerificationSet(printable(path.stem), tuple(encoded), np.array(same, bool))
+
+
+def _bytes(image: Any) -> bytes:
+    """Returns an item's bytes; none if it is something else."""
+    image = image.data if isinstance(image, _Array) else image
+    return bytes(image) if isinstance(image, bytes | bytearray) else b""
+
+
+def write_bin(path: Path, images: Sequence[bytes], same: Iterable[bool]) -> None:
+    """Writes a verification set that ``pickle.load`` reads anywhere; the file appears whole or not at all.
+
+    Raises:
+        SetError: counts do not match, or the disk refuses.
+    """
+    flags = [bool(flag) for flag in same]
+    if len(images) != 2 * len(flags) or not flags:
+        raise SetError(f"{path}: {len(images)} images for {len(flags)} pairs")
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            pickle.dump(([bytes(image) for image in images], flags), file, protocol=4)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise SetError(f"{path}: cannot be written: {error.strerror}") from None

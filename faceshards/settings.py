@@ -1,0 +1,93 @@
+"""Settings: frozen dataclasses laid over by strict YAML, where an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from faceshards.errors import ConfigError
+
+CONFIGS = Path(str(importlib.resources.files("faceshards"))) / "configs"
+"""The settings that come with the package: datasets.yaml and the recipes of train/."""
+
+NAMES = {int: "integers", float: "numbers", str: "names"}  # of what a list in a configuration holds
+
+Config = TypeVar("Config")
+
+
+def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
+    """Returns `base`, a frozen dataclass of settings, with `values` laid over it.
+
+    Args:
+        values: plain values, as YAML gives them.
+        where: file or option the values came from, for messages.
+        base: what holds where `values` is silent.
+
+    Raises:
+        ConfigError: unknown key, wrong type or value out of range, in one line that starts with `where`.
+    """
+    known = get_type_hints(type(base))
+    clean: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{where}: unknown key '{name}'; known keys: {', '.join(known)}")
+        kind = known[name]
+        if get_origin(kind) is tuple:
+            items = get_args(kind)[0]
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{where}: {name}: {value!r} is not a list of {NAMES[items]}")
+            clean[name] = tuple(_plain(item, items, f"{where}: {name}") for item in value)
+        else:
+            clean[name] = _plain(value, kind, f"{where}: {name}")
+    try:
+        return dataclasses.replace(base, **clean)  # type: ignore[type-var]
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _plain(value: Any, kind: type, where: str) -> Any:
+    """Returns a value of exactly the type wanted; a float, a finite one, may be an integer, or what YAML 1.1 calls a
+    text: 5e-05."""
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError, OverflowError):
+            value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
+    return value
+
+
+def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Checks that numbers lie in their ranges, both ends allowed.
+
+    Raises:
+        ConfigError: naming the key, the value and the range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name}: {value} is outside {low}..{high}")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds no mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path}: holds no mapping of names to values")
+    return data

@@ -1,0 +1,1 @@
+"""Where records come from: a family, one member a file."""

@@ -1,0 +1,163 @@
+"""Image folders: one sub-folder per identity, images anywhere below it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faceshards.errors import SourceError
+from pipelines.sources.base import MAX_ENCODED, Partition, Scanned, SourceFile
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def _folder_state(root: Path) -> tuple[int, int]:
+    total, newest = 0, -1
+    for _, file in walk_images(root, []):
+        try:
+            stat = os.stat(file)
+        except OSError:  # listed as a row of its own when it is read
+            newest = max(newest, 0)
+            continue
+        total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
+    if newest < 0:
+        raise SourceError(f"{root}: no .rec file, and no sub-folder with .jpg or .png images")
+    return total, newest
+
+
+def walk_images(root: Path, warnings: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields (identity's folder, absolute path) of each image, in sorted order; every folder is entered once.
+
+    Args:
+        root: the image folder; one sub-folder per identity, images anywhere below it.
+        warnings: gets a line for what is left aside.
+    """
+    seen = {os.path.realpath(root)}
+    ignored = 0
+
+    def listed(folder: Path | str) -> list[os.DirEntry[str]]:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        foreign = [entry for entry in entries if not _is_utf8(entry.name)]
+        # Parquet's strings are UTF-8.
+        warnings.extend(f"{entry.path!a}: its name is not UTF-8, left aside" for entry in foreign)
+        return [entry for entry in entries if entry not in foreign] if foreign else entries
+
+    def below(folder: str) -> Iterator[str]:
+        nonlocal ignored
+        real = os.path.realpath(folder)
+        if real in seen:
+            warnings.append(f"{folder}: leads to a folder that was already read, left aside")
+            return
+        seen.add(real)
+        try:
+            entries = listed(folder)
+        except OSError as error:
+            warnings.append(f"{folder}: {error.strerror}, left aside")
+            return
+        for entry in entries:
+            if _is_dir(entry):
+                yield from below(entry.path)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield entry.path
+            else:
+                ignored += 1
+
+    for entry in listed(root):
+        if _is_dir(entry):
+            for file in below(entry.path):
+                yield entry.name, file
+        else:
+            ignored += 1
+    if ignored:
+        warnings.append(f"{root}: {ignored} files that are no .jpg or .png in an identity's folder, left aside")
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _list_folder(file: SourceFile, table: Path, step: int, warnings: list[str]) -> list[int]:
+    """Writes the listing (path, identity, place) of a folder; returns the rows at which partitions begin, and the end.
+
+    An identity's place is its rank among the sorted folder names, and its label until the balance renumbers them.
+    """
+    keys, names, places, bounds, room = [], [], [], [0], step
+    place, before = -1, None
+    for identity, path in walk_images(Path(file.path), warnings):
+        place += identity != before
+        before = identity
+        keys.append(os.path.relpath(path, file.path))
+        names.append(identity)
+        places.append(place)
+        try:
+            room -= os.path.getsize(path)
+        except OSError:
+            room -= 1
+        if room <= 0:
+            bounds.append(len(keys))
+            room = step
+    try:
+        columns = {"path": keys, "identity": names, "place": pa.array(places, pa.int32())}
+        pq.write_table(pa.table(columns), table)
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{file.path}: {os.fsencode(error.object)!r}: the name is not UTF-8; rename it") from None
+    return bounds if bounds[-1] == len(keys) else [*bounds, len(keys)]
+
+
+def scan_folder(part: Partition, listing: list[tuple[str, str, int]]) -> Scanned:
+    """Returns the image files of a stretch of a folder's listing; an unreadable file is a row with its reason.
+
+    Args:
+        part: the partition; start and stop are rows of the listing.
+        listing: (path below the root, identity's folder, identity's place) of those rows.
+    """
+    n = len(listing)
+    out = Scanned(
+        offset=np.zeros(n, np.int64),
+        header=np.zeros(n, np.int64),
+        size=np.zeros(n, np.int64),
+        parts=np.zeros(n, np.int32),
+        ordinal=np.arange(n, dtype=np.int32),
+        key=[row[0] for row in listing],
+        label=np.array([row[2] for row in listing], np.int32),
+        label_original=[row[1] for row in listing],
+        reason=np.zeros(n, np.uint8),
+        detail=[None] * n,
+        images=[None] * n,
+        records=n,
+        structural=0,
+    )
+    for i, (name, _, _) in enumerate(listing):
+        try:
+            # Without O_NONBLOCK a named pipe would wait for its writer for ever.
+            with open(os.open(os.path.join(part.path, name), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    out.drop(i, "undecodable", "cannot be read: not a regular file")
+                    continue
+                data = file.read(MAX_ENCODED + 1)
+        except OSError as error:
+            out.drop(i, "undecodable", f"cannot be read: {error.strerror}")
+            continue
+        out.size[i] = len(data)
+        if len(data) > MAX_ENCODED:
+            out.drop(i, "too_large", f"the file is larger than {MAX_ENCODED} bytes")
+        else:
+            out.images[i] = np.frombuffer(data, np.uint8)
+    return out

@@ -1,0 +1,194 @@
+"""The global step between signing and writing: which records stay, under which label, in which shard and row.
+
+The only step that looks at the whole set at once; it needs about 100 bytes of memory per image.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faceshards.dataset.schema import DROP_REASONS, REASONS, SCHEMAS
+from faceshards.errors import EmptyDatasetError
+from faceshards.files import write_json, write_parquet
+from pipelines.config import BuildConfig
+from pipelines.dedupe.policy import Dedupe, dedupe
+from pipelines.stages.balance import balance, shard_count
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Columns:
+    """The whole set's columns, one entry per record in order of sid.
+
+    Args:
+        reason: (N,) uint8 records.CODE.
+        label: (N,) int32, -1 where there is none.
+        sha: (N, 2) uint64, the first 16 bytes of the sha256; zeros where it was not read.
+        phash: (N, 4) uint64; zeros where it did not decode.
+        size: (N,) int32, bytes of the encoded image.
+    """
+
+    reason: np.ndarray
+    label: np.ndarray
+    sha: np.ndarray
+    phash: np.ndarray
+    size: np.ndarray
+
+
+def load_columns(parts: Sequence[Path], rows: Sequence[int]) -> Columns:
+    """Returns the columns of all record tables.
+
+    Args:
+        parts: the tables, in order.
+        rows: how many each has.
+    """
+    n = sum(rows)
+    out = Columns(
+        np.empty(n, np.uint8),
+        np.empty(n, np.int32),
+        np.empty((n, 2), np.uint64),
+        np.empty((n, 4), np.uint64),
+        np.empty(n, np.int32),
+    )
+    at = 0
+    for path, count in zip(parts, rows, strict=True):
+        table = pq.read_table(path, columns=["reason", "label", "sha256", "phash", "bytes"], use_threads=False)
+        here = slice(at, at + count)
+        out.reason[here] = table["reason"].to_numpy()
+        out.label[here] = table["label"].to_numpy()
+        out.size[here] = table["bytes"].to_numpy()
+        out.sha[here] = _words(table["sha256"])[:, :2]
+        out.phash[here] = _words(table["phash"])
+        at += count
+    return out
+
+
+def _words(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns (N, 4) uint64 of a column of 32-byte values; zeros for nulls."""
+    array = column.combine_chunks().fill_null(bytes(32))
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], pa.binary(32))
+    data = array.buffers()[1]
+    if data is None or not len(array):
+        return np.zeros((0, 4), np.uint64)
+    return np.frombuffer(data, np.uint64)[array.offset * 4 : (array.offset + len(array)) * 4].reshape(-1, 4)
+
+
+def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, threads: int, out: Path) -> None:
+    """Writes the folder `out`, whole or not at all: decisions for every record, and the global tables.
+
+    It holds reason, representative, distance, label, shard, row (.npy, one entry per sid), the manifest's identities,
+    conflicts and identity_links (.parquet), and facts.json (shards, identities, dedupe statistics, scanned, kept).
+
+    Args:
+        columns: the whole set; emptied on the way, to save memory.
+        names: identity names of an image folder by label; None for RecordIO, whose labels are their own names.
+        config: of the build.
+        threads: to search duplicates with.
+        out: folder to make.
+
+    Raises:
+        EmptyDatasetError: no record is left to publish.
+    """
+    reason, label = columns.reason, columns.label
+    found = dedupe(np.where(reason == 0, label, -1).astype(np.int32), columns.sha, columns.phash, columns.size, config,
+                   threads)  # fmt: skip
+    columns.sha = columns.phash = np.zeros(0, np.uint64)
+    reason = np.where(reason == 0, found.reason, reason)
+    planned = balance(label, reason == 0, config)
+    reason = np.where(reason == 0, planned.reason, reason)
+    kept = reason == 0
+    count = int(kept.sum())
+    if not count:
+        lost = np.bincount(reason, minlength=len(REASONS))
+        causes = ", ".join(f"{REASONS[code]} {lost[code]}" for code in np.flatnonzero(lost))
+        raise EmptyDatasetError(
+            f"nothing to publish: {len(reason)} records scanned, none kept ({causes or 'none found'})"
+        )
+    shards = shard_count(int(columns.size[kept].sum(dtype=np.int64)), count, config)
+    temporary = out.with_name(f".{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    placed = planned.place(shards)
+    for name, column in (
+        ("reason", reason),
+        ("representative", found.representative),
+        ("distance", found.distance),
+        ("label", planned.label),
+        ("shard", placed.shard),
+        ("row", placed.row),
+    ):
+        np.save(temporary / f"{name}.npy", column)
+    write_parquet(_identities(label, reason, planned.label, names), temporary / "identities.parquet")
+    _write_conflicts(found, label, names, temporary)
+    facts = {
+        "shards": shards,
+        "identities": int(planned.label.max()) + 1,
+        "scanned": len(reason),
+        "kept": count,
+        "dropped": {name: int((reason == code).sum()) for code, name in enumerate(REASONS) if code and
+                    (reason == code).any()},
+        "conflicts": len(found.conflicts),
+        "identity_links": len(found.identity_links),
+        "dedupe": found.statistics,
+    }  # fmt: skip
+    write_json(facts, temporary / "facts.json")
+    os.replace(temporary, out)
+
+
+def _name(labels: np.ndarray, names: Sequence[str] | None) -> pa.Array:
+    """Returns label_original of labels."""
+    if names is None:
+        return pa.array(labels, pa.int64()).cast(pa.string())
+    return pa.array([names[i] for i in labels.tolist()], pa.string())
+
+
+def _identities(label: np.ndarray, reason: np.ndarray, new_label: np.ndarray, names: Sequence[str] | None) -> pa.Table:
+    """Returns the table `identities`: one row per label of the source, and one for the records that have none."""
+    present, where = np.unique(label, return_inverse=True)
+    counts = np.bincount(where * len(REASONS) + reason, minlength=len(present) * len(REASONS))
+    counts = counts.reshape(-1, len(REASONS))  # (identities, reasons)
+    fresh = np.full(len(present), -1, np.int32)
+    fresh[where[reason == 0]] = new_label[reason == 0]
+    order = np.lexsort((present, fresh < 0, present < 0))
+    counts, fresh, present = counts[order], fresh[order], present[order]
+    nameless = present < 0
+    original = _name(np.where(nameless, 0, present), names)
+    columns = {
+        "label": pa.array(fresh, mask=fresh < 0),
+        "label_original": pa.array(original.to_pylist(), pa.string(), mask=nameless),
+        "scanned": pa.array(counts.sum(1)),
+        "kept": pa.array(counts[:, 0]),
+    }
+    columns |= {name: pa.array(counts[:, code]) for code, name in enumerate(DROP_REASONS, 1)}
+    return pa.table(columns, SCHEMAS["identities"])
+
+
+def _write_conflicts(found: Dedupe, label: np.ndarray, names: Sequence[str] | None, folder: Path) -> None:
+    pairs, links = found.conflicts, found.identity_links
+    columns = {
+        "sid_a": pa.array(pairs["row_a"]),
+        "sid_b": pa.array(pairs["row_b"]),
+        "label_original_a": _name(label[pairs["row_a"]], names),
+        "label_original_b": _name(label[pairs["row_b"]], names),
+        "distance": pa.array(pairs["distance"]),
+        "exact": pa.array(pairs["exact"]),
+    }
+    write_parquet(pa.table(columns, SCHEMAS["conflicts"]), folder / "conflicts.parquet")
+    columns = {
+        "label_original_a": _name(links["label_a"], names),
+        "label_original_b": _name(links["label_b"], names),
+        "photographs": pa.array(links["photographs"]),
+        "distance": pa.array(links["distance"]),
+    }
+    write_parquet(pa.table(columns, SCHEMAS["identity_links"]), folder / "identity_links.parquet")

@@ -1,0 +1,83 @@
+"""Stage route: sorts a partition's survivors by shard and row, and lists its dropped rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faceshards.dataset.schema import REASONS, SCHEMAS
+from faceshards.files import replacing, write_parquet
+
+ROUTED_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("row", pa.int32()),
+        pa.field("sid", pa.int64()),
+        pa.field("source", pa.int32()),
+        pa.field("key", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("header", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("parts", pa.int32()),
+        pa.field("label", pa.int32()),
+        pa.field("label_original", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("phash", pa.binary(32)),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+    ]
+)
+
+
+def route(
+    records: Path, decisions: Path, sid: int, ordinal: int, sources: list[str], routed: Path, dropped: Path
+) -> int:
+    """Returns the rows of a partition after writing its survivors, ordered by shard and row, and its dropped rows.
+
+    Args:
+        records: the partition's record table.
+        decisions: folder of whole-set columns (reason, representative, distance, label, shard, row).
+        sid: of the partition's first row.
+        ordinal: of its first record in its file.
+        sources: names of the build's files.
+        routed: Arrow file to write, ROUTED_SCHEMA.
+        dropped: Parquet file to write, SCHEMAS["dropped"].
+    """
+    table = pq.read_table(records)
+    n = len(table)
+    column = {
+        name: np.array(np.load(decisions / f"{name}.npy", mmap_mode="r")[sid : sid + n])
+        for name in ("reason", "representative", "distance", "label", "shard", "row")
+    }
+    keys, ordinals = table["key"].to_pylist(), table["ordinal"].to_numpy()
+    keys = [str(ordinal + int(at)) if key is None else key for key, at in zip(keys, ordinals, strict=True)]
+    table = table.set_column(table.column_names.index("key"), "key", pa.array(keys, pa.string()))
+    table = table.append_column("sid", pa.array(np.arange(sid, sid + n)))
+    kept = np.flatnonzero(column["reason"] == 0)
+    kept = kept[np.lexsort((column["row"][kept], column["shard"][kept]))]
+    out = table.drop_columns(["label"]).take(kept)
+    for name in ("label", "shard", "row"):
+        out = out.append_column(name, pa.array(column[name][kept]))
+    out = out.select(ROUTED_SCHEMA.names).cast(ROUTED_SCHEMA).combine_chunks()
+    with replacing(routed) as temporary, pa.ipc.new_file(str(temporary), ROUTED_SCHEMA) as writer:
+        writer.write_table(out)
+    gone = np.flatnonzero(column["reason"])
+    lost = table.take(gone)
+    names = np.array(sources, object)[lost["source"].to_numpy()]
+    stands = column["representative"][gone]
+    reasons = np.array(REASONS, object)[column["reason"][gone]]
+    columns = {
+        "sid": lost["sid"],
+        "source": pa.array(names, pa.string()),
+        "key": lost["key"],
+        "label_original": lost["label_original"],
+        "reason": pa.array(reasons, pa.string()),
+        "detail": lost["detail"],
+        "representative": pa.array(stands, pa.int64(), mask=stands < 0),
+        "distance": pa.array(column["distance"][gone], pa.int16(), mask=stands < 0),
+    }
+    write_parquet(pa.table(columns, SCHEMAS["dropped"]), dropped)
+    return n

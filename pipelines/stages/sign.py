@@ -1,0 +1,116 @@
+"""What a worker does with one partition: scan, sign, and the record table as a Parquet file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faceshards.errors import SourceError
+from faceshards.files import replacing
+from pipelines.config import BuildConfig
+from pipelines.records import RECORD_SCHEMA
+from pipelines.sources.base import Partition, Scanned
+from pipelines.sources.folder import scan_folder
+from pipelines.sources.recordio import scan_recordio
+from pipelines.stages.signatures import sign
+
+_COUNTS = ("records", "structural")
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """How much a partition holds: table rows, records of its file, header and identity records among them."""
+
+    rows: int
+    records: int
+    structural: int
+
+
+def scan(part: Partition) -> Scanned:
+    """Returns the partition's rows and images.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        if not (part.index or "").endswith(".parquet"):
+            return scan_recordio(part)
+        table = pq.read_table(str(part.index)).slice(part.start, part.stop - part.start)
+        columns = (table[name].to_pylist() for name in ("path", "identity", "place"))
+        return scan_folder(part, list(zip(*columns, strict=True)))
+    except OSError as error:
+        raise SourceError(f"{part.path}: {error.strerror or error}") from None
+
+
+def sign_partition(part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()) -> PartFacts:
+    """Returns the facts of a partition after writing its record table, RECORD_SCHEMA, to `out`.
+
+    Args:
+        part: the partition.
+        config: of the build.
+        out: Parquet file; its metadata hold the facts.
+        skip: rows that kill the worker when they are decoded.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    rows = scan(part)
+    column = sign(rows, config, skip)
+    n = len(rows.images)
+    table = pa.table(
+        {
+            "source": pa.array(np.full(n, part.source, np.int32)),
+            "key": pa.array(rows.key, pa.string()),
+            "ordinal": pa.array(rows.ordinal),
+            "offset": pa.array(rows.offset, pa.int64()),
+            "header": pa.array(rows.header.astype(np.int32)),
+            "bytes": pa.array(rows.size, pa.int64()),
+            "parts": pa.array(rows.parts, pa.int32()),
+            "label": pa.array(rows.label),
+            "label_original": pa.array(rows.label_original, pa.string()),
+            "reason": pa.array(rows.reason),
+            "detail": pa.array(rows.detail, pa.string()),
+            "height": pa.array(column["height"]),
+            "width": pa.array(column["width"]),
+            "sha256": _binary(column["sha256"], column["signed"]),
+            "phash": _binary(column["phash"], column["hashed"]),
+        },
+        schema=RECORD_SCHEMA,
+    )
+    counts = {name: str(getattr(rows, name)) for name in _COUNTS}
+    with replacing(out) as temporary:
+        # No dictionary, no compression: read once or twice, then removed.
+        pq.write_table(table.replace_schema_metadata(counts), temporary, compression="none", use_dictionary=False)
+    return PartFacts(n, rows.records, rows.structural)
+
+
+def part_facts(path: Path) -> PartFacts:
+    """Returns the facts of a record table that `sign_partition` wrote, from its metadata alone."""
+    footer = pq.read_metadata(path)
+    found = footer.metadata or {}
+    return PartFacts(footer.num_rows, *(int(found[name.encode()]) for name in _COUNTS))
+
+
+def probe_rows(part: Partition, config: BuildConfig, low: int, high: int) -> int:
+    """Signs rows [low, high) of a partition and forgets the result: does the worker survive them?"""
+    rows = scan(part)
+    others = frozenset(range(len(rows.images))) - frozenset(range(low, high))
+    sign(rows, config, others)
+    return high - low
+
+
+def count_rows(part: Partition) -> int:
+    """Returns the number of rows in a partition, without decoding any."""
+    return len(scan(part).images)
+
+
+def _binary(values: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """Returns (N, 32) uint8 as a column of 32-byte values, null where not valid."""
+    bitmap = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(32), len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))]
+    )

@@ -1,0 +1,174 @@
+"""Stage 2, sign: one reduced decode per image gives validity, size, sha256 and a 256-bit perceptual hash.
+
+The hash takes the 16 x 16 lowest frequencies of a cosine transform of the half-size gray image, without the constant
+ones, and sets the bits of those above the median. (Calibration on real faces: docs/deduplication.md.) The cosines are
+rounded to integers small enough that every sum is exact in floating point, so the bits depend on neither the batch,
+the machine, nor the linear algebra library.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import cv2
+import numpy as np
+
+from pipelines.config import BuildConfig
+from pipelines.sources.base import Scanned
+
+SIDE = 16
+_SCALE = 1024  # of the integer cosines: 255 * 56 * 1024 < 2**24, exact in float32 for faces of 112 x 112
+_BATCH = 64  # images transformed at once: within the second-level cache
+_HELD = 16 << 20  # bytes of decoded images that may wait for others of their size
+
+_SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
+
+
+def image_size(data: memoryview) -> tuple[int, int]:
+    """Returns height and width in pixels as a JPEG or PNG header says them, without decoding.
+
+    Raises:
+        ValueError: not JPEG or PNG, or no size in it; the message is the cause.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        if data[12:16] != b"IHDR" or len(data) < 24:
+            raise ValueError("PNG without a header chunk")
+        height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+        if max(height, width) >= 1 << 31:
+            raise ValueError(f"PNG of {height} x {width} pixels, beyond the format's own limit")
+        # cv2 4.11 allocates what a chunk says it holds, up to 2 GiB, before it reads it.
+        at = 8
+        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at > len(data):
+            raise ValueError(f"PNG cut off: a chunk should end at byte {at}, the data at {len(data)}")
+        return height, width
+    if data[:2] != b"\xff\xd8":
+        raise ValueError("empty image" if not len(data) else "neither JPEG nor PNG")
+    at, end = 2, len(data) - 9
+    while at <= end:
+        if data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if marker in _SOF:
+            return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+        # Fill bytes and markers without a length are one and two bytes long. To miss one is to look for the size
+        # elsewhere than the decoder, and to let a bomb in.
+        if marker == 0xFF:
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:
+            at += 2
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    raise ValueError("JPEG without a frame header")
+
+
+@functools.lru_cache(maxsize=64)
+def _cosines(side: int) -> np.ndarray:
+    """Returns (SIDE, side) integer-valued cosines of 1..SIDE half periods over `side` pixels."""
+    k = np.arange(1, SIDE + 1)[:, None]
+    exact = np.rint(_SCALE * np.cos(np.pi * k * (np.arange(side) + 0.5) / side))
+    return exact.astype(np.float32 if 255 * np.abs(exact).sum(1).max() < 1 << 24 else np.float64)
+
+
+def perceptual_hash(gray: np.ndarray) -> np.ndarray:
+    """Returns (B, 32) uint8, 256 bits an image, of gray images of one size.
+
+    Args:
+        gray: (height, B, width) uint8; the rows of all images side by side, so that each transform is one product.
+            Averaged 2 x 2 first where the sides are even and large enough: the frequencies used stay below half of
+            what is left, and the products shrink fourfold.
+    """
+    height, batch, width = gray.shape
+    if height % 2 == 0 and width % 2 == 0 and min(height, width) >= 3 * SIDE:
+        height, width = height // 2, width // 2
+        gray = cv2.resize(gray.reshape(2 * height, -1), (batch * width, height), interpolation=cv2.INTER_AREA).reshape(
+            height, batch, width
+        )
+    rows, columns = _cosines(height), _cosines(width).astype(np.float64)
+    half = rows @ gray.reshape(height, -1).astype(rows.dtype)  # (SIDE, B * width), exact
+    full = half.astype(np.float64).reshape(-1, width) @ columns.T  # (SIDE * B, SIDE), exact
+    block = np.ascontiguousarray(full.reshape(SIDE, batch, SIDE).transpose(1, 0, 2)).reshape(batch, SIDE * SIDE)
+    middle = np.partition(block, SIDE * SIDE // 2 - 1, axis=1)[:, SIDE * SIDE // 2 - 1]
+    return np.packbits(block > middle[:, None], axis=1, bitorder="little")
+
+
+def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset()) -> dict[str, np.ndarray]:
+    """Returns the signature columns of scanned rows, and drops from `rows` those that are no usable image.
+
+    Args:
+        rows: a scanned partition; its reasons and details are filled in.
+        config: image_size and max_pixels.
+        skip: rows not to be touched, because decoding them killed a worker.
+
+    Returns:
+        height, width (N,) int32 pixels (0: unknown); sha256, phash (N, 32) uint8; signed, hashed (N,) bool, where
+        these are valid.
+    """
+    n = len(rows.images)
+    height, width = np.zeros(n, np.int32), np.zeros(n, np.int32)
+    sha = np.zeros((n, 32), np.uint8)
+    phash = np.zeros((n, 32), np.uint8)
+    signed, hashed = np.zeros(n, bool), np.zeros(n, bool)
+    digests = bytearray()
+    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+    held = 0
+    wanted = config.image_size if config.image_size != (0, 0) else None
+    for i, image in enumerate(rows.images):
+        if image is None:
+            continue
+        data = memoryview(image)  # type: ignore[arg-type]
+        digests += hashlib.sha256(data).digest()
+        signed[i] = True
+        if i in skip:
+            rows.drop(i, "quarantined", "decoding it killed the worker, alone and repeatedly")
+            continue
+        try:
+            size = height[i], width[i] = image_size(data)
+        except ValueError as error:
+            rows.drop(i, "undecodable", str(error))
+            continue
+        if size[0] * size[1] > config.max_pixels:
+            rows.drop(i, "too_large", f"{size[0]} x {size[1]} pixels, more than max_pixels {config.max_pixels}")
+            continue
+        if wanted and size != wanted:
+            rows.drop(i, "wrong_size", f"{size[0]} x {size[1]} pixels, not {wanted[0]} x {wanted[1]}")
+            continue
+        gray = _decode(image)
+        if gray is None or gray.size == 0:
+            rows.drop(i, "undecodable", "the decoder refuses it")
+            continue
+        group = waiting.setdefault(gray.shape, [])  # type: ignore[arg-type]
+        group.append((i, gray))
+        held += gray.size
+        # Sets of one size fill batches; where sizes differ, what waits for its like must not fill the worker.
+        for full in (group,) if len(group) == _BATCH else waiting.values() if held > _HELD else ():
+            held -= sum(waits.size for _, waits in full)
+            _hash(full, phash, hashed)
+    for group in waiting.values():
+        _hash(group, phash, hashed)
+    sha[signed] = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
+    return {"height": height, "width": width, "sha256": sha, "phash": phash, "signed": signed, "hashed": hashed}
+
+
+def _decode(image: np.ndarray) -> np.ndarray | None:
+    """Returns the half-size gray image, or None; always in this mode, as another moves the hash by up to 32 bits."""
+    try:
+        return cv2.imdecode(image, cv2.IMREAD_REDUCED_GRAYSCALE_2)
+    except cv2.error:
+        return None
+
+
+def _hash(group: list[tuple[int, np.ndarray]], phash: np.ndarray, hashed: np.ndarray) -> None:
+    """Hashes and empties a group of images of one size."""
+    if not group:
+        return
+    at = [i for i, _ in group]
+    height, width = group[0][1].shape
+    gray = np.empty((height, len(group), width), np.uint8)
+    for column, (_, image) in enumerate(group):
+        gray[:, column] = image
+    phash[at] = perceptual_hash(gray)
+    hashed[at] = True
+    group.clear()

@@ -1,0 +1,99 @@
+"""Models out and in again: ONNX, MindIR and safetensors of every kind of backbone, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+from evaluation.models.load import ModelError, load_model
+from faceshards.cli.main import main
+from training.backbones.iresnet import IResNet
+from training.backbones.registry import BACKBONES, create_backbone
+from training.backbones.vit import VisionTransformer
+from training.weights.assign import to_torch
+
+SMALL = {"r18": lambda size, seed, _: IResNet((1, 1, 1, 1), size, seed), "vit_t": lambda size, seed, _:
+         VisionTransformer(64, 2, 8, size, seed)}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The architectures with fewer layers: minutes less, the same kinds of layers."""
+    for name, make in SMALL.items():
+        monkeypatch.setitem(BACKBONES, name, make)
+
+
+def weights(folder, name):
+    """Returns an untrained backbone's file of weights, its batch norms no identities."""
+    rng = np.random.default_rng(1)
+    state = {key: value if value.ndim > 1 else np.abs(value + rng.normal(0, 0.1, value.shape)).astype(np.float32)
+             for key, value in to_torch(create_backbone(name, 64)).items()}  # fmt: skip
+    save_file(state, folder / f"{name}.safetensors")
+    return folder / f"{name}.safetensors"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("mbf", ".onnx"), *itertools.product(("r18", "mbf_narrow", "vit_t"), (".onnx", ".mindir", ".safetensors"))],
+)
+def test_there_and_back(tmp_path, name, suffix):
+    path, out = weights(tmp_path, name), tmp_path / f"out{suffix}"
+    made = run("export", path, out, "--backbone", name, "--licence", "ours", "--json")
+    assert made.exit_code == 0, made.output
+    card = json.loads(made.stdout.splitlines()[-1])
+    assert (card["backbone"], card["embedding_size"], card["licence"]) == (name, 64, "ours")
+    assert card["largest_difference"] < 1e-5
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(
+        [path.name, out.name, f"{out.name}.json", f"{out.name}.md"]
+    )
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
+    want, again = load_model(path, name).forward(images), load_model(out)
+    assert again.backbone == name
+    np.testing.assert_allclose(again.forward(images), want, atol=1e-5 * np.abs(want).max())
+
+
+def test_onnx_takes_any_number_of_images(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "out.onnx"
+    assert run("export", weights(tmp_path, "mbf_narrow"), out, "--backbone", "mbf_narrow").exit_code == 0
+    session = runtime.InferenceSession(str(out))
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 112, 112)).astype(np.float32)
+    whole = session.run(None, {"images": images})[0]
+    one = np.concatenate([session.run(None, {"images": images[i : i + 1]})[0] for i in range(5)])
+    np.testing.assert_allclose(whole, one, atol=1e-5 * np.abs(whole).max())
+
+
+def test_weights_go_out_under_the_names_of_pytorch(tmp_path):
+    path, out = weights(tmp_path, "mbf_narrow"), tmp_path / "out.safetensors"
+    assert run("export", path, out, "--backbone", "mbf_narrow").exit_code == 0
+    before, after = load_file(path), load_file(out)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_what_is_refused(tmp_path):
+    path = weights(tmp_path, "mbf_narrow")
+    for arguments, message in (
+        ((path, tmp_path / "a.onnx"), "does not say of which backbone it is; name one: r18"),
+        ((path, tmp_path / "a.onnx", "--backbone", "mbf"), "narrow.safetensors: weights of another backbone: lacks"),
+        ((path, tmp_path / "a.tflite", "--backbone", "mbf_narrow"), "writes .onnx, .mindir, .safetensors"),
+        ((tmp_path / "none", tmp_path / "a.onnx"), "no checkpoint there"),
+    ):
+        found = run("export", *arguments)
+        assert found.exit_code == 1
+        assert message in found.stderr
+        assert len(found.stderr.strip().splitlines()) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"onnx no more")
+    with pytest.raises(ModelError, match=r"broken.onnx: not an ONNX model, or damaged"):
+        load_model(broken)

@@ -1,0 +1,92 @@
+"""The report: what is in the table, in the JSON and on the page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from evaluation.protocol.verification import verify_distances
+from evaluation.report.figures import POINTS, roc_points
+from evaluation.report.published import published, published_ijbc
+from evaluation.report.table import Entry, table
+from evaluation.report.write import hardest, write
+from tests.recs import jpeg
+
+PAIRS = 40
+
+
+def entry(name, seed=0, spread=0.3, pictures=()):
+    """Returns an entry of random distances; the smaller the spread, the better they tell persons apart."""
+    rng = np.random.default_rng(seed)
+    same = np.arange(PAIRS) % 2 == 0
+    dist = np.clip(np.where(same, 0.8, 1.6) + rng.normal(0, spread, PAIRS), 0, 4)
+    result = verify_distances(dist, same, fars=(1e-1, 1e-6), bootstrap=50)
+    return Entry(name, result, result, dist, same, pictures)
+
+
+def test_the_fields_sets_come_first_with_published_figures():
+    lines = table([entry("mine"), entry("CPLFW"), entry("lfw"), entry("AgeDB-30")], "r50", "CASIA-WebFace")
+    assert [line.split()[0] for line in lines[1:]] == ["lfw", "AgeDB-30", "CPLFW", "mine"]
+    assert lines[0].split()[-2:] == ["mindface", "CVLface"]
+    accuracy = 100 * entry("lfw").result.accuracy
+    assert lines[1].split()[-4:] == ["98.67", f"{accuracy - 98.67:+.2f}", "99.37", f"{accuracy - 99.37:+.2f}"]
+    assert max(map(len, lines)) <= 150
+    assert "mindface" not in table([entry("lfw")], "r50", "synthetic")[0]
+    assert published("vit_l", "ms1mv2", "cfp-fp") == {"mindface": 93.71}
+    assert published_ijbc("r100", "Glint360K") == 97.55
+
+
+def test_the_page_is_complete_and_shows_what_is_wrong(tmp_path):
+    found = entry("a<b>$c", pictures=[jpeg(i) for i in range(2 * PAIRS)])
+    write(tmp_path, [found], "r50", "<script>")
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert "a<b>" not in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert "http" not in page
+    kinds = hardest(found)
+    limit = np.repeat(found.result.fold_thresholds, PAIRS // 10)
+    wrong = (found.distances < limit) != found.same
+    assert [kind["wrong"] for kind in kinds] == [int((wrong & ~found.same).sum()), int((wrong & found.same).sum())]
+    assert page.count("data:image/jpeg") == 2 * sum(len(kind["pairs"]) for kind in kinds) > 0
+    assert any(kind["wrong"] for kind in kinds)
+    for kind in kinds:
+        assert wrong[[pair["number"] for pair in kind["pairs"]]].all() == (kind["wrong"] > 0)
+
+
+def test_without_errors_the_nearest_are_shown_as_such(tmp_path):
+    found = entry("easy", spread=0.0)
+    assert [(kind["wrong"], len(kind["pairs"])) for kind in hardest(found)] == [(0, 5), (0, 5)]
+    write(tmp_path, [found])
+    assert (tmp_path / "report.html").read_text().count("nearest to the threshold") == 2
+
+
+def test_json_has_every_figure_and_no_nan(tmp_path):
+    write(tmp_path, [entry("lfw")], "r50", "casia")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)[0]
+    assert report["tar"]["1e-06"] is None
+    assert report["tar_intervals"]["0.1"][0] <= report["tar"]["0.1"] <= report["tar_intervals"]["0.1"][1]
+    assert report["threshold_cosine"] == pytest.approx(1 - report["threshold"] / 2)
+    assert report["published"] == {"mindface": 98.67, "CVLface": 99.37}
+    for name in ("accuracy", "interval", "val", "val_interval", "eer_interval", "auc_interval", "impostors",
+                 "accuracy_without_mirror", "accuracy_without_mirror_interval"):  # fmt: skip
+        assert report[name] is not None
+
+
+def test_a_curve_of_many_pairs_has_few_points():
+    rng = np.random.default_rng(0)
+    same = rng.random(200_000) < 0.5
+    dist = rng.random(200_000) + ~same
+    far, tar = roc_points(dist, same)
+    assert len(far) <= POINTS
+    for i in (0, len(far) // 2, len(far) - 2):
+        # The definition: as many impostor pairs accepted as the rate says, and all genuine pairs below the next one.
+        border = np.sort(dist[~same])[round(far[i] * (~same).sum())]
+        assert tar[i] == np.mean(dist[same] < border)

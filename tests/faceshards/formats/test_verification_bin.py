@@ -1,0 +1,188 @@
+"""Verification sets: those that Python 2 and 3 wrote, those that carry code, and those that are damaged."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+
+from evaluation.pair_lists import make_set
+from faceshards.formats.verification_bin import SetError, read_bin, write_bin
+from tests.recs import jpeg
+
+IMAGES = [jpeg(i, 40, 40) for i in range(4)]
+SAME = [True, False]
+
+
+def written(tmp_path, content, protocol=2):
+    path = tmp_path / "set.bin"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=protocol))
+    return path
+
+
+def python2(images, same):
+    """Returns the pickle that Python 2's pickle.dump(..., protocol=2) writes: str is SHORT/BINSTRING, not bytes."""
+    out = io.BytesIO()
+    out.write(b"\x80\x02]q\x00(")
+    for image in images:
+        out.write(b"T" + len(image).to_bytes(4, "little") + image)  # BINSTRING
+    out.write(b"e]q\x01(" + b"".join(b"\x88" if flag else b"\x89" for flag in same) + b"e\x86q\x02.")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", [bytes, lambda image: np.frombuffer(image, np.uint8).copy()])
+def test_bytes_and_arrays_of_every_protocol(tmp_path, protocol, kind):
+    found = read_bin(written(tmp_path, ([kind(image) for image in IMAGES], SAME), protocol))
+    assert list(found.images) == IMAGES
+    assert found.same.tolist() == SAME
+    numpy_flags = read_bin(written(tmp_path, (IMAGES, np.array(SAME)), protocol))
+    assert numpy_flags.same.tolist() == SAME
+
+
+def test_python_2(tmp_path):
+    data = python2(IMAGES, SAME)
+    pickletools.dis(data, io.StringIO())  # a whole pickle
+    found = read_bin(written(tmp_path, data))
+    assert list(found.images) == IMAGES
+    assert found.same.tolist() == SAME
+
+
+class Hostile:
+    def __init__(self, act, *arguments):
+        self.made = (act, arguments)
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("act", "arguments", "name"),
+    [(os.system, ("touch {}",), "posix.system"), (eval, ("open('{}', 'w')",), "__builtin__.eval"),
+     (np.load, ("{}",), "numpy.load"), (np.fromfile, ("{}",), "numpy.*fromfile"), (getattr, (1, "real"), "getattr")],
+)  # fmt: skip
+def test_code_is_refused_by_name(tmp_path, act, arguments, name):
+    mark = tmp_path / "ran"
+    arguments = tuple(a.format(mark) if isinstance(a, str) else a for a in arguments)
+    path = written(tmp_path, ([Hostile(act, *arguments)], [True]))
+    with pytest.raises(SetError, match=rf"set.bin: refused: .*{name}"):
+        read_bin(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.", "its pickle uses EMPTY_DICT"),  # hashed, it would end the process
+        (b"\x80\x02]r\xff\xff\xff\x0f.", "puts away"),  # a table of 4 GB
+        (b"\x80\x02(c_codecs\nencode\nN}b.", "its pickle uses EMPTY_DICT"),
+        (b"\x80\x02c_codecs\nencode\n)b.", "it changes a function"),
+        (b"\x80\x02(ios\nsystem\n.", r"it asks for os\.system"),
+        (b"\x80\x02c\x1b[2Jos\nsystem\n.", r"it asks for \?\?2Jos\.system"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "its pickle uses BINPERSID"),
+    ],
+)  # fmt: skip
+def test_tricks_are_refused_before_they_work(tmp_path, content, message):
+    (tmp_path / "set.bin").write_bytes(content)
+    with pytest.raises(SetError, match=f"set.bin: refused: .*{message}") as failure:
+        read_bin(tmp_path / "set.bin")
+    assert str(failure.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole pickle"),
+        (pickle.dumps((IMAGES, SAME))[:-40], "not a whole pickle"),
+        (42, "holds no pair of images and flags"),
+        ((IMAGES[:3], SAME), "3 images for 2 pairs"),
+        ((IMAGES, [True]), "4 images for 1 pairs"),
+        (([], []), "0 images for 0 pairs"),
+        ((["text", *IMAGES[1:]], SAME), "item 0 is no encoded image"),
+        ((IMAGES, [True, 7]), "a flag is neither true nor false"),
+        (([np.zeros(3)] * 4, SAME), "refused: an array of dtype 'f8'"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, content, message):
+    with pytest.raises(SetError, match=message) as failure:
+        read_bin(written(tmp_path, content))
+    assert "\n" not in str(failure.value)
+    assert "set.bin" in str(failure.value)
+
+
+def test_a_set_from_folders(tmp_path):
+    for person in ("ann", "bob"):
+        (tmp_path / person).mkdir()
+        for number in (1, 2):
+            (tmp_path / person / f"{person}_{number:04d}.jpg").write_bytes(IMAGES[number])
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("10 300\nann 1 2\nann 1 bob 2\n")
+    found = make_set(tmp_path, pairs)
+    assert found.same.tolist() == [True, False]
+    assert found.images[0] == IMAGES[1]
+    pairs.write_text("ann/ann_0001.jpg bob/bob_0002.jpg 0\n")
+    plain = make_set(tmp_path, pairs)
+    assert plain.same.tolist() == [False]
+    out = tmp_path / "out.bin"
+    write_bin(out, found.images, found.same)
+    assert read_bin(out).images == found.images
+    pairs.write_bytes("\ufeff10 300\nann 1 2\n".encode())  # as Windows saves it
+    assert make_set(tmp_path, pairs).same.tolist() == [True]
+    for line, cause in (("ann/../../x.jpg ann/1.jpg 0", "is not below"), ("/etc/passwd ann/1.jpg 0", "is not below"),
+                        ("a\0b/1.jpg ann/1.jpg 0", "is not below"), ("ann \u00b2 3", "is no pair")):  # fmt: skip
+        pairs.write_text(f"{line}\n")
+        with pytest.raises(SetError, match=f"pairs.txt:1: .*{cause}"):
+            make_set(tmp_path, pairs)
+    pairs.write_text("ann 1 3\n")
+    with pytest.raises(SetError, match=r"pairs.txt:1: .*ann_0003.jpg: No such file"):
+        make_set(tmp_path, pairs)
+    pairs.write_text("ann 1 2\nwhat\n")
+    with pytest.raises(SetError, match=r"pairs.txt:2: 'what' is no pair"):
+        make_set(tmp_path, pairs)
+
+
+def test_the_lists_of_calfw_and_of_two_columns(tmp_path):
+    for person in ("ann", "bob"):
+        (tmp_path / person).mkdir()
+        for number in (1, 2):
+            (tmp_path / person / f"{number}.jpg").write_bytes(IMAGES[number])
+    pairs = tmp_path / "calfw_pairs.txt"
+    pairs.write_text("ann/1.jpg 3\nann/2.jpg 3\n\nann/1.jpg 0\nbob/2.jpg 0\n")
+    found = make_set(tmp_path, pairs)
+    assert (found.name, found.same.tolist()) == ("calfw", [True, False])
+    assert list(found.images) == [IMAGES[1], IMAGES[2]] * 2
+    pairs.write_text("ann/1.jpg ann/2.jpg\nann/1.jpg bob/2.jpg\n")
+    assert make_set(tmp_path, pairs).same.tolist() == [True, False]
+    for text, message in (
+        ("ann/1.jpg 1\n", "first image of a pair without a second"),
+        ("ann/1.jpg 1\nann/2.jpg 0\n", "calfw_pairs.txt:2: 'ann/2.jpg 0' is not the second image"),
+        ("one two\n", "calfw_pairs.txt:1: 'one two' is no pair"),
+    ):
+        pairs.write_text(text)
+        with pytest.raises(SetError, match=message):
+            make_set(tmp_path, pairs)
+
+
+def test_the_protocol_of_cfp(tmp_path):
+    protocol = tmp_path / "Protocol"
+    for kind, folder in (("F", "frontal"), ("P", "profile")):
+        (tmp_path / "Images" / "001" / folder).mkdir(parents=True)
+        for number in (1, 2):
+            (tmp_path / "Images" / "001" / folder / f"{number:02d}.jpg").write_bytes(kind.encode() + bytes([number]))
+        protocol.mkdir(exist_ok=True)
+        names = [f"{number} ../Data/Images/001/{folder}/{number:02d}.jpg" for number in (1, 2)]
+        (protocol / f"Pair_list_{kind}.txt").write_text("\n".join(names) + "\n")
+    for fold in ("02", "01"):
+        (protocol / "Split" / "FP" / fold).mkdir(parents=True)
+        (protocol / "Split" / "FP" / fold / "same.txt").write_text("1,2\n" if fold == "01" else "2,2\n")
+        (protocol / "Split" / "FP" / fold / "diff.txt").write_text("2,1\n")
+    found = make_set(tmp_path / "Images", protocol)
+    assert found.same.tolist() == [True, False, True, False]
+    assert found.images == (b"F\x01", b"P\x02", b"F\x02", b"P\x01", b"F\x02", b"P\x02", b"F\x02", b"P\x01")
+    (protocol / "Split" / "FP" / "02" / "diff.txt").write_text("3,1\n")
+    with pytest.raises(SetError, match=r"diff.txt:1: '3,1' names an image that the lists of images have not"):
+        make_set(tmp_path / "Images", protocol)

@@ -1,0 +1,94 @@
+"""Groups: of one, and of two processes that msrun starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from faceshards.errors import ConfigError, FaceshardsError
+from training.device.distributed import init
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_alone_nothing_is_communicated():
+    group = init("CPU", environ={})
+    x = ms.Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert (group.rank, group.world) == (0, 1)
+    assert group.gather(x) is x
+    assert group.sum(x) is x
+    assert group.max(x) is x
+    assert group.gather_object("a") == ["a"]
+    group.barrier()
+    group.barrier()
+
+
+def test_a_job_of_one_is_alone():
+    assert init("CPU", environ={"MS_WORKER_NUM": "1"}).world == 1
+
+
+@pytest.mark.parametrize("device", ["GPU", "Ascend"])
+def test_a_missing_device_is_one_line(device):
+    if ms.hal.is_available(device):
+        pytest.skip(f"{device} is here")
+    with pytest.raises(FaceshardsError, match=rf"device {device} is not available here \(available: CPU") as failure:
+        init(device, environ={})
+    assert "\n" not in str(failure.value)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match="'TPU' is not one of CPU, GPU, Ascend"):
+        init("TPU", environ={})
+
+
+def test_a_number_of_workers_that_is_none_is_refused():
+    with pytest.raises(FaceshardsError, match="MS_WORKER_NUM='two'"):
+        init("CPU", environ={"MS_WORKER_NUM": "two"})
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What tests/training/device/two_ranks.py wrote, one dictionary per rank."""
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # msrun starts the first python there
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    arguments = [
+        *("msrun", "--worker_num=2", "--local_worker_num=2", "--master_addr=127.0.0.1", f"--master_port={port}"),
+        *(f"--log_dir={folder / 'log'}", "--join=True", "--cluster_time_out=60"),
+        *(str(ROOT / "tests/training/device/two_ranks.py"), str(folder)),
+    ]
+    done = subprocess.run(arguments, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    logs = "".join(path.read_text(errors="replace")[-3000:] for path in sorted((folder / "log").glob("worker_*.log")))
+    assert done.returncode == 0, done.stderr[-2000:] + logs
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_ranks_gather_sum_and_take_the_maximum(pair):
+    x, y = [[1, -5], [2, 7]], [[-2, 10], [-4, -14]]
+    want = [x + y, [[-1, 5], [-2, -7]], [[1, 10], [2, 7]]]
+    for result in pair:
+        assert result["world"] == 2
+        assert result["eager"] == want
+        assert result["graph"] == want
+        assert result["objects"] == [{"rank": 0}, {"rank": 1}]
+
+
+@pytest.mark.parametrize("case", ["rate 1", "rate 0.3", "adamw"])
+def test_two_ranks_train_as_one(pair, case):
+    for result in pair:
+        assert set(result[case]) == {"loss", "d_embeddings", "d_rows", "d_backbone", "rows"}
+        assert max(result[case].values()) < 1e-5, result[case]

@@ -1,0 +1,186 @@
+"""Weights of others: PyTorch's files read without PyTorch, and what is refused in them."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from faceshards.errors import WeightsError
+from training.backbones.registry import create_backbone
+from training.weights.assign import load_weights, to_torch
+from training.weights.read import read_weights
+
+STATE = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b": np.array([7], np.int64)}
+STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
+
+
+class Storage:
+    """Stands for a storage while the file is written."""
+
+    def __init__(self, key, array):
+        self.key, self.array = key, array
+
+
+def torch_file(path, content, arrays):
+    """Writes what torch.save writes, by zipfile and pickle, under the names of stand-ins for PyTorch's modules."""
+    modules = {name: types.ModuleType(name) for name in ("torch", "torch._utils")}
+    for name in STORAGES.values():
+        setattr(modules["torch"], name, type(name, (), {"__module__": "torch"}))
+
+    def _rebuild_tensor_v2(*_):
+        """Only its name is written."""
+
+    _rebuild_tensor_v2.__module__ = "torch._utils"
+    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    modules["torch._utils"]._rebuild_tensor_v2 = _rebuild_tensor_v2
+    modules["torch"]._utils = modules["torch._utils"]
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            if not isinstance(obj, Storage):
+                return None
+            kind = getattr(modules["torch"], STORAGES[str(obj.array.dtype)])
+            return ("storage", kind, obj.key, "cpu", obj.array.size)
+
+        def reducer_override(self, obj):
+            if not isinstance(obj, np.ndarray):
+                return NotImplemented
+            strides = tuple(step // obj.itemsize for step in obj.strides)
+            key = next(key for key, array in arrays.items() if array is obj)
+            return _rebuild_tensor_v2, (Storage(key, obj), 0, obj.shape, strides, False, OrderedDict())
+
+    saved = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        out = io.BytesIO()
+        Pickler(out, protocol=2).dump(content)
+    finally:
+        for name, module in saved.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", out.getvalue())
+        archive.writestr("archive/byteorder", "little")
+        for key, array in arrays.items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def numbered(state):
+    return {str(number): array for number, array in enumerate(state.values())}
+
+
+@pytest.mark.parametrize("wrap", [dict, OrderedDict, lambda s: {"epoch": 3, "state_dict_backbone": OrderedDict(s)}])
+def test_a_state_dict_is_read_without_pytorch(tmp_path, wrap):
+    found = read_weights(torch_file(tmp_path / "x.pth", wrap(STATE), numbered(STATE)))
+    assert found.keys() == STATE.keys()
+    for key, array in STATE.items():
+        np.testing.assert_array_equal(found[key], array)
+        assert found[key].dtype == array.dtype
+
+
+def test_a_backbone_of_pytorch_is_taken_over(tmp_path):
+    theirs, ours = create_backbone("mbf_narrow", 32, seed=1), create_backbone("mbf_narrow", 32, seed=2)
+    state = {f"module.{key}": np.ascontiguousarray(value) for key, value in to_torch(theirs).items()}
+    load_weights(torch_file(tmp_path / "x.pth", state, numbered(state)), ours)
+    got, want = to_torch(ours), to_torch(theirs)
+    assert all(np.array_equal(got[key], want[key]) for key in want)
+
+
+def test_pytorch_itself_agrees(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = OrderedDict((key, torch.from_numpy(value.copy())) for key, value in STATE.items())
+    state["turned"] = torch.arange(6.0).reshape(2, 3).T
+    state["half"] = torch.arange(4).to(torch.bfloat16)
+    torch.save(state, tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")
+    for key, value in state.items():
+        np.testing.assert_array_equal(found[key].astype(np.float64), value.double().numpy())
+
+
+class Hostile:
+    def __init__(self, act, *arguments):
+        self.made = (act, arguments)
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("act", "arguments", "name"),
+    [(os.system, ("touch {}",), "posix.system"), (eval, ("open('{}', 'w')",), "eval"),
+     (getattr, (1, "real"), "getattr")],
+)  # fmt: skip
+def test_code_is_refused_by_name(tmp_path, act, arguments, name):
+    mark = tmp_path / "ran"
+    arguments = tuple(a.format(mark) if isinstance(a, str) else a for a in arguments)
+    path = torch_file(tmp_path / "x.pth", {"a": Hostile(act, *arguments)}, {})
+    with pytest.raises(WeightsError, match=rf"x.pth: refused: .*{name}") as failure:
+        read_weights(path)
+    assert "\n" not in str(failure.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.", "keys are neither names nor numbers"),
+        (b"\x80\x02ccollections\nOrderedDict\n](K\x01K\x02\x86e\x85R.", "OrderedDict that is made of"),
+        (b"\x80\x02ctorch\nSize\n(" + b"K\x01" * 9 + b"t\x85R.", "more than 8 axes"),
+    ],
+)  # fmt: skip
+def test_tricks_are_refused_before_they_work(tmp_path, data, message):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    with pytest.raises(WeightsError, match=f"x.pth: refused: .*{message}"):
+        read_weights(tmp_path / "x.pth")
+
+
+def test_damage_is_one_line(tmp_path):
+    whole = torch_file(tmp_path / "whole.pth", STATE, numbered(STATE)).read_bytes()
+    short = {key: array.ravel()[:1] for key, array in numbered(STATE).items()}
+    cut = tmp_path / "short.pth"
+    torch_file(cut, STATE, numbered(STATE))
+    with zipfile.ZipFile(cut) as archive:
+        pickled = archive.read("archive/data.pkl")
+    with zipfile.ZipFile(cut, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for key, array in short.items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+    cases = {"cut.pth": whole[: len(whole) // 2], "empty.pth": b"", "text.pth": b"no weights", "x.ckpt": b"no weights",
+             "x.safetensors": b"no weights"}  # fmt: skip
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder.pth").mkdir()
+    for name in (*cases, "short.pth", "folder.pth", "absent.pth"):
+        with pytest.raises(WeightsError, match=name) as failure:
+            read_weights(tmp_path / name)
+        assert "\n" not in str(failure.value)
+
+
+def test_a_checkpoint_of_mindface_is_taken_over(tmp_path):
+    """Its names: a prefix, its MobileFaceNet's missing `layers.`, MindSpore 1's `a` for slopes, moments and a head."""
+    theirs, ours = create_backbone("mbf_narrow", 32, seed=1), create_backbone("mbf_narrow", 32, seed=2)
+    named = []
+    for parameter in theirs.get_parameters():
+        name = re.sub(r"^layers\.(\d+)\.(?=layers\.)", r"\1.", parameter.name)
+        named.append({"name": f"backbone.{re.sub(r'[.]w$', '.a', name)}", "data": ms.Tensor(parameter.asnumpy())})
+    others = ("moments.backbone.conv_sep.layers.0.weight", "learning_rate", "global_step")
+    named += [{"name": name, "data": ms.Tensor(np.ones(3, np.float32))} for name in others]
+    ms.save_checkpoint(named, str(tmp_path / "x.ckpt"))
+    load_weights(tmp_path / "x.ckpt", ours)
+    got, want = to_torch(ours), to_torch(theirs)
+    assert all(np.array_equal(got[key], want[key]) for key in want)

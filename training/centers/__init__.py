@@ -1,0 +1,1 @@
+"""The class centres of a rank's slice, and where they lie."""

@@ -1,0 +1,117 @@
+"""Which rows of which shards each rank reads, and in which order: arithmetic on the manifest, no file is opened.
+
+The rows of a dataset, shard by shard, are cut into lanes. A lane has an order of its own in each epoch, from (seed,
+epoch, lane), and a global batch takes equally many rows from every lane. A rank owns whole lanes, so that the global
+batches do not depend on the number of ranks, as long as it divides the number of lanes. (The idea is that of canonical
+nodes in mosaicml's streaming.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
+
+LANES = 8  # shards come in multiples of 8 by default
+
+
+class StreamError(FaceshardsError):
+    """A dataset cannot be read by so many ranks, or its shards are not what the manifest says."""
+
+
+class Layout:
+    """The lanes of a dataset and the ranks that own them.
+
+    With a number of shards that the lanes divide, a lane is a run of whole shards and no file is read by two ranks.
+    Otherwise lanes are equal runs of rows, and neighbours may share a file.
+
+    Args:
+        data: the dataset.
+        world: ranks.
+        global_batch: images in a step over all ranks, divisible by `world`.
+
+    Attributes:
+        lanes: their number: 8 if the ranks divide it, otherwise one a rank.
+        bounds: (lanes + 1,) int64, first row of each lane, and the number of rows.
+        shard_bounds: (shards + 1,) int64, first row of each shard, and the number of rows.
+        steps_per_epoch: steps that every rank has images for.
+
+    Raises:
+        StreamError: more ranks than shards, or fewer rows than a global batch.
+    """
+
+    def __init__(self, data: Manifest, world: int, global_batch: int) -> None:
+        shards = data.table("shards", ["shard", "file", "rows", "bytes", "sha256"]).sort_by("shard")
+        self.names: list[str] = shards["file"].to_pylist()
+        self.bytes: list[int] = shards["bytes"].to_pylist()
+        self.sha256: list[str] = shards["sha256"].to_pylist()
+        self.shard_bounds = np.concatenate([[0], np.cumsum(shards["rows"].to_numpy())]).astype(np.int64)
+        count, rows = len(self.names), int(self.shard_bounds[-1])
+        if world > count:
+            raise StreamError(
+                f"{data.path}: {world} ranks and {count} shards: every rank needs its own; build with "
+                f"--set shards={-(-world // 8) * 8}"
+            )
+        self.lanes = LANES if LANES % world == 0 else world
+        self.world, self.batch = world, global_batch // world
+        if count % self.lanes == 0:
+            self.bounds = self.shard_bounds[:: count // self.lanes]
+        else:
+            self.bounds = np.arange(self.lanes + 1) * rows // self.lanes
+        each = self.lanes // world  # lanes of a rank
+        # Item i of a rank's epoch is position i // each of its lane i % each: T steps need, of every lane j,
+        # (T * batch - j) / each rows, rounded up.
+        lengths = np.diff(self.bounds)  # (lanes,)
+        self.steps_per_epoch = int(((lengths * each + np.arange(self.lanes) % each) // self.batch).min())
+        if self.steps_per_epoch < 1:
+            raise StreamError(f"{data.path}: {rows} images on {world} ranks give no batch of {global_batch}")
+
+    def own_lanes(self, rank: int) -> range:
+        """Returns the lanes of a rank."""
+        each = self.lanes // self.world
+        return range(rank * each, (rank + 1) * each)
+
+    def span(self, rank: int) -> tuple[int, int]:
+        """Returns the first row of a rank, and the row after its last."""
+        lanes = self.own_lanes(rank)
+        return int(self.bounds[lanes.start]), int(self.bounds[lanes.stop])
+
+    def rows(self, rank: int) -> int:
+        """Returns how many rows a rank owns."""
+        start, end = self.span(rank)
+        return end - start
+
+    def files(self, rank: int) -> range:
+        """Returns the numbers of the shards that a rank opens."""
+        start, end = self.span(rank)
+        first = int(np.searchsorted(self.shard_bounds, start, side="right")) - 1
+        return range(first, int(np.searchsorted(self.shard_bounds, end, side="left")))
+
+
+def lane_order(
+    seed: int, epoch: int, lane: int, labels: np.ndarray, sampling: str = "instance"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the order of a lane in an epoch, (n,) int32 rows of the lane, and (n,) bool, who is mirrored.
+
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        lane: its number.
+        labels: (n,) int32 identities of the lane's rows.
+        sampling: ``instance``: each row once. ``identity`` and ``sqrt``: n draws with replacement, in which an
+            identity with m rows of the lane has weight 1 or the square root of m.
+
+    Philox (Salmon et al. 2011) keyed by (seed, epoch, lane) through NumPy's SeedSequence.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, lane])))
+    count = len(labels)
+    if sampling == "instance":
+        order = np.arange(count, dtype=np.int32)
+        rng.shuffle(order)
+    else:
+        images = np.bincount(labels)[labels].astype(np.float64)  # (n,) of the row's identity
+        total = np.cumsum(images ** (-1.0 if sampling == "identity" else -0.5))
+        order = np.searchsorted(total, rng.random(count) * total[-1], side="right").astype(np.int32)
+        np.minimum(order, count - 1, out=order)  # a draw may round up to the total
+    return order, rng.integers(0, 2, count, dtype=np.int8).astype(bool)

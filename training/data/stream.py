@@ -1,0 +1,217 @@
+"""Batches of a rank's own part of a published dataset, decoded in threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import ShardError
+from faceshards.files import file_digest
+from faceshards.formats.mindrecord.reader import Shard
+from training.config import CHOICES
+from training.data.layout import Layout, StreamError, lane_order
+from training.data.transforms import ImageError, augment, decode, scaled
+
+SAMPLING = CHOICES["sampling"]
+
+
+class Stream:
+    """A rank's images, epoch after epoch.
+
+    Of every own row it keeps 8 bytes of offset, 4 of length and 4 of label, and in an epoch 4 of order and 1 of
+    mirroring. Batches come from a plain iterator with threads of its own; benchmarks/bench_stream.py compares it with
+    MindDataset and with the same iterator behind mindspore.dataset.GeneratorDataset.
+
+    Args:
+        data: the dataset.
+        layout: of the dataset on the run's ranks.
+        rank: this one.
+        seed: of order, mirroring and augmentation.
+        sampling: see training.data.layout.lane_order.
+        mirror: mirrors each image with probability 1/2.
+        augment: see training.data.transforms.augment.
+        threads: that decode; 0: one per core.
+        check_shards: compares the files with their checksums first.
+
+    Raises:
+        StreamError: an unknown `sampling`, a shard is missing or changed, a label names no identity.
+        ShardError: a file is no shard of ours.
+    """
+
+    def __init__(
+        self,
+        data: Manifest,
+        layout: Layout,
+        rank: int = 0,
+        *,
+        seed: int = 0,
+        sampling: str = "instance",
+        mirror: bool = True,
+        augment: bool = False,
+        threads: int = 0,
+        check_shards: bool = False,
+    ) -> None:
+        if sampling not in SAMPLING:
+            raise StreamError(f"sampling '{sampling}' is not one of {', '.join(SAMPLING)}")
+        if not 0 <= rank < layout.world:
+            raise StreamError(f"rank {rank} is not one of {layout.world}")
+        self._layout, self._rank, self._seed, self._sampling = layout, rank, seed, sampling
+        self._mirror, self._augment = mirror, augment
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._start, end = layout.span(rank)
+        self._files = layout.files(rank)
+        self._size: tuple[int, int] | None = None
+        # Of row `start + i`: where its frame begins in its file, the bytes of its image, its identity.
+        self._offsets = np.empty(end - self._start, np.int64)
+        self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
+        self._handles: dict[int, int] = {}
+        try:
+            for number in self._files:
+                self._open(data, number, check_shards)
+        except BaseException:
+            self.close()
+            raise
+        wrong = (self.labels < 0) | (self.labels >= data.totals["identities"])
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise StreamError(
+                f"{data.path}: row {self._start + row} has label {self.labels[row]} of {data.totals['identities']}"
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept about the own rows while an epoch runs."""
+        return self._offsets.nbytes + self._lengths.nbytes + self.labels.nbytes + 5 * len(self.labels)
+
+    def _open(self, data: Manifest, number: int, check: bool) -> None:
+        """Opens a shard and notes where the images of its own rows lie."""
+        layout, path = self._layout, data.shard_path(self._layout.names[number])
+        if not path.is_file():
+            raise StreamError(f"{path}: missing; the manifest lists it")
+        if path.stat().st_size != layout.bytes[number]:
+            raise StreamError(f"{path}: {path.stat().st_size} bytes, the manifest says {layout.bytes[number]}")
+        if check and file_digest(path)[1] != layout.sha256[number]:
+            raise StreamError(f"{path}: changed since it was published: its SHA-256 is not the manifest's")
+        first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
+        labels, lengths = np.full(end - first, -1, np.int32), np.zeros(end - first, np.int32)
+        columns = ["row", "label", "bytes"]
+        scan = data.dataset("images").scanner(columns, filter=ds.field("shard") == number, batch_readahead=1)
+        try:
+            for batch in scan.to_batches():
+                rows = batch["row"].to_numpy()
+                if len(rows) and not (rows.min() >= 0 and rows.max() < end - first):
+                    raise StreamError(
+                        f"{data.path}: the manifest has rows of {path.name} that its table shards has not"
+                    )
+                labels[rows], lengths[rows] = batch["label"].to_numpy(), batch["bytes"].to_numpy()
+        except (pa.ArrowException, OSError) as error:
+            raise StreamError(f"{data.path}: table images: {' '.join(str(error).split())[:300]}") from None
+        with Shard(path) as shard:
+            if len(shard) != end - first:
+                raise StreamError(f"{path}: {len(shard)} rows, the manifest says {end - first}")
+            offsets = shard.frame_offsets(lengths)
+        own = slice(max(first, self._start) - self._start, min(end, self._start + len(self.labels)) - self._start)
+        part = slice(own.start + self._start - first, own.stop + self._start - first)
+        self._offsets[own], self._lengths[own], self.labels[own] = offsets[part], lengths[part], labels[part]
+        self._handles[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the batches of an epoch from step `start` on, at once wherever that is.
+
+        Yields:
+            images (B, 3, H, W) float32, RGB, (x / 255 - 0.5) / 0.5; labels (B,) int32.
+
+        Raises:
+            ShardError: an image cannot be read or decoded; the message names file and row.
+        """
+        layout = self._layout
+        lanes = layout.own_lanes(self._rank)
+        bounds = layout.bounds[lanes.start : lanes.stop + 1] - self._start
+        orders = [lane_order(self._seed, epoch, lane, self.labels[bounds[i] : bounds[i + 1]], self._sampling)
+                  for i, lane in enumerate(lanes)]  # fmt: skip
+
+        def load(step: int) -> tuple[np.ndarray, np.ndarray]:
+            items = np.arange(step * layout.batch, (step + 1) * layout.batch)
+            which, places = items % len(lanes), items // len(lanes)  # (B,) own lane, position in it
+            rows, mirrored = np.empty(len(items), np.int64), np.empty(len(items), bool)
+            for i, (order, flips) in enumerate(orders):
+                mine = which == i
+                rows[mine] = bounds[i] + order[places[mine]]
+                mirrored[mine] = flips[places[mine]]
+            seeds = [(self._seed, epoch, lanes[which[i]], int(places[i])) for i in range(len(items) * self._augment)]
+            return self._load(rows, mirrored, seeds)
+
+        steps = iter(range(start, layout.steps_per_epoch))
+        waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
+        with ThreadPoolExecutor(self._threads, "decode") as pool:
+            try:
+                for step in steps:
+                    waiting.append(pool.submit(load, step))
+                    if len(waiting) > self._threads + 1:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:  # also when the caller leaves in the middle
+                for future in waiting:
+                    future.cancel()
+
+    def _load(
+        self, rows: np.ndarray, mirrored: np.ndarray, seeds: list[tuple[int, int, int, int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images (B, 3, H, W) and labels (B,) of own rows."""
+        images: np.ndarray | None = None
+        shards = self._shards(rows).tolist()
+        places, sizes = self._offsets[rows].tolist(), self._lengths[rows].tolist()
+        for i, row in enumerate(rows.tolist()):
+            try:
+                image = decode(self._frame(shards[i], places[i], sizes[i]), self._size)
+            except ImageError as error:
+                raise ShardError(*self._name(row, str(error))) from None
+            except OSError as error:
+                raise ShardError(*self._name(row, f"cannot be read: {error.strerror}")) from None
+            if self._size is None:
+                self._size = (image.shape[0], image.shape[1])
+            if images is None:
+                images = np.empty((len(rows), 3, *image.shape[:2]), np.float32)
+            if self._augment:
+                image = augment(image, np.random.default_rng(seeds[i]))
+            if self._mirror and mirrored[i]:
+                image = cv2.flip(image, 1)
+            scaled(image, images[i])
+        assert images is not None
+        return images, self.labels[rows]
+
+    def _shards(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the numbers of the shards that own rows (n,) are in."""
+        return np.searchsorted(self._layout.shard_bounds, self._start + rows, side="right") - 1
+
+    def _frame(self, shard: int, offset: int, length: int) -> memoryview:
+        """Returns an encoded image of an open shard.
+
+        Raises:
+            OSError: it cannot be read.
+            ImageError: it has another length.
+        """
+        data = os.pread(self._handles[shard], length + 8, offset)
+        if len(data) != length + 8 or int.from_bytes(data[:8], "little") != length:
+            raise ImageError(f"no image of {length} bytes, which the manifest says")
+        return memoryview(data)[8:]
+
+    def _name(self, row: int, cause: str) -> tuple[str, str]:
+        """Returns the shard's name, and the cause with the row in the shard."""
+        number = int(self._shards(np.array(row)))
+        return self._layout.names[number], f"row {self._start + row - self._layout.shard_bounds[number]}: {cause}"
+
+    def close(self) -> None:
+        """Closes the files."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles = {}

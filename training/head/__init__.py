@@ -1,0 +1,1 @@
+"""The margin softmax over sampled classes: Partial FC."""

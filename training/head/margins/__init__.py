@@ -1,0 +1,1 @@
+"""Margins, one a file."""

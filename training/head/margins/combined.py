@@ -1,0 +1,82 @@
+"""The combined angular margin: how much harder the target class is made than the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from faceshards.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Margin:
+    """What is done to the cosines before the softmax: the target's becomes cos(m1 * theta + m2) - m3, all times scale.
+
+    Args:
+        m1: factor of the angle (SphereFace), at least 1; 1 leaves the angle alone.
+        m2: added to the angle in radians (ArcFace), 0 to pi.
+        m3: taken from the cosine (CosFace), 0 to 2.
+        scale: s, the factor of all logits, above 0.
+        interclass_threshold: negatives whose cosine is above it get logit 0 and no gradient; 0 turns the filter off.
+
+    Raises:
+        ConfigError: a number outside its range.
+
+    Source: ArcFace, arXiv 1801.07698, equation 4; CosFace, arXiv 1801.09414, equation 4; interclass filtering as in
+    Partial FC, arXiv 2203.15565.
+    """
+
+    m1: float = 1.0
+    m2: float = 0.5
+    m3: float = 0.0
+    scale: float = 64.0
+    interclass_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("m1", 1.0, 10.0),
+            ("m2", 0.0, math.pi),
+            ("m3", 0.0, 2.0),
+            ("scale", 1e-3, 1e4),
+            ("interclass_threshold", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ConfigError(f"margin: {name} = {value!r} is not a number from {low:g} to {high:g}")
+
+    @classmethod
+    def arcface(cls, m2: float = 0.5, scale: float = 64.0, interclass_threshold: float = 0.0) -> Margin:
+        """Returns ArcFace's margin, m2 radians on the target's angle."""
+        return cls(1.0, m2, 0.0, scale, interclass_threshold)
+
+    @classmethod
+    def cosface(cls, m3: float = 0.4, scale: float = 64.0, interclass_threshold: float = 0.0) -> Margin:
+        """Returns CosFace's margin, m3 off the target's cosine."""
+        return cls(1.0, 0.0, m3, scale, interclass_threshold)
+
+
+class TargetCosine(nn.Cell):
+    """The margin at the target: cos(m1 * theta + m2) - m3 of cosines t = cos(theta), of any shape.
+
+    With m1 = 1 it is t cos(m2) - sqrt(1 - t^2) sin(m2) - m3, which needs no arccosine; with another m1 the angle is
+    computed. As in the reference the value is taken as it comes also where m1 * theta + m2 exceeds pi.
+    """
+
+    def __init__(self, margin: Margin) -> None:
+        super().__init__()
+        self.m1 = float(margin.m1)
+        self.m2 = float(margin.m2)
+        self.m3 = float(margin.m3)
+        self.cos_m2 = math.cos(margin.m2)
+        self.sin_m2 = math.sin(margin.m2)
+
+    def construct(self, t: ms.Tensor) -> ms.Tensor:
+        """Returns the target's cosine after the margin, in t's shape; t lies in [-1, 1]."""
+        if self.m1 != 1.0:
+            return ops.cos(ops.acos(t) * self.m1 + self.m2) - self.m3
+        if self.m2 == 0.0:
+            return t - self.m3
+        return t * self.cos_m2 - ops.sqrt(1.0 - t * t) * self.sin_m2 - self.m3

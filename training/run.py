@@ -1,0 +1,147 @@
+"""A run from the outside: whether it has ended already, one rank of it in this process, or all of them on this host."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
+from faceshards.files import exclusive_folder, write_json
+from training.config import TrainConfig, load_recipe
+from training.launch import Hosts, announce, launch
+from training.plan import Plan, make_plan
+
+log = logging.getLogger(__name__)
+
+MakeVerifier = Callable[[Sequence[Path]], Any]  # of verification sets; see training.loop.Verify
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for.
+
+    Args:
+        recipe: name or file.
+        settings: plain values laid over it.
+        data: the dataset's folder.
+        out: the run's folder.
+        resume: go on from the last checkpoint in `out`.
+        finetune: checkpoint or weights to start the backbone from.
+        data_root: where the known sets lie; see training.config.verification_sets.
+    """
+
+    recipe: str
+    settings: dict[str, Any]
+    data: Path
+    out: Path
+    resume: bool = False
+    finetune: Path | None = None
+    data_root: Path = Path("data/raw")
+
+    def config(self) -> TrainConfig:
+        """Returns the settings of the run."""
+        return load_recipe(self.recipe, self.settings)
+
+    def arguments(self) -> list[str]:
+        """Returns the arguments of ``faceshards train`` for a rank."""
+        found = [self.recipe, "--data", str(self.data), "--out", str(self.out), "--data-root", str(self.data_root)]
+        found += ["--resume"] if self.resume else []
+        found += ["--finetune", str(self.finetune)] if self.finetune else []
+        for key, value in self.settings.items():
+            found += ["--set", f"{key}={json.dumps(value)}"]
+        return found
+
+
+def plan_run(request: Request, hosts: Hosts) -> Plan:
+    """Returns what a run would do; nothing is started."""
+    return make_plan(request.config(), Manifest(request.data), hosts.world)
+
+
+def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str, Any]:
+    """Returns the result of a run: of one that has ended already, or after all its ranks have ended well.
+
+    Raises:
+        FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
+    """
+    plan, out = plan_run(request, hosts), request.out
+    result = _finished(out, plan) if request.resume else None
+    if result is not None:
+        log.warning("%s: finished already; this is its result", out)
+        return _located(result, out)
+    if not request.resume and any(out.glob("checkpoints/step-*")):
+        raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
+    with exclusive_folder(out, f".lock-{hosts.rank}"):
+        if plan.world == 1:
+            return _located(run_rank(request, make_verifier), out)
+        logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
+        launch(request.arguments(), logs, hosts)
+        return _located(json.loads((out / "result.json").read_text(encoding="utf-8")), out)
+
+
+def _located(result: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Returns a result with its paths as seen from here; result.json has them from the run's folder on."""
+    return result | {name: str(out / result[name]) for name in ("checkpoint", "best") if result[name]}
+
+
+def job_role() -> str | None:
+    """Returns what msrun started this process as, MS_SCHED or MS_WORKER; None if it did not."""
+    return os.environ.get("MS_ROLE")
+
+
+def run_role(request: Request, make_verifier: MakeVerifier) -> None:
+    """Is the scheduler or one rank of a job that msrun started."""
+    if job_role() == "MS_SCHED":
+        from training.device.distributed import init
+
+        init(request.config().device)
+        return
+    announce()
+    run_rank(request, make_verifier)
+
+
+def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
+    """Returns the result of a run in this process, which is one of its ranks."""
+    from training.config import verification_sets
+    from training.device.distributed import init
+    from training.loop import train
+
+    logging.getLogger("training").setLevel(logging.INFO)
+    config, out = request.config(), request.out
+    group = init(config.device)
+    manifest = Manifest(request.data)
+    plan = make_plan(config, manifest, group.world)
+    verifier = None
+    if config.verify and group.rank == 0:
+        verifier = make_verifier(verification_sets(config, request.data_root))
+    # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
+    with exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext():
+        result = train(plan, manifest, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
+        if verifier is not None:
+            result["raw_pixels"] = verifier.raw_pixels
+        if group.rank == 0:
+            write_json(result, out / "result.json")
+    group.barrier()  # a rank leaves only when all are done: the last AllReduce of one fails when another exits first
+    return result
+
+
+def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
+    """Returns the result of a run that has done all its steps, by these settings and on this dataset."""
+    from training.checkpoint import read_meta
+
+    try:
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        path = out / result["checkpoint"]
+        if result["steps"] != plan.steps or not path.is_dir():
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    meta = read_meta(path)
+    plan.check_same(path, meta.fingerprint, meta.config)
+    return dict(result)

@@ -1,0 +1,1 @@
+"""Weights of backbones from files, by name."""
