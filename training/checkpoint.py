@@ -8,72 +8,33 @@ rename.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from faceshards.errors import FaceshardsError
-from faceshards.files import file_digest
+from faceshards.files import file_digest, write_json
 from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
 from training.centers.class_centers import ClassCenters, slice_of
 from training.device.distributed import Group
+from training.state import FORMAT, Meta
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 BLOCK = 1 << 15  # rows of centres on their way: 64 MiB of float32 at 512 components
 _NAME = re.compile(r"step-\d{9}")
 
 
 class CheckpointError(FaceshardsError):
     """A checkpoint is missing, damaged, or of another model, dataset or run."""
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What checkpoint.json says.
-
-    Args:
-        step: optimiser steps done.
-        epoch: of the next step.
-        batch: steps done in that epoch.
-        lanes: of the stream; with another number the order of images is another.
-        fingerprint: of the dataset.
-        classes: identities of the dataset.
-        world: ranks that wrote it.
-        config: every setting of the run.
-        loss_scale: in force, with the steps since it last changed.
-        verification: accuracies by set, when they were measured at this step.
-        thresholds: cosines by set, likewise: from there on two images count as one person.
-        dataset: its name.
-        losses: of the run's first step and of this one.
-        pending: losses of the steps since the last line of progress, the next line's mean is also of them.
-        files: bytes and SHA-256 (hex) by file name.
-    """
-
-    step: int
-    epoch: int
-    batch: int
-    lanes: int
-    fingerprint: str
-    classes: int
-    world: int
-    config: dict[str, Any]
-    loss_scale: tuple[float, int] = (1.0, 0)
-    verification: dict[str, float] = field(default_factory=dict)
-    thresholds: dict[str, float] = field(default_factory=dict)
-    dataset: str = ""
-    losses: tuple[float, float] = (0.0, 0.0)
-    pending: tuple[float, ...] = ()
-    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 def rank_file(rank: int, world: int) -> str:
@@ -102,7 +63,7 @@ def save(
     Raises:
         CheckpointError: a rank could not write (a full disk); earlier checkpoints are as they were.
     """
-    final = folder / f"step-{meta.step:09d}"
+    final = folder / f"step-{meta.state.step:09d}"
     partial = folder / f".{final.name}.partial"
 
     def prepare() -> None:
@@ -121,11 +82,8 @@ def save(
         return {name: file_digest(partial / name) for name in names}
 
     def publish() -> None:
-        content = {"format": FORMAT, **vars(meta), "files": {name: part[name] for part in parts for name in part}}
-        with open(partial / "checkpoint.json", "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        files = {name: part[name] for part in parts for name in part}
+        write_json(dataclasses.replace(meta, files=files).to_json(), partial / "checkpoint.json")
         _sync(partial)
         if final.exists():
             shutil.rmtree(final)
@@ -201,7 +159,7 @@ def best(folder: Path) -> Path | None:
 def _mean(path: Path) -> float | None:
     """Returns the mean accuracy of a checkpoint; None without one, or if it is damaged, which is no reason to stop."""
     try:
-        accuracies = read_meta(path).verification
+        accuracies = read_meta(path).state.verification
     except CheckpointError as error:
         log.warning("%s", error)
         return None
@@ -228,7 +186,7 @@ def read_meta(path: Path) -> Meta:
         content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise CheckpointError(f"{path}: not of format {FORMAT}, which this release reads")
-        meta = Meta(**content)
+        meta = Meta.from_json(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no checkpoint there (no checkpoint.json)") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

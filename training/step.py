@@ -143,7 +143,13 @@ class Step:
         self._dynamic = config.loss_scale == 0
         self.scale = FIRST_SCALE if self._dynamic else config.loss_scale
         self.good = 0  # steps since the dynamic scale last changed
-        self.optimizer = self._update.optimizer
+
+    @property
+    def slots(self) -> dict[str, ms.Parameter]:
+        """What the optimiser keeps from step to step, by name, without the weights."""
+        optimizer = self._update.optimizer
+        weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        return {parameter.name: parameter for parameter in optimizer.get_parameters() if id(parameter) not in weights}
 
     def __call__(
         self, images: np.ndarray, rows: np.ndarray | ms.Tensor, targets: np.ndarray, lr: float, number: int

@@ -156,8 +156,8 @@ def _of_checkpoint(path: Path) -> Source:
     cell.set_train(False)
     card = {
         "backbone": name, "embedding_size": int(meta.config["embedding_size"]), "dataset": meta.dataset,
-        "fingerprint": meta.fingerprint, "classes": meta.classes, "steps": meta.step, "accuracy": meta.verification,
-        "thresholds": meta.thresholds,
+        "fingerprint": meta.fingerprint, "classes": meta.classes, "steps": meta.state.step, "accuracy": meta.state.verification,
+        "thresholds": meta.state.thresholds,
     }  # fmt: skip
     return Source(cell, name, path, meta.files["backbone.safetensors"][1], card)
 

@@ -14,8 +14,9 @@ from faceshards.formats.safetensors import TensorFileError
 from training import checkpoint
 from training.centers.class_centers import ClassCenters
 from training.centers.rules import CenterUpdate
-from training.checkpoint import CheckpointError, Meta
+from training.checkpoint import CheckpointError
 from training.device.distributed import Group
+from training.state import Meta, RunState
 
 CLASSES, DIM, SGD = 23, 8, CenterUpdate("sgd", 0.9, 0.01)
 
@@ -55,8 +56,9 @@ def trained(rank, world, steps, centers=None, update=SGD):
     return centers
 
 
-def meta(world, step=12, **changes):
-    return Meta(step, 1, 2, 8, "f" * 64, CLASSES, world, {"lr": 0.1}, (1.0, 0), **changes)
+def meta(world, step=12, **state):
+    state = RunState(step=step, epoch=1, batch=2, **state)
+    return Meta(state=state, lanes=8, fingerprint="f" * 64, classes=CLASSES, world=world, config={"lr": 0.1})
 
 
 ARRAYS = {"conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3, np.int64)}
@@ -96,7 +98,7 @@ def test_another_number_of_ranks_goes_on(tmp_path, before, after, update):
 def test_arrays_come_back(tmp_path):
     path = save(tmp_path, 2, verification={"lfw": 0.9})
     found = checkpoint.read_meta(path)
-    assert (found.step, found.verification, found.world) == (12, {"lfw": 0.9}, 2)
+    assert (found.state.step, found.state.verification, found.world) == (12, {"lfw": 0.9}, 2)
     shapes = {"conv.weight": (2, 3), "step": ()}
     arrays = checkpoint.read_arrays(path, found, "backbone", shapes)
     assert all((arrays[name] == ARRAYS[name]).all() for name in ARRAYS)

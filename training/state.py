@@ -1,0 +1,87 @@
+"""How far a run has come, and what a checkpoint says of itself: checkpoint.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass
+class RunState:
+    """What the loop changes from step to step, weights apart; a checkpoint saves and restores it.
+
+    Args:
+        step: optimiser steps done.
+        epoch: of the next step.
+        batch: steps done in that epoch.
+        loss_scale: in force, with the steps since it last changed.
+        losses: of the run's first step and of the last one; NaN before them.
+        pending: losses of the steps since the last line of progress, of which the next line's mean is also made.
+        verification: accuracies by set, when they were measured at this step.
+        thresholds: cosines by set, likewise: from there on two images count as one person.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss_scale: tuple[float, int] = (1.0, 0)
+    losses: tuple[float, float] = (math.nan, math.nan)
+    pending: tuple[float, ...] = ()
+    verification: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    def count(self, loss: float, steps_per_epoch: int) -> None:
+        """Counts a step that is done; what was measured before it is no longer of this step."""
+        self.step, self.batch = self.step + 1, self.batch + 1
+        if self.batch >= steps_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self.losses = (loss if math.isnan(self.losses[0]) else self.losses[0], loss)
+        self.verification, self.thresholds = {}, {}
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What checkpoint.json says.
+
+    Args:
+        state: of the run.
+        lanes: of the stream; with another number the order of images is another.
+        fingerprint: of the dataset.
+        classes: identities of the dataset.
+        world: ranks that wrote it.
+        config: every setting of the run.
+        dataset: its name.
+        files: bytes and SHA-256 (hex) by file name.
+    """
+
+    state: RunState
+    lanes: int
+    fingerprint: str
+    classes: int
+    world: int
+    config: dict[str, Any]
+    dataset: str = ""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of checkpoint.json: the fields of the state beside its own."""
+        own = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "state"}
+        return {"format": FORMAT, **vars(self.state), **own}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Meta:
+        """Returns what to_json() was called on, from its result without the format.
+
+        Raises:
+            TypeError, KeyError: a field lacks, is too many, or is no such thing.
+        """
+        content = dict(content)
+        names = {entry.name for entry in dataclasses.fields(RunState)}
+        state = {name: content.pop(name) for name in names & content.keys()}
+        for name in ("loss_scale", "losses", "pending"):
+            state[name] = tuple(state[name])
+        return cls(state=RunState(**state), **content)
