@@ -1,8 +1,7 @@
-# faceshards: `make shards` builds a dataset, `make test` tests the project; both set everything up first.
+# faceshards: `make shards` builds a dataset, `make test` tests the project; each target sets up what it needs.
 PYTHON ?= $(shell for p in .venv/bin/python python3.11 python3.12 python3.10 python3; do $$p -c $(RIGHT) 2>/dev/null && echo $$p && break; done)
 RIGHT := 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-STAMP := .venv/installed-$(VERSION)
 DATASET ?= synthetic
 DATA_ROOT ?= data/raw
 OUT ?= data/shards/$(DATASET)
@@ -14,48 +13,57 @@ EVAL ?= data/eval/$(DATASET)
 ARGS ?=
 BIN := .venv/bin
 SHELL := /bin/bash
+# What is installed for a target, and the stamp that says it is. MXNet, the oracle of the tests, holds numpy below 2.
+EXTRAS_base :=
+EXTRAS_train := [train]
+EXTRAS_eval := [train,eval]
+EXTRAS_dev := [all,dev]
+INSTALLED = .venv/installed-$(VERSION)
 .DEFAULT_GOAL := help
-.PHONY: help install shards manifest train eval lint test bench clean
+.PHONY: help install shards manifest train eval lint test test-isa smoke bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## set up .venv (again only when setup.cfg changed, or another PYTHON is chosen)
+install: $(INSTALLED)-dev ## set up .venv with everything (again only when setup.cfg changed, or another PYTHON is chosen)
 
-$(STAMP): setup.cfg setup.py
+$(INSTALLED)-%: setup.cfg setup.py
 	@[ -n "$(PYTHON)" ] && $(PYTHON) -c $(RIGHT) 2>/dev/null || { echo "faceshards needs Python 3.10, 3.11 or 3.12; $(if $(PYTHON),$(PYTHON) is not one,there is none on the PATH): choose with make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt-get install python$(VERSION)-venv" >&2; exit 1; }
-	@# MXNet's library is linked against libquadmath, which a minimal Debian lacks.
-	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libquadmath.so.0")' 2>/dev/null \
-	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq libquadmath0; } \
-	  || { echo "MXNet needs the system library libquadmath: apt-get install libquadmath0" >&2; exit 1; }
+	@[ $* != dev ] || $(PYTHON) .ci/libquadmath.py
 	@[ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$(VERSION)" ] || { rm -rf .venv && $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.$(EXTRAS_$*)'
+	@touch $@ $(if $(filter dev,$*),$(INSTALLED)-base $(INSTALLED)-train $(INSTALLED)-eval) $(if $(filter eval,$*),$(INSTALLED)-base $(INSTALLED)-train)
 
-shards: install ## build DATASET (default: synthetic, rendered on the spot) into data/shards/DATASET
+shards: $(INSTALLED)-base ## build DATASET (default: synthetic, rendered on the spot) into data/shards/DATASET
 	$(BIN)/faceshards build $(DATASET) --data-root $(DATA_ROOT) --out $(OUT) $(ARGS)
 
-manifest: install ## summarise the shards of DATASET
+manifest: $(INSTALLED)-base ## summarise the shards of DATASET
 	$(BIN)/faceshards manifest summary $(OUT)
 
-train: install ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
-	$(BIN)/faceshards train $(RECIPE) --data $(OUT) --out $(RUN) --devices $(DEVICES) --resume $(ARGS)
+train: $(INSTALLED)-train ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
+	$(BIN)/faceshards train $(RECIPE) --data $(OUT) --out $(RUN) --data-root $(DATA_ROOT) --devices $(DEVICES) --resume $(ARGS)
 
-eval: install ## measure the run of DATASET on its verification SETS, report in EVAL
+eval: $(INSTALLED)-eval ## measure the run of DATASET on its verification SETS, report in EVAL
 	$(BIN)/faceshards eval --model $(RUN) $(foreach set,$(SETS),--set $(set)) --out $(EVAL) $(ARGS)
 
-lint: install ## ruff, mypy, import-linter
+lint: $(INSTALLED)-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install ## run the tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)-dev ## run the tests; FAST=1 leaves out those that take seconds
+	$(BIN)/python -m pytest $(if $(FAST),-m "not slow") $(ARGS)
 
-bench: install ## run every benchmark at a size of minutes
+test-isa: $(INSTALLED)-dev ## run the fast numeric tests as on an older processor
+	DNNL_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX" $(BIN)/python -m pytest -m "numeric and not slow" $(ARGS)
+
+smoke: $(INSTALLED)-dev ## build the wheel, and use it in a fresh environment and an empty folder
+	.ci/smoke
+
+bench: $(INSTALLED)-dev ## run every benchmark at a size of minutes
 	for script in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 clean: ## remove what make made, data/ apart
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
