@@ -103,10 +103,10 @@ class Update(nn.Cell):
         self.clip = config.clip
         if config.optimizer == "sgd":
             self.optimizer = optim.SGD(
-                list(weights), lr=ms.Tensor(0.0), momentum=config.momentum, weight_decay=config.weight_decay
+                list(weights), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
             )
         else:
-            self.optimizer = optim.AdamW(list(weights), lr=ms.Tensor(0.0), weight_decay=config.weight_decay)
+            self.optimizer = optim.AdamW(list(weights), lr=0.0, weight_decay=config.weight_decay)
         self.rate = self.optimizer.param_groups[0]["lr"]
 
     @ms.jit

@@ -46,8 +46,8 @@ def print_summary(found: Manifest, as_json: bool) -> None:
     """Prints what was scanned, kept and dropped."""
     totals = found.totals
     if as_json:
-        click.echo(json.dumps({"path": str(found.path), "name": found.info["name"], "fingerprint": found.fingerprint,
-                               **totals, "warnings": found.info["warnings"]}, indent=2))  # fmt: skip
+        about = {"path": str(found.path), "name": found.info["name"], "fingerprint": found.fingerprint}
+        click.echo(json.dumps({**about, **totals, "warnings": found.info["warnings"]}, indent=2))
         return
     click.echo(f"{found.info['name']} at {found.path}")
     click.echo(f"  scanned     {totals['scanned']:>12,}")
