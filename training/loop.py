@@ -20,7 +20,7 @@ from faceshards.files import replacing
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.centers.class_centers import ClassCenters
-from training.centers.rules import CenterUpdate
+from training.centers.rules import RULES
 from training.config import TrainConfig
 from training.data.stream import Stream
 from training.device.cpu import adapt_to_cpu
@@ -81,7 +81,7 @@ def train(
     sampler = Sampler(start, count, config.sample_rate, config.seed, rank, plan.classes)
     centers = ClassCenters(
         plan.classes, config.embedding_size, rank=rank, world=world, seed=config.seed, store=config.centers,
-        update=CenterUpdate(config.optimizer, config.momentum, config.weight_decay), folder=out / "centers",
+        rule=RULES[config.optimizer].from_config(config), folder=out / "centers",
     )  # fmt: skip
     backbone = create_backbone(config.backbone, config.embedding_size, config.recompute, config.seed)
     weights = backbone.parameters_dict()
@@ -130,14 +130,13 @@ def train(
             temporary.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
     progress = Progress(out if rank == 0 else None, plan.steps, plan.steps_per_epoch, config.global_batch,
                         config.log_steps, done, pending)  # fmt: skip
-    rows = None
     try:
         while done < plan.steps:
             for images, labels in stream.batches(epoch, batch):  # (B, 3, H, W), (B,)
                 everyone = group.gather(ms.Tensor(labels)).asnumpy()  # (G,), rank by rank
                 parts = everyone.reshape(world, config.accumulate, -1).swapaxes(0, 1)  # (A, W, b)
                 ids, targets = sampler.sample(parts.reshape(-1), done)  # (S,), (G,)
-                rows = centers.gather(ids, None if config.centers == "device" else rows)  # (S, D), in the same place
+                rows = centers.gather(ids)  # (S, D)
                 lr = learning_rate(config, done, plan.steps_per_epoch)
                 loss, norm, d_rows = step(images, rows, targets.reshape(config.accumulate, -1), lr, done)
                 if not math.isfinite(loss) or (d_rows is not None and not math.isfinite(norm)):
@@ -146,7 +145,7 @@ def train(
                         f"as they were; a lower lr, a longer warm-up or a lower clip may help"
                     )
                 if d_rows is not None:
-                    centers.update(ids, d_rows if config.centers == "device" else d_rows.asnumpy(), lr)
+                    centers.update(ids, d_rows, lr)
                 done, batch = done + 1, batch + 1
                 if batch == plan.steps_per_epoch:
                     epoch, batch = epoch + 1, 0
