@@ -95,7 +95,7 @@ def sparse(
 
             ids, targets = sampler.sample(labels, step)
             lap()
-            rows = np.take(weight, ids, axis=0, out=rows, mode="clip") if dense else centers.gather(ids, rows)
+            rows = np.take(weight, ids, axis=0, out=rows, mode="clip") if dense else centers.gather(ids)
             lap()
             loss, _, d_rows = graph(ms.Tensor.from_numpy(x), ms.Tensor.from_numpy(rows), ms.Tensor(targets))
             grads = d_rows.asnumpy()

@@ -41,17 +41,9 @@ def prepare(folder: Path, images: int) -> None:
     write_set(
         folder / "set", SyntheticSpec(identities=max(8, images // 40), images=images, defects=0, unseen=0, pairs=0)
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        "build",
-        "--source",
-        str(folder / "set"),
-        "--out",
-        str(folder / "data"),
-    ]
-    subprocess.run([*command, "--set", "shards=8"], check=True, capture_output=True)
+    command = [sys.executable, "-m", "faceshards", "build", "--source", str(folder / "set")]
+    command += ["--out", str(folder / "data"), "--set", "shards=8"]
+    subprocess.run(command, check=True, capture_output=True)
     mx = mxnet_compat.load()
     data = Manifest(folder / "data")
     record = mx.recordio.MXIndexedRecordIO(str(folder / "plain.idx"), str(folder / "plain.rec"), "w")
@@ -97,10 +89,16 @@ def epochs(side: str, folder: Path, threads: int) -> Callable[[], Iterable[Any]]
 
         mx = mxnet_compat.load()
         iterator = mx.io.ImageRecordIter(
-            path_imgrec=str(folder / "plain.rec"), path_imgidx=str(folder / "plain.idx"), data_shape=(3, 112, 112),
-            batch_size=BATCH, shuffle=True, rand_mirror=True, round_batch=False, preprocess_threads=threads,
+            path_imgrec=str(folder / "plain.rec"),
+            path_imgidx=str(folder / "plain.idx"),
+            data_shape=(3, 112, 112),
+            batch_size=BATCH,
+            shuffle=True,
+            rand_mirror=True,
+            round_batch=False,
+            preprocess_threads=threads,
             **{f"{kind}_{channel}": 127.5 for kind in ("mean", "std") for channel in "rgb"},
-        )  # fmt: skip
+        )
 
         def run() -> Iterable[Any]:
             iterator.reset()
@@ -172,8 +170,8 @@ def main(images: int, threads: tuple[int, ...], rounds: int, side: str | None, f
     print("|---|---|---|---|---|---|---|")
     for (name, many), got in found.items():
         ratios = [got["cpu"] / found[other, many]["cpu"] for other in ("ImageRecordIter", "cv2.imdecode alone")]
-        print(f"| {name} | {many} | {got['cpu']:,.0f} | {got['wall']:,.0f} | {ratios[0]:.2f} | {ratios[1]:.0%} "
-              f"| {got['peak']:,.0f} |")  # fmt: skip
+        rates = f"{got['cpu']:,.0f} | {got['wall']:,.0f} | {ratios[0]:.2f} | {ratios[1]:.0%}"
+        print(f"| {name} | {many} | {rates} | {got['peak']:,.0f} |")
     print(f"\nThe stream keeps {metadata:.0f} MB about a million rows.")
 
 

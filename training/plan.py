@@ -12,6 +12,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
 from training.backbones.registry import BACKBONES
 from training.centers.class_centers import slice_of
+from training.centers.rules import RULES
 from training.config import TrainConfig
 from training.data.layout import Layout
 from training.head.margins.combined import Margin
@@ -90,7 +91,7 @@ class Plan:
         config, gib = self.config, 2**30
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
         yield f"learning rate up to {config.peak_lr():g} ({config.optimizer}, {config.schedule})"
-        slots = 2 if config.optimizer == "sgd" else 3  # arrays of a centre: weight and what the optimiser keeps
+        slots = 1 + len(RULES[config.optimizer].slots)  # arrays of a centre: weight and what the optimiser keeps
         for rank, (start, count) in enumerate(self.slices):
             whole = count * config.embedding_size * 4 * slots / gib
             step = self.sample[rank] * config.embedding_size * 4 * 2 / gib  # rows and their gradient

@@ -15,7 +15,7 @@ from faceshards.files import replacing
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.centers.class_centers import ClassCenters
-from training.centers.rules import CenterUpdate
+from training.centers.rules import RULES
 from training.config import TrainConfig
 from training.data.stream import Stream
 from training.device.cpu import adapt_to_cpu
@@ -92,7 +92,7 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
         world=group.world,
         seed=config.seed,
         store=config.centers,
-        update=CenterUpdate(config.optimizer, config.momentum, config.weight_decay),
+        rule=RULES[config.optimizer].from_config(config),
         folder=out / "centers",
     )
     for name, part in enumerate(group.gather_object((centers.start, centers.count))):

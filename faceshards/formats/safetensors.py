@@ -18,8 +18,17 @@ from safetensors import SafetensorError, safe_open
 
 from faceshards.errors import FaceshardsError
 
-DTYPES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64", "uint8": "U8", "bool": "BOOL",
-          "float16": "F16", "uint64": "U64", "uint32": "U32"}  # fmt: skip
+DTYPES = {
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "uint32": "U32",
+    "uint64": "U64",
+    "bool": "BOOL",
+}
 
 Block = tuple[str, int, np.ndarray]  # name, first row, rows
 

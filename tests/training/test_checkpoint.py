@@ -13,12 +13,12 @@ import pytest
 from faceshards.formats.safetensors import TensorFileError
 from training import checkpoint
 from training.centers.class_centers import ClassCenters
-from training.centers.rules import CenterUpdate
+from training.centers.rules import LazyAdamW, Sgd
 from training.checkpoint import CheckpointError
 from training.device.distributed import Group
 from training.state import Meta, RunState
 
-CLASSES, DIM, SGD = 23, 8, CenterUpdate("sgd", 0.9, 0.01)
+CLASSES, DIM, SGD = 23, 8, Sgd(weight_decay=0.01)
 
 
 class ThreadGroup(Group):
@@ -45,7 +45,7 @@ def on_ranks(world, act):
 
 def trained(rank, world, steps, centers=None, update=SGD):
     """Returns the centres of a rank after steps whose samples and gradients do not depend on the number of ranks."""
-    centers = centers or ClassCenters(CLASSES, DIM, rank=rank, world=world, seed=5, update=update)
+    centers = centers or ClassCenters(CLASSES, DIM, rank=rank, world=world, seed=5, rule=update)
     for _ in range(steps):
         rng = np.random.default_rng(centers.step)
         ids = np.sort(rng.choice(CLASSES, 6, replace=False))
@@ -77,14 +77,14 @@ def all_rows(parts):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)])
-@pytest.mark.parametrize("update", [SGD, CenterUpdate("adamw", weight_decay=0.01)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("update", [SGD, LazyAdamW(weight_decay=0.01)], ids=["sgd", "adamw"])
 def test_another_number_of_ranks_goes_on(tmp_path, before, after, update):
     """What follows equals a run that never stopped, and no rank gets rows of another's slice."""
     path = save(tmp_path, before, update=update)
     found = checkpoint.read_meta(path)
     parts = []
     for rank in range(after):
-        centers = ClassCenters(CLASSES, DIM, rank=rank, world=after, seed=5, update=update)
+        centers = ClassCenters(CLASSES, DIM, rank=rank, world=after, seed=5, rule=update)
         checkpoint.restore_rank(path, found, centers)
         assert centers.step == 12
         assert centers.store.data.shape[0] == centers.count
@@ -120,7 +120,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: \d+ bytes, \d+ were written"):
         checkpoint.read_meta(path)
     file.write_bytes(whole[:-5] + bytes(5))
-    centers = ClassCenters(CLASSES, DIM, seed=5, update=SGD)
+    centers = ClassCenters(CLASSES, DIM, seed=5, rule=SGD)
     with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: its SHA-256 is not what was written"):
         checkpoint.restore_rank(path, checkpoint.read_meta(path), centers)
     file.unlink()
@@ -176,9 +176,9 @@ def test_a_rank_reads_the_files_with_rows_of_its_slice_only(tmp_path):
     path = save(tmp_path, 3)
     meta = checkpoint.read_meta(path)
     (path / "rank-0-of-3.safetensors").write_bytes(b"not read")
-    checkpoint.restore_rank(path, meta, ClassCenters(CLASSES, DIM, rank=2, world=3, seed=5, update=SGD))
+    checkpoint.restore_rank(path, meta, ClassCenters(CLASSES, DIM, rank=2, world=3, seed=5, rule=SGD))
     with pytest.raises(CheckpointError, match="rank-0-of-3"):
-        checkpoint.restore_rank(path, meta, ClassCenters(CLASSES, DIM, rank=0, world=3, seed=5, update=SGD))
+        checkpoint.restore_rank(path, meta, ClassCenters(CLASSES, DIM, rank=0, world=3, seed=5, rule=SGD))
 
 
 def test_the_same_step_again_replaces(tmp_path):

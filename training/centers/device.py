@@ -1,4 +1,4 @@
-"""The class centres of a slice as parameters on the device; which step a row stands at stays on the host."""
+"""The class centres of a slice as parameters on the device; their ledger stays on the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from training.centers.store import First, Floats, Rows
+from training.centers.store import First, Floats, Ledger, Rows
 
 PART = 8192  # rows of a graph that has no fixed number of them: shapes stay few
 
@@ -87,7 +87,7 @@ class DeviceStore:
 
     def __init__(self, count: int, width: int, dim: int) -> None:
         self.dim = dim
-        self.mark = np.zeros(count, np.int32)
+        self.ledger = Ledger(np.zeros(count, np.int32))
         self.arrays = ms.ParameterTuple(
             [
                 ms.Parameter(ms.Tensor(np.zeros((count, dim), np.float32)), name=f"centers_{slot}", requires_grad=False)
@@ -101,8 +101,8 @@ class DeviceStore:
     def reserve(self, rows: int) -> None:
         """All rows have their place from the beginning."""
 
-    def weights(self, rows: Rows, factors: Floats | None, out: Any) -> ms.Tensor:
-        """Returns a Tensor (n, D); see Store. There is nothing to be filled: `out` is not used."""
+    def weights(self, rows: Rows, factors: Floats | None) -> ms.Tensor:
+        """Returns a Tensor (n, D); see Store."""
         index = _index(rows)
         weight = ops.gather(self.arrays[0], index, 0)
         if factors is None:
@@ -130,7 +130,7 @@ class DeviceStore:
             for slot, write in enumerate(self._writes):
                 write(index, ms.Tensor(np.ascontiguousarray(records[low : low + PART, slot])))
 
-    def linear(self, rows: Rows, factors: Floats, grads: Any, lr: float) -> None:
+    def linear(self, rows: Rows, factors: Floats, grads: Any = None, lr: float = 0.0) -> None:
         """Applies (n, 2, 2) to (weight, momentum) and adds the gradient's part; see Store."""
         flat = factors.reshape(-1, 4)
         if grads is not None:
@@ -143,7 +143,7 @@ class DeviceStore:
             zero = ops.zeros((len(part), self.dim), ms.float32)
             self._linear(_index(rows[part]), ms.Tensor(flat[part]), zero, ms.Tensor(0.0, ms.float32))
 
-    def adam(self, rows: Rows, factors: Floats, grads: Any, betas: tuple[float, float], eps: float) -> None:
+    def adam(self, rows: Rows, factors: Floats, grads: Any, *, betas: tuple[float, float], eps: float) -> None:
         """Takes one AdamW step at the rows; see Store."""
         if self._adam is None:
             self._adam = _Adam(self, betas, eps)

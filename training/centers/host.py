@@ -1,9 +1,7 @@
-"""Where the class centres of a slice lie: in memory, in a sparse file, or on the device.
+"""The class centres of a slice in memory or in a sparse file.
 
-A store holds (count, W, D) float32: per class the weight and W - 1 optimizer slots (SGD: momentum; AdamW: first and
-second moment), side by side, so that a row of a file is one page at D = 512. It knows rows by their place in the slice
-and is told the coefficients; which step a row stands at is class_centers' business. Only the rows asked for are read
-or written.
+They are one array (count, W, D) float32: weight and slots of a class side by side, so that a row of the file of SGD is
+one page at D = 512. Only the rows asked for are read or written.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.centers.store import First, Floats, Rows, StoreError
+from training.centers.store import First, Floats, Ledger, Rows, StoreError
 
 CHUNK = 256  # rows moved at a time, 1 MB at D = 512: stays in the cache; a whole sample at once is six times slower
 HEADROOM = 64 << 20  # bytes that stay free on the disk
@@ -50,7 +48,8 @@ class HostStore:
         self.file: int | None = None
         self._maps: list[mmap.mmap] = []
         self.data = self._mapped((count, width, dim), np.float32)
-        self.mark = self._mapped((count,), np.int32)
+        self.ledger = Ledger(self._mapped((count,), np.int32))
+        self._sample = np.empty((0, dim), np.float32)  # what weights() gave last
         threads = threads or (8 if folder else min(4, len(os.sched_getaffinity(0))))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="centers")
         self._local = threading.local()
@@ -100,9 +99,11 @@ class HostStore:
 
         list(self._pool.map(one, range(0, len(rows), CHUNK)))
 
-    def weights(self, rows: Rows, factors: Floats | None, out: Any) -> Any:
-        """Returns (n, D) in `out`, a float32 array; see Store."""
-        out = np.empty((len(rows), self.data.shape[2]), np.float32) if out is None else out
+    def weights(self, rows: Rows, factors: Floats | None) -> Floats:
+        """Returns (n, D); see Store. The array is filled again by the next call: samples have a fixed size."""
+        if len(self._sample) != len(rows):
+            self._sample = np.empty((len(rows), self.data.shape[2]), np.float32)
+        out = self._sample
 
         def work(part: slice, buffer: Floats) -> None:
             np.copyto(out[part], buffer[:, 0])
@@ -152,8 +153,9 @@ class HostStore:
                 f"{self.folder}: disk full: {rows} new class centres need {need / 1e6:.0f} MB, {free / 1e6:.0f} MB free"
             )
 
-    def linear(self, rows: Rows, factors: Floats, grads: Any, lr: float) -> None:
+    def linear(self, rows: Rows, factors: Floats, grads: Any = None, lr: float = 0.0) -> None:
         """Applies (n, 2, 2) to (weight, momentum) and adds the gradient's part; see Store."""
+        grads = _on_host(grads)
 
         def work(part: slice, buffer: Floats) -> None:
             weight, momentum = buffer[:, 0], buffer[:, 1]  # (m, D)
@@ -173,8 +175,9 @@ class HostStore:
 
         self._each(rows, work)
 
-    def adam(self, rows: Rows, factors: Floats, grads: Any, betas: tuple[float, float], eps: float) -> None:
+    def adam(self, rows: Rows, factors: Floats, grads: Any, *, betas: tuple[float, float], eps: float) -> None:
         """Takes one AdamW step at the rows; see Store."""
+        grads = _on_host(grads)
 
         def work(part: slice, buffer: Floats) -> None:
             weight, first, second = buffer[:, 0], buffer[:, 1], buffer[:, 2]  # (m, D)
@@ -192,8 +195,14 @@ class HostStore:
         """Gives the memory or the file back."""
         self._pool.shutdown()
         self.data = np.zeros((0, *self.data.shape[1:]), np.float32)
-        self.mark = np.zeros(0, np.int32)
+        self.ledger = Ledger(np.zeros(0, np.int32))
+        self._sample = self._sample[:0]
         self._maps.clear()  # unmapped when the last array over it is gone
         if self.file is not None:
             os.close(self.file)
             self.file = None
+
+
+def _on_host(grads: Any) -> Any:
+    """Returns gradients as a NumPy array; a Tensor of the processor is not copied."""
+    return grads.asnumpy() if hasattr(grads, "asnumpy") else grads

@@ -135,8 +135,10 @@ class Stream:
         layout = self._layout
         lanes = layout.own_lanes(self._rank)
         bounds = layout.bounds[lanes.start : lanes.stop + 1] - self._start
-        orders = [lane_order(self._seed, epoch, lane, self.labels[bounds[i] : bounds[i + 1]], self._sampling)
-                  for i, lane in enumerate(lanes)]  # fmt: skip
+        orders = []
+        for i, lane in enumerate(lanes):
+            labels = self.labels[bounds[i] : bounds[i + 1]]
+            orders.append(lane_order(self._seed, epoch, lane, labels, self._sampling))
 
         def load(step: int) -> tuple[np.ndarray, np.ndarray]:
             items = np.arange(step * layout.batch, (step + 1) * layout.batch)
@@ -146,7 +148,7 @@ class Stream:
                 mine = which == i
                 rows[mine] = bounds[i] + order[places[mine]]
                 mirrored[mine] = flips[places[mine]]
-            seeds = [(self._seed, epoch, lanes[which[i]], int(places[i])) for i in range(len(items) * self._augment)]
+            seeds = [(self._seed, epoch, lanes[i], int(place)) for i, place in zip(which, places, strict=True)]
             return self._load(rows, mirrored, seeds)
 
         steps = iter(range(start, layout.steps_per_epoch))

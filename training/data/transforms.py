@@ -69,8 +69,8 @@ def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = image.shape[:2]
     if chosen[0]:
         factor = 0.2 + 0.6 * side
-        small = cv2.resize(image, (max(1, round(width * factor)), max(1, round(height * factor))),
-                           interpolation=cv2.INTER_AREA)  # fmt: skip
+        low = (max(1, round(width * factor)), max(1, round(height * factor)))  # columns, rows
+        small = cv2.resize(image, low, interpolation=cv2.INTER_AREA)
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     if chosen[1]:
         image = cv2.GaussianBlur(image, (0, 0), 0.5 + 1.5 * sigma)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -93,8 +95,9 @@ def test_an_epoch_goes_on_in_its_middle(data):
 
 
 def test_mirroring_is_half(data):
-    plain, flipped = (np.concatenate([images for images, _ in stream(data, mirror=on).batches(0)])
-                      for on in (False, True))  # fmt: skip
+    plain, flipped = (
+        np.concatenate([images for images, _ in stream(data, mirror=mirror).batches(0)]) for mirror in (False, True)
+    )
     mirrored = (plain != flipped).any(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[mirrored], plain[mirrored][..., ::-1])
     assert 0.35 < mirrored.mean() < 0.65
@@ -123,10 +126,10 @@ def test_metadata_is_small(data):
 
 def fake(rows):
     """Returns what a Layout reads of a manifest with shards of so many rows."""
-    table = pa.table({
-        "shard": range(len(rows)), "file": [f"{i}.mindrecord" for i in range(len(rows))], "rows": rows,
-        "bytes": rows, "sha256": [""] * len(rows),
-    })  # fmt: skip
+    names = [f"{i}.mindrecord" for i in range(len(rows))]
+    table = pa.table(
+        {"shard": range(len(rows)), "file": names, "rows": rows, "bytes": rows, "sha256": [""] * len(rows)}
+    )
     return SimpleNamespace(table=lambda _name, _columns: table, path="fake")
 
 
@@ -206,6 +209,14 @@ def test_what_is_wrong_is_named(data, tmp_path):
         stream(data, sampling="all")
     with pytest.raises(StreamError, match="rank 2 is not one of 2"):
         stream(data, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["training.data.stream", "training.data.layout", "training.config"])
+def test_a_stream_needs_no_mindspore(name):
+    code = f"import sys, importlib, faceshards; importlib.import_module('{name}'); faceshards.Stream"
+    code += "; sys.exit('mindspore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_scaling_is_the_fields():

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from training.centers.class_centers import ClassCenters
-from training.centers.rules import CenterUpdate
+from training.centers.rules import RULES
 from training.device.distributed import Group, init
 from training.head.margins.combined import Margin
 from training.head.partial_fc import Head
@@ -60,9 +60,9 @@ def train(group, rate, kind):
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(DIM, DIM)).astype(np.float32)
     many, one = Step(group, matrix), Step(Group(), matrix)
-    rule = CenterUpdate(kind)
-    mine = ClassCenters(CLASSES, DIM, rank=group.rank, world=group.world, seed=4, update=rule)
-    whole = ClassCenters(CLASSES, DIM, seed=4, update=rule)
+    rule = RULES[kind]()
+    mine = ClassCenters(CLASSES, DIM, rank=group.rank, world=group.world, seed=4, rule=rule)
+    whole = ClassCenters(CLASSES, DIM, seed=4, rule=rule)
     sampler = Sampler(mine.start, mine.count, rate, 9, group.rank, CLASSES)
     sampler.check(BATCH * group.world)
     worst: dict[str, float] = {}
