@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from training.backbones.registry import BACKBONES
+from training.backbones.registry import find_spec
 from training.centers.class_centers import slice_of
 from training.config import TrainConfig
 from training.data.layout import Layout
@@ -115,8 +115,7 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
             f"global_batch: {config.global_batch} images are not equal parts for {world} ranks x "
             f"{config.accumulate} parts (accumulate)"
         )
-    if config.backbone not in BACKBONES:
-        raise ConfigError(f"backbone: '{config.backbone}' is not one of {', '.join(BACKBONES)}")
+    find_spec(config.backbone)  # refuses an unknown one
     m1, m2, m3 = config.margin
     Margin(m1, m2, m3, config.scale, config.interclass_threshold)  # refuses what none can be
     size = tuple(data.info["config"]["image_size"])

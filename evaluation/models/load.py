@@ -16,7 +16,7 @@ from evaluation.embedder import SIZE, Forward
 from faceshards.errors import FaceshardsError, WeightsError
 from faceshards.files import file_digest
 from training import checkpoint
-from training.backbones.registry import BACKBONES, create_backbone
+from training.backbones.registry import BACKBONES, create_backbone, find_spec
 from training.device.cpu import adapt_to_cpu
 from training.weights import read as weights
 from training.weights.assign import embedding_size, set_weights
@@ -99,8 +99,9 @@ def load_source(path: Path, backbone: str = "") -> Source:
     backbone = backbone or str(card.get("backbone", ""))
     if not backbone:
         raise ModelError(f"{path}: does not say of which backbone it is; name one: {', '.join(BACKBONES)}")
-    cell = create_backbone(backbone, embedding_size(state))
+    spec = find_spec(backbone)
     try:
+        cell = create_backbone(backbone, embedding_size(state, spec))
         set_weights(cell, state)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None

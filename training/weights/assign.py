@@ -10,7 +10,8 @@ import numpy as np
 from mindspore import nn
 
 from faceshards.errors import WeightsError
-from training.weights.names import _LAST_NORM, plain_name, torch_names
+from training.backbones.spec import Spec
+from training.weights.names import plain_name, torch_names
 from training.weights.read import read_weights
 
 
@@ -92,11 +93,21 @@ def load_weights(path: Path, cell: nn.Cell) -> None:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def embedding_size(state: Mapping[str, np.ndarray]) -> int:
-    """Returns the components of the embeddings: the length of the last batch norm's gain; 512 if it is not there."""
+def embedding_size(state: Mapping[str, np.ndarray], spec: Spec) -> int:
+    """Returns the components of a backbone's embeddings: the length of its last norm's gain.
+
+    Args:
+        state: arrays by PyTorch's names or by ours.
+        spec: of the backbone.
+
+    Raises:
+        WeightsError: the gain is not there, or no gain.
+    """
     named = {plain_name(name): array for name, array in state.items()}
-    for layer in _LAST_NORM:
-        for name in (f"{layer}.weight", f"{layer}.gamma"):
-            if name in named:
-                return int(named[name].size)
-    return 512
+    theirs, ours = f"{spec.last_norm}.weight", f"{spec.last_norm}.gamma"
+    gain = named.get(theirs, named.get(ours))
+    if gain is None:
+        raise WeightsError(f"weights of another backbone: lacks {theirs}, whose length is the embeddings'")
+    if gain.ndim != 1 or not gain.size:
+        raise WeightsError(f"weights of another backbone: has {theirs} {list(gain.shape)} instead of [D]")
+    return int(gain.size)

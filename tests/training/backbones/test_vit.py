@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from mindspore import ops
 from tests.training.runs import tiny_dataset, trace, train
 from training import loop
 from training.backbones.registry import BACKBONES
+from training.backbones.spec import Spec
 from training.backbones.vit import TOKENS, VisionTransformer
 from training.config import TrainConfig
 from training.device.distributed import Group
@@ -107,10 +110,20 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
 
 
 def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(BACKBONES, "vit_t", lambda size, seed, recompute: VisionTransformer(16, 2, 4, size, seed))
+    monkeypatch.setitem(BACKBONES, "vit_t", Spec(partial(VisionTransformer, 16, 2, 4), "feature.3"))
     data = tiny_dataset(tmp_path / "tiny").path
-    settings = {"backbone": "vit_t", "optimizer": "adamw", "accumulate": 2, "checkpoint_steps": 5, "keep": 9,
-                "log_steps": 3, "epochs": 1, "warmup_epochs": 0, "sync_bn": False, "drop_path": 0.5}  # fmt: skip
+    settings = {
+        "backbone": "vit_t",
+        "optimizer": "adamw",
+        "accumulate": 2,
+        "checkpoint_steps": 5,
+        "keep": 9,
+        "log_steps": 3,
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "sync_bn": False,
+        "drop_path": 0.5,
+    }
     straight = train(data, tmp_path / "straight", **settings)
     assert straight.exit_code == 0, straight.output
 
@@ -127,10 +140,5 @@ def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, cap
     assert resumed.exit_code == 0, resumed.output
     assert "going on from" in caplog.text
     assert trace(tmp_path / "run") == trace(tmp_path / "straight")
-    assert list(trace(tmp_path / "run")) == [
-        3,
-        6,
-        9,
-        12,
-        15,
-    ]  # 6 is the mean of 4, 5 and 6, though 5 was the checkpoint
+    # 6 is the mean of 4, 5 and 6, though 5 was the checkpoint.
+    assert list(trace(tmp_path / "run")) == [3, 6, 9, 12, 15]

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from faceshards.errors import WeightsError
-from training.backbones.registry import create_backbone
-from training.weights.assign import load_weights, to_torch
+from training.backbones.registry import BACKBONES, create_backbone
+from training.weights.assign import embedding_size, load_weights, to_torch
 from training.weights.read import read_weights
 
 STATE = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b": np.array([7], np.int64)}
@@ -184,3 +184,19 @@ def test_a_checkpoint_of_mindface_is_taken_over(tmp_path):
     load_weights(tmp_path / "x.ckpt", ours)
     got, want = to_torch(ours), to_torch(theirs)
     assert all(np.array_equal(got[key], want[key]) for key in want)
+
+
+@pytest.mark.parametrize("name", ["r18", "mbf_narrow", "vit_t"])
+def test_the_embedding_size_is_read_from_the_last_norm(name):
+    state = to_torch(create_backbone(name, 48))
+    spec = BACKBONES[name]
+    assert embedding_size(state, spec) == 48
+    assert embedding_size({f"module.{key}": value for key, value in state.items()}, spec) == 48
+    gain = f"{spec.last_norm}.weight"
+    assert embedding_size({gain.replace(".weight", ".gamma"): state[gain]}, spec) == 48
+    for wrong, message in (
+        ({key: value for key, value in state.items() if key != gain}, f"weights of another backbone: lacks {gain}"),
+        ({**state, gain: np.zeros((3, 3))}, rf"weights of another backbone: has {gain} \[3, 3\]"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            embedding_size(wrong, spec)
