@@ -19,7 +19,7 @@ from training import checkpoint
 from training.backbones.registry import BACKBONES, create_backbone, find_spec
 from training.device.cpu import adapt_to_cpu
 from training.weights import read as weights
-from training.weights.assign import embedding_size, set_weights
+from training.weights.assign import embedding_size, set_parameters, set_weights
 
 GRAPHS = (".onnx", ".mindir")
 SHAPE = (3, *SIZE)  # of an image
@@ -152,8 +152,7 @@ def _of_checkpoint(path: Path) -> Source:
     cell = create_backbone(name, int(meta.config["embedding_size"]))
     parameters = cell.parameters_dict()
     shapes = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
-    for key, array in checkpoint.read_arrays(path, meta, "backbone", shapes).items():
-        parameters[key].set_data(ms.Tensor(array, parameters[key].dtype))
+    set_parameters(parameters, checkpoint.read_arrays(path, meta, "backbone", shapes))
     cell.set_train(False)
     card = {
         "backbone": name, "embedding_size": int(meta.config["embedding_size"]), "dataset": meta.dataset,

@@ -16,7 +16,7 @@ from training.device.distributed import Group
 from training.head.margins.combined import Margin
 from training.head.partial_fc import Head
 from training.step import Gradients
-from training.weights.assign import from_torch, load, to_torch
+from training.weights.assign import set_weights, to_torch
 
 # Millions, counted in PyTorch; the reference's pages give multiply-adds only.
 PARAMETERS = {
@@ -59,7 +59,7 @@ def test_weights_of_pytorch_give_its_embeddings(name, capsys):
 
     model, cell = shuffled(name), create_backbone(name)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
-    load(cell, from_torch({f"module.{key}": value for key, value in state.items()}, cell))
+    set_weights(cell, {f"module.{key}": value for key, value in state.items()})
     cell.set_train(False)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_weights_that_do_not_fit_are_named():
         ({**state, first: np.zeros((2, 2))}, rf"has {first} \[2, 2\] instead of"),
     ):
         with pytest.raises(WeightsError, match=message) as failure:
-            from_torch(change, cell)
+            set_weights(cell, change)
         assert "\n" not in str(failure.value)
 
 

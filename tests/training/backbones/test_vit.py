@@ -19,7 +19,7 @@ from training.device.distributed import Group
 from training.head.margins.combined import Margin
 from training.head.partial_fc import Head
 from training.step import Step
-from training.weights.assign import from_torch, load
+from training.weights.assign import set_weights
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_masks_and_gradients_are_those_of_pytorch(cell):
 
     torch.manual_seed(0)
     model = torch_backbones.VisionTransformer(16, 3, 4, 32).eval()
-    load(cell, from_torch({name: value.numpy() for name, value in model.state_dict().items()}, cell))
+    set_weights(cell, {name: value.numpy() for name, value in model.state_dict().items()})
     cell.set_train(False)
     images, chance = pictures(3), cell.draw(np.random.default_rng(1), 3, 0.5, 0.25)
     want = model(torch.from_numpy(images), *map(torch.from_numpy, (chance[0], chance[1].astype(np.int64))))
