@@ -35,16 +35,16 @@ def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any
     from training.backbones.registry import create_backbone
     from training.centers.class_centers import ClassCenters
     from training.config import TrainConfig
-    from training.device.cpu import adapt_to_cpu
     from training.device.distributed import Group
+    from training.device.prepare import prepare
     from training.head.margins.combined import Margin
     from training.head.partial_fc import Head
     from training.step import Step
 
-    backbone = create_backbone(name)
+    backbone, config = create_backbone(name), TrainConfig(backbone=name)
     if adapt:
-        adapt_to_cpu(backbone)
-    step = Step(TrainConfig(backbone=name), backbone, Head(Group(), Margin(1, 0.5, 0, 64)), Group())
+        prepare(backbone, config, Group())
+    step = Step(config, backbone, Head(Group(), Margin(1, 0.5, 0, 64)), Group())
     centers, ids = ClassCenters(CLASSES, DIM), np.arange(SAMPLE) * 10
     times = []
     for images, places in batches(batch, steps + 1):

@@ -23,9 +23,8 @@ from training.centers.class_centers import ClassCenters
 from training.centers.rules import CenterUpdate
 from training.config import TrainConfig
 from training.data.stream import Stream
-from training.device.cpu import adapt_to_cpu
 from training.device.distributed import Group
-from training.device.sync_batch_norm import synchronise
+from training.device.prepare import prepare
 from training.head.margins.combined import Margin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
@@ -91,16 +90,11 @@ def train(
     saved = checkpoint.known(folder)[-1:] if resume else []
     if finetune is not None and not saved:
         if finetune.is_file():
-            load_weights(finetune, backbone)  # goes by the cells' names, which adapt_to_cpu changes
+            load_weights(finetune, backbone)
         else:
             _load(finetune, checkpoint.read_meta(finetune), "backbone", weights)
         log.info("backbone of %s", finetune)
-    if config.device == "CPU":
-        adapt_to_cpu(backbone)
-    if config.amp != "O0":
-        ms.amp.auto_mixed_precision(backbone, config.amp)
-    if config.sync_bn:
-        synchronise(backbone, group)
+    prepare(backbone, config, group)
     m1, m2, m3 = config.margin
     step = Step(config, backbone, Head(group, Margin(m1, m2, m3, config.scale, config.interclass_threshold)), group)
     for name, part in enumerate(group.gather_object((centers.start, centers.count))):
