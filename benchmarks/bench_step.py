@@ -37,14 +37,14 @@ def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any
     from training.config import TrainConfig
     from training.device.distributed import Group
     from training.device.prepare import prepare
-    from training.head.margins.combined import Margin
+    from training.head.margins.combined import CombinedMargin
     from training.head.partial_fc import Head
     from training.step import Step
 
     backbone, config = create_backbone(name), TrainConfig(backbone=name)
     if adapt:
         prepare(backbone, config, Group())
-    step = Step(config, backbone, Head(Group(), Margin(1, 0.5, 0, 64)), Group())
+    step = Step(config, backbone, Head(Group(), CombinedMargin(1, 0.5, 0, 64)), Group())
     centers, ids = ClassCenters(CLASSES, DIM), np.arange(SAMPLE) * 10
     times = []
     for images, places in batches(batch, steps + 1):

@@ -25,7 +25,7 @@ from training.config import TrainConfig
 from training.data.stream import Stream
 from training.device.distributed import Group
 from training.device.prepare import prepare
-from training.head.margins.combined import Margin
+from training.head.margins.registry import make_margin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
 from training.metrics import Progress
@@ -95,8 +95,7 @@ def train(
             _load(finetune, checkpoint.read_meta(finetune), "backbone", weights)
         log.info("backbone of %s", finetune)
     prepare(backbone, config, group)
-    m1, m2, m3 = config.margin
-    step = Step(config, backbone, Head(group, Margin(m1, m2, m3, config.scale, config.interclass_threshold)), group)
+    step = Step(config, backbone, Head(group, make_margin(config)), group)
     for name, part in enumerate(group.gather_object((centers.start, centers.count))):
         log.info("rank %d: centres %s of %s from %s on", name, f"{part[1]:,}", f"{plan.classes:,}", f"{part[0]:,}")
 

@@ -12,7 +12,7 @@ from training.backbones.counts import count_parameters
 from training.backbones.registry import BACKBONES, create_backbone
 from training.device.cpu import adapt_to_cpu
 from training.device.distributed import Group
-from training.head.margins.combined import Margin
+from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.step import Gradients
 from training.weights.assign import set_weights, to_torch
@@ -118,7 +118,7 @@ def test_recomputed_activations_change_nothing():
     for recompute in (False, True):
         cell = create_backbone("mbf_narrow", 32, recompute)
         first = {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
-        step = Gradients(cell, Head(Group(), Margin())).set_train()
+        step = Gradients(cell, Head(Group(), CombinedMargin())).set_train()
         _, _, gradients = step(*inputs, ms.Tensor([0, 1, 2, 3], ms.int32), ms.Tensor(1.0))
         after.append([*(p.asnumpy() for p in cell.get_parameters()), *(part.asnumpy() for part in gradients)])
     for plain, again in zip(*after, strict=True):

@@ -16,7 +16,7 @@ from training.backbones.spec import Spec
 from training.backbones.vit import TOKENS, VisionTransformer
 from training.config import TrainConfig
 from training.device.distributed import Group
-from training.head.margins.combined import Margin
+from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.step import Step
 from training.weights.assign import set_weights
@@ -99,7 +99,7 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
     config = TrainConfig(backbone="vit_t", optimizer="adamw", seed=7)
 
     def chance(rank, world, number):
-        head = Head(Group(), Margin(1, 0.5, 0, 64))
+        head = Head(Group(), CombinedMargin(1, 0.5, 0, 64))
         return Step(config, cell, head, Ranks(rank, world))._chance(12 // world, number)
 
     whole, again, other = chance(0, 1, 5), chance(0, 1, 5), chance(0, 1, 6)
