@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from evaluation.models.load import ModelError, load_model
+from evaluation.models.load import load_model
+from evaluation.models.model import ModelError
 from faceshards.cli.main import main
 from training.backbones.iresnet import IResNet
 from training.backbones.registry import BACKBONES, create_backbone
