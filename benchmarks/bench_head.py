@@ -62,14 +62,14 @@ def sparse(
 
     from training.centers.class_centers import ClassCenters
     from training.device.distributed import Group
-    from training.head.margins.combined import Margin
+    from training.head.margins.combined import CombinedMargin
     from training.head.partial_fc import Head
     from training.head.sampling import Sampler
 
     class Graph(nn.Cell):
         def __init__(self) -> None:
             super().__init__()
-            self.head = Head(Group(), Margin.arcface(MARGIN, SCALE))
+            self.head = Head(Group(), CombinedMargin(1, MARGIN, 0, SCALE))
 
         @ms.jit
         def construct(self, x: ms.Tensor, rows: ms.Tensor, targets: ms.Tensor) -> tuple[ms.Tensor, ...]:

@@ -26,8 +26,10 @@ CLASSES, SAMPLE, DIM = 10_000, 1000, 512
 def batches(batch: int, steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns images (B, 3, 112, 112) and places of their classes in the sample (B,), by step."""
     rng = np.random.default_rng(0)
-    return [(rng.uniform(-1, 1, (batch, 3, 112, 112)).astype(np.float32), rng.integers(0, SAMPLE, batch))
-            for _ in range(steps)]  # fmt: skip
+    return [
+        (rng.uniform(-1, 1, (batch, 3, 112, 112)).astype(np.float32), rng.integers(0, SAMPLE, batch))
+        for _ in range(steps)
+    ]
 
 
 def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any]:
@@ -35,16 +37,16 @@ def ours(name: str, batch: int, steps: int, adapt: bool = True) -> dict[str, Any
     from training.backbones.registry import create_backbone
     from training.centers.class_centers import ClassCenters
     from training.config import TrainConfig
-    from training.device.cpu import adapt_to_cpu
     from training.device.distributed import Group
-    from training.head.margins.combined import Margin
+    from training.device.prepare import prepare
+    from training.head.margins.combined import CombinedMargin
     from training.head.partial_fc import Head
     from training.step import Step
 
-    backbone = create_backbone(name)
+    backbone, config = create_backbone(name), TrainConfig(backbone=name)
     if adapt:
-        adapt_to_cpu(backbone)
-    step = Step(TrainConfig(backbone=name), backbone, Head(Group(), Margin(1, 0.5, 0, 64)), Group())
+        prepare(backbone, config, Group())
+    step = Step(config, backbone, Head(Group(), CombinedMargin(1, 0.5, 0, 64)), Group())
     centers, ids = ClassCenters(CLASSES, DIM), np.arange(SAMPLE) * 10
     times = []
     for images, places in batches(batch, steps + 1):
@@ -84,8 +86,9 @@ def pytorch(name: str, batch: int, steps: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--backbone", multiple=True, default=("mbf_narrow:64", "mbf:4", "r50:2"), show_default=True,
-              help="Name and batch.")  # fmt: skip
+@click.option(
+    "--backbone", multiple=True, default=("mbf_narrow:64", "mbf:4", "r50:2"), show_default=True, help="Name and batch."
+)
 @click.option("--steps", default=3, show_default=True, help="Timed steps; the median counts.")
 def main(backbone: tuple[str, ...], steps: int) -> None:
     print("| backbone | batch | side | first step s | step s | images/s | peak GB |\n|---|---|---|---|---|---|---|")
@@ -102,8 +105,11 @@ def main(backbone: tuple[str, ...], steps: int) -> None:
                 got = pool.apply(call, arguments)
             first, *rest = got["times"]
             median = statistics.median(rest)
-            print(f"| {name} | {arguments[1]} | {side} | {first:.1f} | {median:.3f} | {arguments[1] / median:.1f} "
-                  f"| {got['peak']:.2f} |", flush=True)  # fmt: skip
+            print(
+                f"| {name} | {arguments[1]} | {side} | {first:.1f} | {median:.3f} | {arguments[1] / median:.1f} "
+                f"| {got['peak']:.2f} |",
+                flush=True,
+            )
     if not importlib.util.find_spec("torch"):
         print("\nPyTorch is not installed here: its side is missing.")
 

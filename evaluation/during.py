@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn
 
 from evaluation.embedder import Embedder, left_out, usable_pairs
-from evaluation.models.load import cell_forward
+from evaluation.models.backbone_model import cell_forward
 from evaluation.protocol.verification import Verification, verify
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import VerificationSet, read_bin

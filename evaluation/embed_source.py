@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from evaluation.embedder import Embedder
 from evaluation.image_sources import Images, check_same, open_source
-from evaluation.models.load import Model
+from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
 from faceshards.files import exclusive_folder, replacing, write_json
 

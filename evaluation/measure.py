@@ -7,19 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.embedder import Embedder, left_out, usable_pairs
+from evaluation.models.model import Model
 from evaluation.protocol.verification import check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import VerificationSet, read_bin
-
-if TYPE_CHECKING:
-    from evaluation.models.load import Model
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 

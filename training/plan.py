@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from training.backbones.registry import BACKBONES
+from training.backbones.registry import find_spec
 from training.centers.class_centers import slice_of
 from training.centers.rules import RULES
 from training.config import TrainConfig
 from training.data.layout import Layout
-from training.head.margins.combined import Margin
+from training.head.margins.registry import make_margin
 from training.head.sampling import Sampler
 
 
@@ -116,10 +116,8 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
             f"global_batch: {config.global_batch} images are not equal parts for {world} ranks x "
             f"{config.accumulate} parts (accumulate)"
         )
-    if config.backbone not in BACKBONES:
-        raise ConfigError(f"backbone: '{config.backbone}' is not one of {', '.join(BACKBONES)}")
-    m1, m2, m3 = config.margin
-    Margin(m1, m2, m3, config.scale, config.interclass_threshold)  # refuses what none can be
+    find_spec(config.backbone)  # refuses an unknown one
+    make_margin(config)  # refuses what none can be
     size = tuple(data.info["config"]["image_size"])
     if size not in ((112, 112), (0, 0)):
         raise ConfigError(f"{data.path}: images of {size[0]} x {size[1]} pixels; the backbones take 112 x 112")

@@ -18,10 +18,9 @@ from training.centers.class_centers import ClassCenters
 from training.centers.rules import RULES
 from training.config import TrainConfig
 from training.data.stream import Stream
-from training.device.cpu import adapt_to_cpu
 from training.device.distributed import Group
-from training.device.sync_batch_norm import synchronise
-from training.head.margins.combined import Margin
+from training.device.prepare import prepare
+from training.head.margins.registry import make_margin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
 from training.plan import Plan
@@ -101,14 +100,8 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
     weights = backbone.parameters_dict()
     if start is not None:
         take_over(start, backbone, weights)
-    if config.device == "CPU":
-        adapt_to_cpu(backbone)
-    if config.amp != "O0":
-        ms.amp.auto_mixed_precision(backbone, config.amp)
-    if config.sync_bn:
-        synchronise(backbone, group)
-    m1, m2, m3 = config.margin
-    head = Head(group, Margin(m1, m2, m3, config.scale, config.interclass_threshold))
+    prepare(backbone, config, group)
+    head = Head(group, make_margin(config))
     return Parts(stream, sampler, centers, backbone, weights, Step(config, backbone, head, group))
 
 

@@ -7,21 +7,23 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 
-from evaluation.models.load import SHAPE, Source, load_model, load_source
+from evaluation.models.backbone_model import Backbone, load_backbone
+from evaluation.models.load import load_model
+from evaluation.models.model import SHAPE
+from faceshards import __version__
 from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import file_digest
 from faceshards.formats.safetensors import write_arrays
 from faceshards.formats.verification_bin import printable
 from pipelines.sources.catalog import known_datasets
 from training.backbones.counts import count_parameters
-from training.device.cpu import adapt_to_cpu
+from training.device.prepare import prepare_to_embed
 from training.weights.assign import to_torch
 
 SUFFIXES = (".onnx", ".mindir", ".safetensors")
@@ -52,30 +54,44 @@ def export(path: Path, out: Path, backbone: str = "", licence: str = "") -> dict
 
     Raises:
         ExportError: another format, onnx is not installed, the disk refuses, or the embeddings differ.
-        ModelError, WeightsError, CheckpointError: see load_source.
+        ModelError, ConfigError, WeightsError, CheckpointError: see load_backbone.
     """
     if out.suffix not in SUFFIXES:
         raise ExportError(f"{out}: writes {', '.join(SUFFIXES)}, by the file's suffix")
-    source = load_source(path, backbone)
-    *_, last = source.cell.get_parameters()  # of the last batch norm
-    size = int(last.shape[0])
-    card: dict[str, Any] = {
-        "format": 1, "backbone": source.backbone, "embedding_size": size,
-        "parameters": count_parameters(source.cell), "dataset": "", "fingerprint": "", "terms": "", "accuracy": {},
-        "thresholds": {}, **source.card, "licence": licence or str(source.card.get("licence", "")),
-        "preprocessing": PREPROCESSING, "source": printable(source.path.name), "source_sha256": source.sha256,
-        "faceshards": _version(),
-    }  # fmt: skip
-    card["terms"] = card["terms"] or _terms(card["dataset"])
+    model = load_backbone(path, backbone)
+    card = _card(model, licence)
     with _beside(out) as folder:
         made = folder / out.name
-        _write(source, size, made)
+        _write(model, made)
         card["bytes"], card["sha256"] = file_digest(made)
-        card["largest_difference"] = _difference(source, made, out)
+        card["largest_difference"] = _difference(model, made, out)
         made.with_name(f"{out.name}.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
         made.with_name(f"{out.name}.md").write_text(_page(out, card), "utf-8")
         for name in (f"{out.name}.md", f"{out.name}.json", out.name):  # the model last: it is there with its card
             os.replace(folder / name, out.with_name(name))
+    return card
+
+
+def _card(model: Backbone, licence: str) -> dict[str, Any]:
+    """Returns what is known of a model, without what the written file adds."""
+    card: dict[str, Any] = {
+        "format": 1,
+        "backbone": model.name,
+        "embedding_size": model.embedding_size,
+        "parameters": count_parameters(model.cell),
+        "dataset": "",
+        "fingerprint": "",
+        "terms": "",
+        "accuracy": {},
+        "thresholds": {},
+        **model.card,
+        "licence": licence or str(model.card.get("licence", "")),
+        "preprocessing": PREPROCESSING,
+        "source": printable(model.path.name),
+        "source_sha256": model.sha256,
+        "faceshards": __version__,
+    }
+    card["terms"] = card["terms"] or _terms(card["dataset"])
     return card
 
 
@@ -90,48 +106,57 @@ def _beside(out: Path) -> Iterator[Path]:
         raise ExportError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from None
 
 
-def _write(source: Source, size: int, made: Path) -> None:
-    """Writes the model in the format of the suffix."""
+def _write(model: Backbone, made: Path) -> None:
+    """Writes a model in the format of the suffix, and has it on disk."""
     if made.suffix == ".safetensors":
-        write_arrays(made, to_torch(source.cell))
+        write_arrays(made, to_torch(model.cell))
     elif made.suffix == ".onnx":
-        try:
-            import onnx
-
-            from evaluation.models.onnx_graph import convert
-        except ImportError:
-            raise ExportError(f"{made.name}: needs onnx: pip install 'faceshards[onnx]'") from None
-        onnx.save(convert(source.cell, size, {"backbone": source.backbone, "preprocessing": PREPROCESSING}), str(made))
+        _write_onnx(model, made)
     else:
-        images = ms.Tensor(shape=[None, *SHAPE], dtype=ms.float32)
-        try:
-            ms.export(source.cell, images, file_name=str(made), file_format="MINDIR")
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ExportError(f"{made.name}: MindSpore gives no MindIR: {' '.join(str(error).split())[:200]}") from None
-        if not made.is_file():  # from 1 GiB on MindSpore writes a folder of parameters
-            raise ExportError(f"{made.name}: too large for one MindIR file")
-        os.chmod(made, 0o644)
+        _write_mindir(model, made)
     with open(made, "rb") as file:
         os.fsync(file.fileno())
 
 
-def _difference(source: Source, made: Path, out: Path) -> float:
+def _write_onnx(model: Backbone, made: Path) -> None:
+    try:
+        import onnx
+
+        from evaluation.models.onnx_graph import convert
+    except ImportError:
+        raise ExportError(f"{made.name}: needs onnx: pip install 'faceshards[eval]'") from None
+    facts = {"backbone": model.name, "preprocessing": PREPROCESSING}
+    onnx.save(convert(model.cell, model.embedding_size, facts), str(made))
+
+
+def _write_mindir(model: Backbone, made: Path) -> None:
+    images = ms.Tensor(shape=[None, *SHAPE], dtype=ms.float32)
+    try:
+        ms.export(model.cell, images, file_name=str(made), file_format="MINDIR")
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ExportError(f"{made.name}: MindSpore gives no MindIR: {' '.join(str(error).split())[:200]}") from None
+    if not made.is_file():  # from 1 GiB on MindSpore writes a folder of parameters
+        raise ExportError(f"{made.name}: too large for one MindIR file")
+    os.chmod(made, 0o644)
+
+
+def _difference(model: Backbone, made: Path, out: Path) -> float:
     """Returns the largest difference between the embeddings of the file and of the model, of the largest component.
 
     Raises:
         ExportError: it is above LARGEST.
     """
     if made.suffix == ".safetensors":
-        pairs = zip(load_source(made, source.backbone).cell.get_parameters(), source.cell.get_parameters(), strict=True)
+        pairs = zip(load_backbone(made, model.name).cell.get_parameters(), model.cell.get_parameters(), strict=True)
         if not all(np.array_equal(got.asnumpy(), want.asnumpy()) for got, want in pairs):
             raise ExportError(f"{out}: its weights are not those of the model, or not finite")
         return 0.0
     again = load_model(made)
-    adapt_to_cpu(source.cell)  # the same but for rounding, and seconds instead of minutes
+    prepare_to_embed(model.cell)  # the same but for rounding, and seconds instead of minutes
     worst = 0.0
     for count in BATCHES[made.suffix]:
         images = np.random.default_rng(count).uniform(-1, 1, (count, *SHAPE)).astype(np.float32)
-        want, got = source.cell(ms.Tensor(images)).asnumpy(), again.forward(images)
+        want, got = model.cell(ms.Tensor(images)).asnumpy(), again.forward(images)
         if got.shape != want.shape:
             raise ExportError(f"{out}: gives {list(got.shape)}, the model {list(want.shape)}")
         found = float(np.abs(got - want).max() / np.abs(want).max())
@@ -139,13 +164,6 @@ def _difference(source: Source, made: Path, out: Path) -> float:
             raise ExportError(f"{out}: its embeddings of {count} images differ by {found:.1e} of the largest component")
         worst = max(worst, found)
     return worst
-
-
-def _version() -> str:
-    try:
-        return metadata.version("faceshards")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _terms(dataset: str) -> str:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from evaluation.during import raw_pixels
 from evaluation.embed_source import embed
 from evaluation.embedder import Embedder, EmbeddingError, usable_pairs
-from evaluation.models.load import Model
+from evaluation.models.model import Model
 from faceshards.cli.main import main
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import write_bin

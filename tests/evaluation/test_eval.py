@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from evaluation.during import Verifier
 from evaluation.embedder import Embedder
-from evaluation.models.load import cell_forward
+from evaluation.models.backbone_model import cell_forward
 from faceshards.cli.main import main
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import write_bin

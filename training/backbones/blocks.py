@@ -11,8 +11,16 @@ from mindspore import nn
 Rng = np.random.Generator
 
 
-def conv(rng: Rng, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1,
-         std: float = 0.0) -> nn.Conv2d:  # fmt: skip
+def conv(
+    rng: Rng,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    std: float = 0.0,
+) -> nn.Conv2d:
     """Returns a convolution without bias, its weights drawn from `rng`.
 
     Args:
@@ -28,8 +36,17 @@ def conv(rng: Rng, inputs: int, outputs: int, kernel: int, stride: int = 1, padd
     shape = (outputs, inputs // groups, kernel, kernel)
     std = std or math.sqrt(2 / (outputs * kernel * kernel / groups))
     weight = ms.Tensor(rng.normal(0, std, shape).astype(np.float32))
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, pad_mode="pad", padding=padding, group=groups,
-                     has_bias=False, weight_init=weight)  # fmt: skip
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        kernel,
+        stride=stride,
+        pad_mode="pad",
+        padding=padding,
+        group=groups,
+        has_bias=False,
+        weight_init=weight,
+    )
 
 
 def dense(rng: Rng, inputs: int, outputs: int, bias: bool = True, std: float = 0.0) -> nn.Dense:
@@ -38,8 +55,13 @@ def dense(rng: Rng, inputs: int, outputs: int, bias: bool = True, std: float = 0
     shape = (outputs, inputs)
     weight = rng.normal(0, std, shape) if std else rng.uniform(-bound, bound, shape)
     first = rng.uniform(-bound, bound, outputs) if bias and not std else np.zeros(outputs)
-    return nn.Dense(inputs, outputs, has_bias=bias, weight_init=ms.Tensor(weight.astype(np.float32)),
-                    bias_init=ms.Tensor(first.astype(np.float32)))  # fmt: skip
+    return nn.Dense(
+        inputs,
+        outputs,
+        has_bias=bias,
+        weight_init=ms.Tensor(weight.astype(np.float32)),
+        bias_init=ms.Tensor(first.astype(np.float32)),
+    )
 
 
 def batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:

@@ -6,12 +6,14 @@ Layer names and layer counts are those of InsightFace's arcface_torch, whose wei
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
 from training.backbones.blocks import Rng, batch_norm, conv, dense, recompute_activations
+from training.backbones.spec import Graph, Spec
 
 
 class Unit(nn.Cell):
@@ -41,6 +43,11 @@ class Unit(nn.Cell):
         out = self.conv1(self.bn1(x))
         out = self.bn3(self.conv2(self.prelu(self.bn2(out))))
         return out + (self.downsample(x) if self.projects else x)
+
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        out = graph.chain(x, self.bn1, self.conv1, self.bn2, self.prelu, self.conv2, self.bn3)
+        return graph.add("Add", out, graph.chain(x, self.downsample) if self.projects else x)
 
 
 class IResNet(nn.Cell):
@@ -75,6 +82,11 @@ class IResNet(nn.Cell):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.features(self.fc(self.flatten(self.bn2(x))))
 
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        x = graph.chain(x, self.conv1, self.bn1, self.prelu, self.layer1, self.layer2, self.layer3, self.layer4)
+        return graph.chain(x, self.bn2, self.flatten, self.fc, self.features)
+
 
 def _stage(rng: Rng, inputs: int, outputs: int, units: int, recompute: bool) -> nn.SequentialCell:
     made = [Unit(rng, inputs, outputs, 2)] + [Unit(rng, outputs, outputs, 1) for _ in range(units - 1)]
@@ -82,3 +94,16 @@ def _stage(rng: Rng, inputs: int, outputs: int, units: int, recompute: bool) -> 
         for unit in made:
             recompute_activations(unit)
     return nn.SequentialCell(*made)
+
+
+def _spec(*units: int, multiply_adds: float | None = None) -> Spec:
+    return Spec(build=partial(IResNet, units), last_norm="features", multiply_adds=multiply_adds)
+
+
+SPECS = {
+    "r18": _spec(2, 2, 2, 2),
+    "r34": _spec(3, 4, 6, 3),
+    "r50": _spec(3, 4, 14, 3, multiply_adds=6.3),
+    "r100": _spec(3, 13, 30, 3, multiply_adds=12.1),
+    "r200": _spec(6, 26, 60, 6, multiply_adds=23.5),
+}

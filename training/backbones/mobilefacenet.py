@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import nn
 
 from training.backbones.blocks import Rng, batch_norm, conv, dense, recompute_activations
+from training.backbones.spec import Graph, Spec
 
 
 def conv_block(
@@ -33,6 +34,10 @@ class _Layers(nn.Cell):
         """Returns x after all layers."""
         return self.layers(x)
 
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        return graph.chain(x, self.layers)
+
 
 class DepthWise(_Layers):
     """Widens by a 1x1, convolves each channel by itself, narrows by a 1x1; with a shortcut if `residual`."""
@@ -48,6 +53,11 @@ class DepthWise(_Layers):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Returns (B, outputs, H / stride, W / stride)."""
         return x + self.layers(x) if self.residual else self.layers(x)
+
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        out = graph.chain(x, self.layers)
+        return graph.add("Add", x, out) if self.residual else out
 
 
 def residuals(rng: Rng, channels: int, count: int, groups: int) -> nn.Cell:
@@ -69,43 +79,20 @@ class Gdc(_Layers):
 
 
 class MobileFaceNet(nn.Cell):
-    """MobileFaceNet: (B, 3, 112, 112) float32 to (B, embedding_size).
+    """(B, 3, 112, 112) float32 to (B, embedding_size).
 
     Args:
-        embedding_size: components.
-        seed: of the first values.
-        recompute: keeps no activations inside the blocks.
-        blocks: residual blocks in the four stages.
-        scale: factor of the channels.
+        layers: the stages, which give a map of 7 x 7.
+        conv_sep: widens it.
+        features: makes the embedding of it.
+        recompute: keeps no activations inside the stages.
     """
 
-    def __init__(
-        self,
-        embedding_size: int = 512,
-        seed: int = 0,
-        recompute: bool = False,
-        blocks: Sequence[int] = (1, 4, 6, 2),
-        scale: int = 2,
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Cell], conv_sep: nn.Cell, features: nn.Cell, recompute: bool) -> None:
         super().__init__()
-        rng = np.random.default_rng(seed)
-        wide = 64 * scale
-        layers: list[nn.Cell] = [conv_block(rng, 3, wide, 3, 2, 1)]
-        if blocks[0] == 1:
-            layers.append(conv_block(rng, wide, wide, 3, 1, 1, 64))
-        else:
-            layers.append(residuals(rng, wide, blocks[0], 128))
-        layers += [
-            DepthWise(rng, wide, wide, 2, 128, False),
-            residuals(rng, wide, blocks[1], 128),
-            DepthWise(rng, wide, 2 * wide, 2, 256, False),
-            residuals(rng, 2 * wide, blocks[2], 256),
-            DepthWise(rng, 2 * wide, 2 * wide, 2, 512, False),
-            residuals(rng, 2 * wide, blocks[3], 256),
-        ]
         self.layers = nn.CellList(layers)
-        self.conv_sep = conv_block(rng, 2 * wide, 512, 1)
-        self.features = Gdc(rng, 512, 7, embedding_size)
+        self.conv_sep = conv_sep
+        self.features = features
         if recompute:
             for layer in layers:
                 recompute_activations(layer)
@@ -116,37 +103,44 @@ class MobileFaceNet(nn.Cell):
             x = layer(x)
         return self.features(self.conv_sep(x))
 
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        return graph.chain(x, *self.layers, self.conv_sep, self.features)
 
-class NarrowMobileFaceNet(nn.Cell):
-    """A MobileFaceNet for the embedded set on a CPU: (B, 3, 112, 112) float32 to (B, embedding_size).
+
+def wide(embedding_size: int, seed: int, recompute: bool) -> nn.Cell:
+    """Returns the MobileFaceNet that arcface_torch trains; arguments as in Spec."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        conv_block(rng, 3, 128, 3, 2, 1),
+        conv_block(rng, 128, 128, 3, 1, 1, 64),
+        DepthWise(rng, 128, 128, 2, 128, False),
+        residuals(rng, 128, 4, 128),
+        DepthWise(rng, 128, 256, 2, 256, False),
+        residuals(rng, 256, 6, 256),
+        DepthWise(rng, 256, 256, 2, 512, False),
+        residuals(rng, 256, 2, 256),
+    ]
+    return MobileFaceNet(layers, conv_block(rng, 256, 512, 1), Gdc(rng, 512, 7, embedding_size), recompute)
+
+
+def narrow(embedding_size: int, seed: int, recompute: bool) -> nn.Cell:
+    """Returns a MobileFaceNet for the embedded set on a CPU; arguments as in Spec.
 
     The image becomes small at once (a 4x4 convolution of stride 4 to 28x28), and depthwise layers work on 7x7 only:
     their gradients are the slowest part on a CPU.
-
-    Args:
-        embedding_size: components.
-        seed: of the first values.
-        recompute: keeps no activations inside the blocks.
     """
+    rng = np.random.default_rng(seed)
+    layers = [
+        conv_block(rng, 3, 32, 4, 4),
+        conv_block(rng, 32, 64, 3, 2, 1),
+        conv_block(rng, 64, 128, 3, 2, 1),
+        residuals(rng, 128, 1, 128),
+    ]
+    return MobileFaceNet(layers, conv_block(rng, 128, 256, 1), Gdc(rng, 256, 7, embedding_size), recompute)
 
-    def __init__(self, embedding_size: int = 512, seed: int = 0, recompute: bool = False) -> None:
-        super().__init__()
-        rng = np.random.default_rng(seed)
-        layers = [
-            conv_block(rng, 3, 32, 4, 4),
-            conv_block(rng, 32, 64, 3, 2, 1),
-            conv_block(rng, 64, 128, 3, 2, 1),
-            residuals(rng, 128, 1, 128),
-        ]
-        self.layers = nn.CellList(layers)
-        self.conv_sep = conv_block(rng, 128, 256, 1)
-        self.features = Gdc(rng, 256, 7, embedding_size)
-        if recompute:
-            for layer in layers:
-                recompute_activations(layer)
 
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Returns the embeddings, not normalised."""
-        for layer in self.layers:
-            x = layer(x)
-        return self.features(self.conv_sep(x))
+SPECS = {
+    "mbf": Spec(build=wide, last_norm="features.layers.3", multiply_adds=0.45),
+    "mbf_narrow": Spec(build=narrow, last_norm="features.layers.3"),
+}

@@ -7,11 +7,14 @@ network, so that a step is a function of its inputs: repeated, resumed or spread
 
 from __future__ import annotations
 
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from training.backbones.blocks import Rng, dense, recompute_activations
+from training.backbones.spec import Graph, Spec
 
 PATCH = 9  # pixels
 TOKENS = (112 // PATCH) ** 2
@@ -34,6 +37,21 @@ class Attention(nn.Cell):
         weights = ops.softmax(ops.matmul(qkv[0], qkv[1].swapaxes(-2, -1)) * self.scale, -1)  # (B, heads, N, N)
         return self.proj(ops.matmul(weights, qkv[2]).swapaxes(1, 2).reshape(images, tokens, width))
 
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        width = self.qkv.weight.shape[1]
+        swapped = (False, True, False)  # of the keys the last two axes, for the product with the queries
+        parts = []
+        for weight, swap in zip(np.split(self.qkv.weight.asnumpy(), 3), swapped, strict=True):
+            part = graph.add("MatMul", x, graph.array(weight.T))  # (B, N, C)
+            part = graph.add("Reshape", part, graph.shape(0, TOKENS, self.heads, width // self.heads))
+            order = (0, 2, 3, 1) if swap else (0, 2, 1, 3)
+            parts.append(graph.add("Transpose", part, perm=order))  # (B, heads, N, C / heads)
+        products = graph.add("Mul", graph.add("MatMul", parts[0], parts[1]), graph.array(np.float32(self.scale)))
+        out = graph.add("MatMul", graph.add("Softmax", products, axis=-1), parts[2])  # (B, heads, N, C / heads)
+        out = graph.add("Reshape", graph.add("Transpose", out, perm=(0, 2, 1, 3)), graph.shape(0, TOKENS, width))
+        return graph.chain(out, self.proj)
+
 
 class Mlp(nn.Cell):
     """Two linear layers with ReLU6 between, four times wider inside."""
@@ -46,6 +64,11 @@ class Mlp(nn.Cell):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Returns (B, N, C)."""
         return self.fc2(ops.relu6(self.fc1(x)))
+
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        bounds = [graph.array(np.float32(bound)) for bound in (0, 6)]
+        return graph.chain(graph.add("Clip", graph.chain(x, self.fc1), *bounds), self.fc2)
 
 
 class Block(nn.Cell):
@@ -75,6 +98,11 @@ class Block(nn.Cell):
             raised = raised * branches[:, 1].reshape(-1, 1, 1).astype(x.dtype)
         return x + raised
 
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        x = graph.add("Add", x, graph.chain(x, self.norm1, self.attn))
+        return graph.add("Add", x, graph.chain(x, self.norm2, self.mlp))
+
 
 class PatchEmbed(nn.Cell):
     """The patches' projections: (B, 3, 112, 112) to (B, N, C)."""
@@ -84,13 +112,26 @@ class PatchEmbed(nn.Cell):
         bound = 1 / np.sqrt(3 * PATCH * PATCH)  # PyTorch's first values of a convolution
         weight = rng.uniform(-bound, bound, (width, 3, PATCH, PATCH)).astype(np.float32)
         bias = rng.uniform(-bound, bound, width).astype(np.float32)
-        self.proj = nn.Conv2d(3, width, PATCH, stride=PATCH, pad_mode="pad", has_bias=True,
-                              weight_init=ms.Tensor(weight), bias_init=ms.Tensor(bias))  # fmt: skip
+        self.proj = nn.Conv2d(
+            3,
+            width,
+            PATCH,
+            stride=PATCH,
+            pad_mode="pad",
+            has_bias=True,
+            weight_init=ms.Tensor(weight),
+            bias_init=ms.Tensor(bias),
+        )
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Returns (B, N, C)."""
         x = self.proj(x)
         return x.reshape(x.shape[0], x.shape[1], -1).swapaxes(1, 2)
+
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        x = graph.add("Reshape", graph.chain(x, self.proj), graph.shape(0, 0, -1))
+        return graph.add("Transpose", x, perm=(0, 2, 1))
 
 
 class VisionTransformer(nn.Cell):
@@ -171,3 +212,22 @@ class VisionTransformer(nn.Cell):
             hidden = 1 - places.sum(axis=1).expand_dims(2)  # (B, N, 1)
             x = ops.matmul(places.swapaxes(1, 2), x) + hidden * self.mask_token
         return self.feature(x.reshape(x.shape[0], -1))
+
+    def to_onnx(self, graph: Graph, x: str) -> str:
+        """Returns the name of the output."""
+        x = graph.add("Add", graph.chain(x, self.patch_embed), graph.array(self.pos_embed))
+        x = graph.add("Flatten", graph.chain(x, *self.blocks, self.norm), axis=1)
+        return graph.chain(x, self.feature)
+
+
+def _spec(width: int, depth: int, multiply_adds: float) -> Spec:
+    build = partial(VisionTransformer, width, depth, 8)
+    return Spec(build=build, last_norm="feature.3", multiply_adds=multiply_adds)
+
+
+SPECS = {
+    "vit_t": _spec(256, 12, multiply_adds=1.5),
+    "vit_s": _spec(512, 12, multiply_adds=5.7),
+    "vit_b": _spec(512, 24, multiply_adds=11.4),
+    "vit_l": _spec(768, 24, multiply_adds=25.3),
+}

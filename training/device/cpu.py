@@ -94,9 +94,15 @@ class SteadyPReLU(nn.Cell):
         return ops.relu(x) - self.layer.w.reshape(shape) * ops.relu(-x)
 
 
+REPLACEMENTS = (UnfoldedConv2d, BandedConv2d, SteadyPReLU)
+
+
 def adapt_to_cpu(cell: nn.Cell) -> None:
-    """Replaces the layers below a cell that gain by it; parameters and their names stay, results but for rounding."""
-    for parent in [found for _, found in cell.cells_and_names()]:
+    """Replaces the layers below a cell that gain by it; parameters and their names stay, results but for rounding.
+
+    A second call changes nothing: the layers that replacements stand for stay.
+    """
+    for parent in [found for _, found in cell.cells_and_names() if not isinstance(found, REPLACEMENTS)]:
         for name, child in list(parent._cells.items()):
             if isinstance(child, nn.PReLU):
                 replace(parent, name, SteadyPReLU(child))

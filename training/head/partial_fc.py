@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from training.device.distributed import Group
-from training.head.margins.combined import Margin, TargetCosine
+from training.head.margins.base import Margin
 
 EPSILON = 1e-12  # the least length a vector is divided by, as in the reference's normalize
 
@@ -39,7 +39,7 @@ class Head(nn.Cell):
         self.rank = group.rank
         self.scale = float(margin.scale)
         self.threshold = float(margin.interclass_threshold)
-        self.target_cosine = TargetCosine(margin)
+        self.target_cosine = margin.target_cosine()
         self.times = ops.MatMul()
         self.times_transposed = ops.MatMul(transpose_b=True)
         self.transposed_times = ops.MatMul(transpose_a=True)

@@ -7,7 +7,6 @@ import re
 from mindspore import nn
 
 _PREFIXES = ("_orig_mod.", "module.", "network.", "_backbone.", "backbone.")  # of what wraps a backbone in training
-_LAST_NORM = ("features", "features.layers.3", "feature.3")  # of iresnets, MobileFaceNets, transformers
 _NORMS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 

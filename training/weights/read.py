@@ -17,9 +17,22 @@ from training.weights.names import our_name, plain_name
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.serialization's MAGIC_NUMBER, pickled
-# First parts of the names of MindSpore's and mindface's optimiser states; what belongs to no layer has no dot.
-_MOMENTS = {"accum", "stat", "moments", "moment1", "moment2", "moment3", "adam_m", "adam_v", "vhat", "prev_gradient",
-            "exp_avg", "exp_avg_sq", "mp_weight"}  # fmt: skip
+# First parts of the names of MindSpore's and mindface's optimiser states.
+_MOMENTS = {
+    "accum",
+    "stat",
+    "moments",
+    "moment1",
+    "moment2",
+    "moment3",
+    "adam_m",
+    "adam_v",
+    "vhat",
+    "prev_gradient",
+    "exp_avg",
+    "exp_avg_sq",
+    "mp_weight",
+}
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -42,8 +55,10 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if head.startswith(b"PK\x03\x04"):
         return read_torch(path)
     if head == _OLD_TORCH:
-        raise WeightsError(f"{path}: the format of torch before 1.6; save it again with a current torch: "
-                           f"torch.save(torch.load('{path.name}', weights_only=True), 'new.pth')")  # fmt: skip
+        raise WeightsError(
+            f"{path}: the format of torch before 1.6; save it again with a current torch: "
+            f"torch.save(torch.load('{path.name}', weights_only=True), 'new.pth')"
+        )
     if head[0] == 0x80 and path.suffix != ".safetensors":
         raise WeightsError(f"{path}: refused: a pickle, which may hold any program; save weights with torch.save")
     if path.suffix == ".safetensors":
@@ -71,7 +86,8 @@ def _read_mindspore(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: not a checkpoint of MindSpore, or it is damaged") from None
     state = {}
     for name, parameter in found.items():
-        if name.partition(".")[0] in _MOMENTS or ("." not in name and name != "pos_embed"):
+        # What belongs to no layer has no dot: counters, a head's matrix; tokens of a backbone's own have three axes.
+        if name.partition(".")[0] in _MOMENTS or ("." not in name and parameter.ndim < 3):
             continue
         if name.endswith("qkv.bias"):
             raise WeightsError(f"{path}: its attention has biases (mindface's transformers), those here have none")

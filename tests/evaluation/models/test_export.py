@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from evaluation.models.load import ModelError, load_model
+from evaluation.models.load import load_model
+from evaluation.models.model import ModelError
 from faceshards.cli.main import main
 from training.backbones.iresnet import IResNet
 from training.backbones.registry import BACKBONES, create_backbone
 from training.backbones.vit import VisionTransformer
 from training.weights.assign import to_torch
 
-SMALL = {"r18": lambda size, seed, _: IResNet((1, 1, 1, 1), size, seed), "vit_t": lambda size, seed, _:
-         VisionTransformer(64, 2, 8, size, seed)}  # fmt: skip
+SMALL = {"r18": partial(IResNet, (1, 1, 1, 1)), "vit_t": partial(VisionTransformer, 64, 2, 8)}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The architectures with fewer layers: minutes less, the same kinds of layers."""
-    for name, make in SMALL.items():
-        monkeypatch.setitem(BACKBONES, name, make)
+    for name, build in SMALL.items():
+        monkeypatch.setitem(BACKBONES, name, replace(BACKBONES[name], build=build))
 
 
 def weights(folder, name):
     """Returns an untrained backbone's file of weights, its batch norms no identities."""
     rng = np.random.default_rng(1)
-    state = {key: value if value.ndim > 1 else np.abs(value + rng.normal(0, 0.1, value.shape)).astype(np.float32)
-             for key, value in to_torch(create_backbone(name, 64)).items()}  # fmt: skip
+    state = to_torch(create_backbone(name, 64))
+    for key, value in state.items():
+        if value.ndim == 1:
+            state[key] = np.abs(value + rng.normal(0, 0.1, value.shape)).astype(np.float32)
     save_file(state, folder / f"{name}.safetensors")
     return folder / f"{name}.safetensors"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from mindspore import ops
 from tests.training.runs import tiny_dataset, trace, train
 from training import loop
 from training.backbones.registry import BACKBONES
+from training.backbones.spec import Spec
 from training.backbones.vit import TOKENS, VisionTransformer
 from training.config import TrainConfig
 from training.device.distributed import Group
-from training.head.margins.combined import Margin
+from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.step import Step
-from training.weights.assign import from_torch, load
+from training.weights.assign import set_weights
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_masks_and_gradients_are_those_of_pytorch(cell):
 
     torch.manual_seed(0)
     model = torch_backbones.VisionTransformer(16, 3, 4, 32).eval()
-    load(cell, from_torch({name: value.numpy() for name, value in model.state_dict().items()}, cell))
+    set_weights(cell, {name: value.numpy() for name, value in model.state_dict().items()})
     cell.set_train(False)
     images, chance = pictures(3), cell.draw(np.random.default_rng(1), 3, 0.5, 0.25)
     want = model(torch.from_numpy(images), *map(torch.from_numpy, (chance[0], chance[1].astype(np.int64))))
@@ -96,7 +99,7 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
     config = TrainConfig(backbone="vit_t", optimizer="adamw", seed=7)
 
     def chance(rank, world, number):
-        head = Head(Group(), Margin(1, 0.5, 0, 64))
+        head = Head(Group(), CombinedMargin(1, 0.5, 0, 64))
         return Step(config, cell, head, Ranks(rank, world))._chance(12 // world, number)
 
     whole, again, other = chance(0, 1, 5), chance(0, 1, 5), chance(0, 1, 6)
@@ -107,10 +110,20 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
 
 
 def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(BACKBONES, "vit_t", lambda size, seed, recompute: VisionTransformer(16, 2, 4, size, seed))
+    monkeypatch.setitem(BACKBONES, "vit_t", Spec(partial(VisionTransformer, 16, 2, 4), "feature.3"))
     data = tiny_dataset(tmp_path / "tiny").path
-    settings = {"backbone": "vit_t", "optimizer": "adamw", "accumulate": 2, "checkpoint_steps": 5, "keep": 9,
-                "log_steps": 3, "epochs": 1, "warmup_epochs": 0, "sync_bn": False, "drop_path": 0.5}  # fmt: skip
+    settings = {
+        "backbone": "vit_t",
+        "optimizer": "adamw",
+        "accumulate": 2,
+        "checkpoint_steps": 5,
+        "keep": 9,
+        "log_steps": 3,
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "sync_bn": False,
+        "drop_path": 0.5,
+    }
     straight = train(data, tmp_path / "straight", **settings)
     assert straight.exit_code == 0, straight.output
 
@@ -127,10 +140,5 @@ def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, cap
     assert resumed.exit_code == 0, resumed.output
     assert "going on from" in caplog.text
     assert trace(tmp_path / "run") == trace(tmp_path / "straight")
-    assert list(trace(tmp_path / "run")) == [
-        3,
-        6,
-        9,
-        12,
-        15,
-    ]  # 6 is the mean of 4, 5 and 6, though 5 was the checkpoint
+    # 6 is the mean of 4, 5 and 6, though 5 was the checkpoint.
+    assert list(trace(tmp_path / "run")) == [3, 6, 9, 12, 15]

@@ -71,8 +71,8 @@ def conv(inputs, outputs, kernel, stride=1, padding=0, groups=1, slopes=True):
 
 def depthwise(inputs, outputs, stride, groups, shortcut=False):
     """Returns a bottleneck: 1x1 up, 3x3 by channel, 1x1 down."""
-    return Layers(conv(inputs, groups, 1), conv(groups, groups, 3, stride, 1, groups),
-                  conv(groups, outputs, 1, slopes=False), shortcut=shortcut)  # fmt: skip
+    up, across = conv(inputs, groups, 1), conv(groups, groups, 3, stride, 1, groups)
+    return Layers(up, across, conv(groups, outputs, 1, slopes=False), shortcut=shortcut)
 
 
 def row(channels, count, groups):
@@ -86,17 +86,18 @@ class MobileFaceNet(nn.Module):
     def __init__(self, narrow=False, size=512):
         super().__init__()
         if narrow:
-            layers, last, wide = [conv(3, 32, 4, 4), conv(32, 64, 3, 2, 1), conv(64, 128, 3, 2, 1),
-                                  row(128, 1, 128)], 128, 256  # fmt: skip
+            layers = [conv(3, 32, 4, 4), conv(32, 64, 3, 2, 1), conv(64, 128, 3, 2, 1), row(128, 1, 128)]
+            last, wide = 128, 256
         else:
-            layers, last, wide = [
-                conv(3, 128, 3, 2, 1), conv(128, 128, 3, 1, 1, 64), depthwise(128, 128, 2, 128), row(128, 4, 128),
-                depthwise(128, 256, 2, 256), row(256, 6, 256), depthwise(256, 256, 2, 512), row(256, 2, 256),
-            ], 256, 512  # fmt: skip
+            layers = [conv(3, 128, 3, 2, 1), conv(128, 128, 3, 1, 1, 64)]
+            layers += [depthwise(128, 128, 2, 128), row(128, 4, 128)]
+            layers += [depthwise(128, 256, 2, 256), row(256, 6, 256)]
+            layers += [depthwise(256, 256, 2, 512), row(256, 2, 256)]
+            last, wide = 256, 512
         self.layers = nn.ModuleList(layers)
         self.conv_sep = conv(last, wide, 1)
-        self.features = Layers(conv(wide, wide, 7, groups=wide, slopes=False), nn.Flatten(),
-                               nn.Linear(wide, size, bias=False), nn.BatchNorm1d(size))  # fmt: skip
+        weighs = conv(wide, wide, 7, groups=wide, slopes=False)
+        self.features = Layers(weighs, nn.Flatten(), nn.Linear(wide, size, bias=False), nn.BatchNorm1d(size))
 
     def forward(self, x):
         for layer in self.layers:
@@ -145,9 +146,11 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
-            nn.Linear(width * TOKENS, width, bias=False), nn.BatchNorm1d(width, eps=2e-5),
-            nn.Linear(width, size, bias=False), nn.BatchNorm1d(size, eps=2e-5),
-        )  # fmt: skip
+            nn.Linear(width * TOKENS, width, bias=False),
+            nn.BatchNorm1d(width, eps=2e-5),
+            nn.Linear(width, size, bias=False),
+            nn.BatchNorm1d(size, eps=2e-5),
+        )
         self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
 
     def forward(self, x, branches=None, shown=None):

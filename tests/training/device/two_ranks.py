@@ -16,12 +16,12 @@ from mindspore import nn, ops
 from training.centers.class_centers import ClassCenters
 from training.centers.rules import RULES
 from training.device.distributed import Group, init
-from training.head.margins.combined import Margin
+from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
 
 CLASSES, DIM, BATCH, STEPS = 203, 32, 8, 5  # 203: slices of 102 and 101 classes
-MARGIN = Margin(1, 0.5, 0, 64.0, 0.3)
+MARGIN = CombinedMargin(1, 0.5, 0, 64.0, 0.3)
 
 
 class Step(nn.Cell):

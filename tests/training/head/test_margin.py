@@ -9,26 +9,34 @@ import numpy as np
 import pytest
 
 from faceshards.errors import ConfigError
-from training.head.margins.combined import Margin, TargetCosine
+from training.config import TrainConfig
+from training.head.margins.combined import CombinedMargin
+from training.head.margins.registry import MARGINS, make_margin
+
+ARCFACE, COSFACE = CombinedMargin(1, 0.5, 0), CombinedMargin(1, 0, 0.4)
 
 
 @pytest.mark.parametrize(
-    "margin", [Margin.arcface(), Margin.cosface(), Margin(1, 0.3, 0.2), Margin(1.35, 0, 0), Margin(2, 0.1, 0.1)]
+    "margin",
+    [ARCFACE, COSFACE, CombinedMargin(1, 0.3, 0.2), CombinedMargin(1.35, 0, 0), CombinedMargin(2, 0.1, 0.1)],
 )
 def test_target_is_cos_of_the_wider_angle(margin):
     theta = np.linspace(0.01, math.pi - 0.01, 200)
-    got = TargetCosine(margin)(ms.Tensor(np.cos(theta).astype(np.float32))).asnumpy()
+    got = margin.target_cosine()(ms.Tensor(np.cos(theta).astype(np.float32))).asnumpy()
     np.testing.assert_allclose(got, np.cos(margin.m1 * theta + margin.m2) - margin.m3, atol=2e-6)
 
 
-def test_constructors_are_the_papers():
-    assert Margin.arcface() == Margin(1.0, 0.5, 0.0, 64.0, 0.0)
-    assert Margin.cosface() == Margin(1.0, 0.0, 0.4, 64.0, 0.0)
-    assert Margin.cosface(0.35, 30, 0.1) == Margin(1.0, 0.0, 0.35, 30, 0.1)
+def test_the_margin_of_a_run_is_that_of_its_settings():
+    config = TrainConfig(margin=(1.2, 0.3, 0.1), scale=30.0, interclass_threshold=0.2)
+    want = CombinedMargin(m1=1.2, m2=0.3, m3=0.1, scale=30.0, interclass_threshold=0.2)
+    assert make_margin(config) == MARGINS["combined"](config) == want
+    assert make_margin(TrainConfig()) == ARCFACE
+    with pytest.raises(ConfigError, match=r"margin: m1 = 0\.5 is not a number from 1 to 10"):
+        make_margin(TrainConfig(margin=(0.5, 0.0, 0.0)))
 
 
 def test_ends_of_the_range_are_numbers():
-    got = TargetCosine(Margin.arcface())(ms.Tensor([-1.0, 1.0], ms.float32)).asnumpy()
+    got = ARCFACE.target_cosine()(ms.Tensor([-1.0, 1.0], ms.float32)).asnumpy()
     np.testing.assert_allclose(got, [-math.cos(0.5), math.cos(0.5)], atol=1e-6)
 
 
@@ -47,9 +55,9 @@ def test_ends_of_the_range_are_numbers():
 )
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"margin: {name} = "):
-        Margin(**{name: value})
+        CombinedMargin(**{name: value})
 
 
 def test_threshold_out_of_range_is_refused():
     with pytest.raises(ConfigError, match="interclass_threshold"):
-        Margin(interclass_threshold=1.5)
+        CombinedMargin(interclass_threshold=1.5)

@@ -13,7 +13,7 @@ from faceshards.errors import ConfigError, FaceshardsError
 from tests.training.head.head_oracle import head as oracle
 from training.centers.class_centers import slice_of
 from training.device.distributed import Group
-from training.head.margins.combined import Margin
+from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.head.sampling import LabelError, Sampler
 
@@ -143,12 +143,12 @@ def test_rates_out_of_range_are_refused(rate):
 
 
 MARGINS = {
-    "arcface": Margin.arcface(),
-    "cosface": Margin.cosface(),
-    "plain": Margin(1, 0, 0, 30.0),
-    "combined": Margin(1, 0.3, 0.2, 64.0),
-    "sphere": Margin(1.2, 0.1, 0.1, 16.0),
-    "filtered": Margin(1, 0.5, 0, 64.0, 0.1),
+    "arcface": CombinedMargin(1, 0.5, 0),
+    "cosface": CombinedMargin(1, 0, 0.4),
+    "plain": CombinedMargin(1, 0, 0, 30.0),
+    "combined": CombinedMargin(1, 0.3, 0.2, 64.0),
+    "sphere": CombinedMargin(1.2, 0.1, 0.1, 16.0),
+    "filtered": CombinedMargin(1, 0.5, 0, 64.0, 0.1),
 }
 
 
@@ -191,24 +191,24 @@ def test_head_is_the_papers_in_float64(name):
 
 
 def test_filter_takes_out_negatives_and_their_gradient():
-    margin = Margin(1, 0.5, 0, 64.0, 0.1)
+    margin = CombinedMargin(1, 0.5, 0, 64.0, 0.1)
     x, w, targets = problem()
     cosine = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
     cosine[np.arange(len(x)), targets] = 0
     assert (cosine > 0.1).sum() > 20
-    assert not np.allclose(run(margin, x, w, targets)[2], run(Margin(1, 0.5, 0, 64.0), x, w, targets)[2])
+    assert not np.allclose(run(margin, x, w, targets)[2], run(CombinedMargin(1, 0.5, 0, 64.0), x, w, targets)[2])
 
 
 def test_rows_without_length_give_numbers():
     x, w, targets = problem()
     w[7], x[5] = 0, 0
-    assert all(np.isfinite(part).all() for part in run(Margin.arcface(), x, w, targets))
+    assert all(np.isfinite(part).all() for part in run(CombinedMargin(1, 0.5, 0), x, w, targets))
 
 
 def test_gradient_of_plain_softmax_is_the_losses_slope():
     """Without a margin the hand-written gradient is the derivative of the loss: central differences in float64."""
     x, w, targets = problem(batch=4, rows=6, dim=5)
-    _, d_x, d_w = run(Margin(1, 0, 0, 8.0), x, w, targets)
+    _, d_x, d_w = run(CombinedMargin(1, 0, 0, 8.0), x, w, targets)
     for array, gradient, size in ((x, d_x, 1e-4), (w, d_w, 1e-6)):
         for at in np.ndindex(array.shape):
             losses = []

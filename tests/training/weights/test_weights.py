@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from faceshards.errors import WeightsError
-from training.backbones.registry import create_backbone
-from training.weights.assign import load_weights, to_torch
+from training.backbones.registry import BACKBONES, create_backbone
+from training.backbones.vit import VisionTransformer
+from training.weights.assign import embedding_size, load_weights, set_parameters, to_torch
 from training.weights.read import read_weights
 
 STATE = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b": np.array([7], np.int64)}
@@ -121,9 +122,12 @@ class Hostile:
 
 @pytest.mark.parametrize(
     ("act", "arguments", "name"),
-    [(os.system, ("touch {}",), "posix.system"), (eval, ("open('{}', 'w')",), "eval"),
-     (getattr, (1, "real"), "getattr")],
-)  # fmt: skip
+    [
+        (os.system, ("touch {}",), "posix.system"),
+        (eval, ("open('{}', 'w')",), "eval"),
+        (getattr, (1, "real"), "getattr"),
+    ],
+)
 def test_code_is_refused_by_name(tmp_path, act, arguments, name):
     mark = tmp_path / "ran"
     arguments = tuple(a.format(mark) if isinstance(a, str) else a for a in arguments)
@@ -141,7 +145,7 @@ def test_code_is_refused_by_name(tmp_path, act, arguments, name):
         (b"\x80\x02ccollections\nOrderedDict\n](K\x01K\x02\x86e\x85R.", "OrderedDict that is made of"),
         (b"\x80\x02ctorch\nSize\n(" + b"K\x01" * 9 + b"t\x85R.", "more than 8 axes"),
     ],
-)  # fmt: skip
+)
 def test_tricks_are_refused_before_they_work(tmp_path, data, message):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("archive/data.pkl", data)
@@ -160,8 +164,11 @@ def test_damage_is_one_line(tmp_path):
         archive.writestr("archive/data.pkl", pickled)
         for key, array in short.items():
             archive.writestr(f"archive/data/{key}", array.tobytes())
-    cases = {"cut.pth": whole[: len(whole) // 2], "empty.pth": b"", "text.pth": b"no weights", "x.ckpt": b"no weights",
-             "x.safetensors": b"no weights"}  # fmt: skip
+    cases = {
+        "cut.pth": whole[: len(whole) // 2],
+        "empty.pth": b"",
+        **dict.fromkeys(("text.pth", "x.ckpt", "x.safetensors"), b"no weights"),
+    }
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder.pth").mkdir()
@@ -184,3 +191,46 @@ def test_a_checkpoint_of_mindface_is_taken_over(tmp_path):
     load_weights(tmp_path / "x.ckpt", ours)
     got, want = to_torch(ours), to_torch(theirs)
     assert all(np.array_equal(got[key], want[key]) for key in want)
+
+
+@pytest.mark.parametrize("name", ["r18", "mbf_narrow", "vit_t"])
+def test_the_embedding_size_is_read_from_the_last_norm(name):
+    state = to_torch(create_backbone(name, 48))
+    spec = BACKBONES[name]
+    assert embedding_size(state, spec) == 48
+    assert embedding_size({f"module.{key}": value for key, value in state.items()}, spec) == 48
+    gain = f"{spec.last_norm}.weight"
+    assert embedding_size({gain.replace(".weight", ".gamma"): state[gain]}, spec) == 48
+    for wrong, message in (
+        ({key: value for key, value in state.items() if key != gain}, f"weights of another backbone: lacks {gain}"),
+        ({**state, gain: np.zeros((3, 3))}, rf"weights of another backbone: has {gain} \[3, 3\]"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            embedding_size(wrong, spec)
+
+
+def test_a_checkpoint_of_mindspore_keeps_a_transformers_tokens(tmp_path):
+    """They belong to no layer, like what a checkpoint holds beside weights."""
+    theirs, ours = (VisionTransformer(16, 1, 4, 8, seed) for seed in (1, 2))
+    named = [{"name": parameter.name, "data": parameter} for parameter in theirs.get_parameters()]
+    named += [{"name": "global_step", "data": ms.Tensor([3], ms.int32)}]
+    ms.save_checkpoint(named, str(tmp_path / "x.ckpt"))
+    load_weights(tmp_path / "x.ckpt", ours)
+    got, want = to_torch(ours), to_torch(theirs)
+    assert all(np.array_equal(got[key], want[key]) for key in want)
+
+
+def test_parameters_are_set_all_or_none():
+    parameters = {name: ms.Parameter(ms.Tensor([1.0, 2.0]), name=name) for name in "ab"}
+    new = np.array([3, 4], np.float64)
+    for wrong, message in (
+        ({"a": new}, "of another model: lacks b"),
+        ({"a": new, "b": new, "c": new}, "of another model: has unknown c"),
+        ({"a": new, "b": new[:1]}, r"of another model: has b \[1\] instead of \[2\]"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            set_parameters(parameters, wrong)
+    assert [parameters[name].asnumpy().tolist() for name in "ab"] == [[1, 2], [1, 2]]
+    set_parameters(parameters, {"b": new, "a": new + 1})
+    assert [parameters[name].asnumpy().tolist() for name in "ab"] == [[4, 5], [3, 4]]
+    assert parameters["a"].dtype == ms.float32

@@ -1,4 +1,4 @@
-"""The combined angular margin: how much harder the target class is made than the others."""
+"""The combined angular margin: SphereFace, ArcFace and CosFace are its settings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from faceshards.errors import ConfigError
+from training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Margin:
+class CombinedMargin:
     """What is done to the cosines before the softmax: the target's becomes cos(m1 * theta + m2) - m3, all times scale.
 
     Args:
@@ -48,14 +49,18 @@ class Margin:
                 raise ConfigError(f"margin: {name} = {value!r} is not a number from {low:g} to {high:g}")
 
     @classmethod
-    def arcface(cls, m2: float = 0.5, scale: float = 64.0, interclass_threshold: float = 0.0) -> Margin:
-        """Returns ArcFace's margin, m2 radians on the target's angle."""
-        return cls(1.0, m2, 0.0, scale, interclass_threshold)
+    def from_config(cls, config: TrainConfig) -> CombinedMargin:
+        """Returns the margin of a run's settings.
 
-    @classmethod
-    def cosface(cls, m3: float = 0.4, scale: float = 64.0, interclass_threshold: float = 0.0) -> Margin:
-        """Returns CosFace's margin, m3 off the target's cosine."""
-        return cls(1.0, 0.0, m3, scale, interclass_threshold)
+        Raises:
+            ConfigError: a number outside its range.
+        """
+        m1, m2, m3 = config.margin
+        return cls(m1, m2, m3, config.scale, config.interclass_threshold)
+
+    def target_cosine(self) -> TargetCosine:
+        """Returns the cell that gives the target's cosine after the margin."""
+        return TargetCosine(self)
 
 
 class TargetCosine(nn.Cell):
@@ -65,7 +70,7 @@ class TargetCosine(nn.Cell):
     computed. As in the reference the value is taken as it comes also where m1 * theta + m2 exceeds pi.
     """
 
-    def __init__(self, margin: Margin) -> None:
+    def __init__(self, margin: CombinedMargin) -> None:
         super().__init__()
         self.m1 = float(margin.m1)
         self.m2 = float(margin.m2)
