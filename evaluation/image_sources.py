@@ -16,8 +16,9 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
+from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
-from pipelines.stages import sign as partition
+from pipelines.sources.registry import scan
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def open_source(path: Path, work: Path) -> Source:
     for warning in (*warnings, *more):
         log.warning("%s", warning)
     # A listing is in the digest by its names and their order; an .idx by its keys.
-    tables = sorted({part.index for part in parts if part.index})
+    tables = sorted({part.table for part in parts if part.table})
     digests = [file_digest(Path(table))[1] for table in tables]
     identity = {"files": [[printable(file.name), file.bytes, file.mtime_ns] for file in files], "tables": digests}
     return Source(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
@@ -115,9 +116,9 @@ def _set(path: Path) -> Source:
     return Source({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
 
 
-def _partition(part: partition.Partition, first: int) -> Images:
+def _partition(part: Partition, first: int) -> Images:
     """Returns the image records of a piece of a .rec or folder; broken ones with their reason."""
-    found = partition.scan(part)
+    found = scan(part)
     causes = [f"{detail}" if detail else "" for detail in found.detail]
     # A label that names no identity does not matter here: the image has an embedding all the same.
     causes = ["" if image is not None else cause for image, cause in zip(found.images, causes, strict=True)]

@@ -2,7 +2,7 @@
 
 In the work folder, every finished piece is a file that appears by rename, so what exists is whole:
 
-    request.json            what is being built; index-*.npy, listing-*.parquet, partitions.json: how it is cut
+    request.json            what is being built; partitions.json and the sources' tables: how it is cut
     records/part-*.parquet  scan and sign, one per partition
     decisions/              the global step
     routed/, dropped/       one per partition
@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError
@@ -34,6 +32,7 @@ from pipelines.runner import Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.sources.find import cut
+from pipelines.sources.registry import identity_names
 from pipelines.stages.assemble import assemble
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.route import route
@@ -91,7 +90,7 @@ def build(
     """
     out = Path(os.path.abspath(out))
     for file in files:
-        if file.kind == "folder" and out.is_relative_to(file.path):
+        if os.path.isdir(file.path) and out.is_relative_to(file.path):
             raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
     request = {
         "name": name,
@@ -169,7 +168,7 @@ class _Build:
                 scanned = sum(fact.rows for fact in facts)
                 with Progress("decide", scanned, self.execution.quiet) as progress:
                     columns = load_columns([self._records(part) for part in partitions], [fact.rows for fact in facts])
-                    decide(columns, self._identity_names(), self.config, runner.workers, decisions)
+                    decide(columns, identity_names(partitions[0]), self.config, runner.workers, decisions)
                     progress.advance(scanned, scanned)
             self._route(runner, partitions, facts)
             shards = json.loads((decisions / "facts.json").read_text())["shards"]
@@ -237,13 +236,6 @@ class _Build:
         for warning in warnings:
             log.warning("%s", warning)
         return warnings
-
-    def _identity_names(self) -> list[str] | None:
-        """Returns the folder names by label, None for RecordIO."""
-        if self.files[0].kind != "folder":
-            return None
-        listing = pq.read_table(self.work / "listing-0.parquet", columns=["identity", "place"])
-        return list(dict(zip(listing["place"].to_pylist(), listing["identity"].to_pylist(), strict=True)).values())
 
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartFacts]) -> None:
         sid = ordinal = 0

@@ -1,21 +1,87 @@
-"""Stage 1, scan: a partition of a source becomes rows of the record table and their encoded images."""
+"""RecordIO: .rec files with or without an .idx, in the layouts of InsightFace and im2rec."""
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 
-from faceshards.formats import recordio
+from faceshards.errors import SourceError
+from faceshards.formats import idx, recordio
 from pipelines.records import MAX_LABEL
-from pipelines.sources.base import MAX_ENCODED, Partition, Scanned
+from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 
 IR_HEADER = 24
 """Bytes of an image record's header: u32 flag, f32 label, u64 id, u64 id2 (MXNet recordio.py, format "IfQQ")."""
 
 
-def scan_recordio(part: Partition) -> Scanned:
+def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+    """Returns a .rec, the train.rec of a folder or else all its .rec files, as SourceKind has it.
+
+    Raises:
+        SourceError: a file is empty or no RecordIO.
+    """
+    if path.is_file():
+        return [_rec_file(path)], []
+    recs = sorted(entry for entry in path.iterdir() if entry.suffix == ".rec" and entry.is_file())
+    if not recs:
+        return None
+    main = [entry for entry in recs if entry.name == "train.rec"]
+    if not main:
+        return [_rec_file(entry) for entry in recs], []
+    others = [entry.name for entry in recs if entry.name != "train.rec"]
+    note = f"{path}: reads train.rec and leaves {', '.join(others)}; name one with --source to read it instead"
+    return [_rec_file(main[0])], [note] if others else []
+
+
+def _rec_file(path: Path) -> SourceFile:
+    stat = path.stat()
+    if stat.st_size == 0:
+        raise SourceError(f"{path}: empty file")
+    with open(path, "rb") as file:
+        head = file.read(1 << 20)
+    if not (np.frombuffer(head, np.uint32, len(head) // 4) == recordio.MAGIC).any():
+        raise SourceError(f"{path}: not RecordIO: no record header in its first {len(head)} bytes")
+    index = path.with_suffix(".idx")
+    return SourceFile(
+        str(path), path.name, "recordio", str(index) if index.is_file() else "", stat.st_size, stat.st_mtime_ns
+    )
+
+
+def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
+    """Returns how a .rec is cut, as SourceKind has it: by bytes.
+
+    Its table is an .npy, (2, N) int64 of offsets, ascending, and keys of the .idx.
+    """
+    bounds = [*range(0, file.bytes, step), file.bytes]
+    if not file.index:
+        return Cut(bounds, None, [])
+    table = str(work / f"index-{number}.npy")
+    index = idx.read_index(Path(file.index))
+    np.save(table, np.stack([index.offsets, index.keys]))
+    return Cut(bounds, table, index.problems)
+
+
+def names(_: Partition) -> list[str] | None:
+    """Returns None: a label is a number, and its own name."""
+    return None
+
+
+def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
+    """Returns the image of a record.
+
+    Raises:
+        SourceError: the file changed since it was scanned.
+    """
+    handle = opened.descriptor(file)
+    if place.parts == 1:
+        return os.pread(handle, place.size, place.offset + 8 + place.header)
+    return recordio.read_payload(handle, place.offset, place.header + place.size, place.parts)[place.header :]
+
+
+def scan(part: Partition) -> Scanned:
     """Returns the image records of a byte range of a .rec; what is damaged or missing is a row with its reason.
 
     Records are classified by their own structure, never by the header record or the identity ranges, which float32
@@ -35,9 +101,9 @@ def scan_recordio(part: Partition) -> Scanned:
     structural = sound & ~short & (flag == 2) & (size == 0)
     offsets = keys = np.zeros(0, np.int64)
     missing = np.zeros(0, np.int64)
-    named = part.index is not None
+    named = part.table is not None
     where = np.zeros(total, np.int64)
-    if part.index is not None:
+    if part.table is not None:
         offsets, keys, where, missing = _match_index(part, found.offset)
     rows = np.flatnonzero(~structural)
     n, m = len(rows), len(missing)
@@ -112,7 +178,7 @@ def _match_index(part: Partition, found: np.ndarray) -> tuple[np.ndarray, np.nda
         part: the partition.
         found: (N,) int64 offsets of its records, ascending.
     """
-    entries = np.load(str(part.index), mmap_mode="r")
+    entries = np.load(str(part.table), mmap_mode="r")
     low = 0 if part.start == 0 else np.searchsorted(entries[0], part.start)
     high = entries.shape[1] if part.last else np.searchsorted(entries[0], part.stop)
     offsets, keys = np.array(entries[0, low:high]), np.array(entries[1, low:high])

@@ -9,13 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.errors import SourceError
 from faceshards.files import replacing
 from pipelines.config import BuildConfig
 from pipelines.records import RECORD_SCHEMA
-from pipelines.sources.base import Partition, Scanned
-from pipelines.sources.folder import scan_folder
-from pipelines.sources.recordio import scan_recordio
+from pipelines.sources.base import Partition
+from pipelines.sources.registry import scan
 from pipelines.stages.signatures import sign
 
 _COUNTS = ("records", "structural")
@@ -28,22 +26,6 @@ class PartFacts:
     rows: int
     records: int
     structural: int
-
-
-def scan(part: Partition) -> Scanned:
-    """Returns the partition's rows and images.
-
-    Raises:
-        SourceError: the file cannot be read.
-    """
-    try:
-        if not (part.index or "").endswith(".parquet"):
-            return scan_recordio(part)
-        table = pq.read_table(str(part.index)).slice(part.start, part.stop - part.start)
-        columns = (table[name].to_pylist() for name in ("path", "identity", "place"))
-        return scan_folder(part, list(zip(*columns, strict=True)))
-    except OSError as error:
-        raise SourceError(f"{part.path}: {error.strerror or error}") from None
 
 
 def sign_partition(part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()) -> PartFacts:
