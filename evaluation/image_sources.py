@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.errors import FaceshardsError
 from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
@@ -126,14 +125,3 @@ def _partition(part: Partition, first: int) -> Images:
     images = [b"" if image is None else image for image in found.images]
     sids = np.arange(first, first + len(images))
     return Images(sids, list(keys), found.label_original, images, causes)
-
-
-def check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with what another request began.
-
-    Raises:
-        FaceshardsError: names what differs.
-    """
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise FaceshardsError(f"{path}: holds embeddings of another {key}; choose another folder")

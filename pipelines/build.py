@@ -24,7 +24,7 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError
-from faceshards.files import write_json
+from faceshards.files import differences, write_json
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
@@ -130,8 +130,8 @@ def build(
 
 def _already_built(out: Path, request: dict[str, Any]) -> Manifest:
     found = Manifest(out)
-    same = all(found.info.get(key) == request[key] for key in ("name", "config", "sources"))
-    if not same:
+    asked = {key: request[key] for key in ("name", "config", "sources")}
+    if differences({key: found.info.get(key) for key in asked}, asked):
         raise BuildError(f"{out}: a dataset is published there, from another request; --overwrite replaces it")
     log.warning("%s: already built from the same sources and settings; nothing to do", out)
     return found

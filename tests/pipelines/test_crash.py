@@ -164,6 +164,12 @@ def test_a_second_build_into_one_place_refuses(source: Path, tmp_path: Path) -> 
     assert [path.name for path in work.iterdir()] == ["lock"]
 
 
+def test_a_place_that_can_never_be_made_is_one_line(source: Path) -> None:
+    code, out, err = run(command(source, Path("/proc/x/tiny")))
+    assert (code, out) == (1, "")
+    assert err.splitlines() == ["Error: /proc/x: No such file or directory"]
+
+
 def test_going_on_with_another_setting_refuses(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
     process = start(command(source, out, "--set", "seed=5"))
