@@ -28,7 +28,7 @@ from faceshards.files import differences, write_json
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
-from pipelines.runner import Runner, WorkerKilledError
+from pipelines.runner import Runner, WorkerKilledError, check_dashboard
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.sources.find import cut
@@ -52,6 +52,9 @@ class Execution:
         partition_bytes: aimed size of a partition in bytes, 0 to choose.
         dashboard: serve Dask's dashboard.
         quiet: no progress.
+
+    Raises:
+        BuildError: a dashboard is wanted that this machine cannot serve.
     """
 
     workers: int = 0
@@ -59,6 +62,10 @@ class Execution:
     partition_bytes: int = 0
     dashboard: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dashboard and self.scheduler is None:
+            check_dashboard()
 
 
 def build(

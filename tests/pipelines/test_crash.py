@@ -348,7 +348,7 @@ def test_a_full_disk_is_one_line_and_resumable(
 ) -> None:
     out, work = small_disk / "tiny", small_disk / ".tiny.building"
     process = start(command(source, out))
-    assert wait_for(lambda: (work / "request.json").exists(), process)
+    assert wait_for(lambda: STAGES["cut"](work), process)
     resize(small_disk, f"{room}k")  # after the check of free space, as if others had filled the disk
     code, _, err = finish(process)
     assert code == 1, err
