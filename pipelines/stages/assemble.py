@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.dataset.manifest import check_books, fingerprint
+from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import SCHEMAS
+from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
 from faceshards.files import ROW_GROUP, file_digest, replacing, write_json, write_parquet
 from pipelines.sources.catalog import Dataset

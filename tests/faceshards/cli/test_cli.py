@@ -207,9 +207,14 @@ def test_a_folder_without_a_dataset(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("{", "damaged: "), ("[]", "damaged: "), ('{"schema_version": 1}', "damaged: "),
-     ('{"schema_version": 99, "totals": {}, "fingerprint": ""}', "schema version 99; this release reads 1")],
-)  # fmt: skip
+    [
+        ("{", "damaged: Expecting property name"),
+        ("[]", "damaged: list indices must be integers"),
+        ("{}", "damaged: 'schema_version'"),
+        ('{"schema_version": 1}', "damaged: 'name'"),
+        ('{"schema_version": 99}', "schema version 99; this release reads 1"),
+    ],
+)
 def test_a_dataset_json_that_is_none(text: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(text)
     assert line in refusal("manifest", "summary", tmp_path)
