@@ -45,7 +45,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where images come from.
 
     Args:
@@ -60,7 +60,7 @@ class Source:
     total: int
 
 
-def open_source(path: Path, work: Path) -> Source:
+def open_source(path: Path, work: Path) -> ImageSource:
     """Returns the images at a path.
 
     Args:
@@ -82,10 +82,10 @@ def open_source(path: Path, work: Path) -> Source:
     tables = sorted({part.table for part in parts if part.table})
     digests = [file_digest(Path(table))[1] for table in tables]
     identity = {"files": [[printable(file.name), file.bytes, file.mtime_ns] for file in files], "tables": digests}
-    return Source(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
+    return ImageSource(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
 
 
-def _dataset(data: Manifest) -> Source:
+def _dataset(data: Manifest) -> ImageSource:
     """Returns the images of a published dataset, in the order of its shards."""
     shards = data.table("shards", ["shard", "file", "rows"]).sort_by("shard").to_pylist()
 
@@ -99,10 +99,10 @@ def _dataset(data: Manifest) -> Source:
 
     starts = [(shard, start) for shard in shards for start in range(0, shard["rows"], ROWS)]
     blocks = [lambda _, shard=shard, start=start: read(shard, start) for shard, start in starts]
-    return Source({"dataset": data.fingerprint}, blocks, data.totals["kept"])  # type: ignore[arg-type]
+    return ImageSource({"dataset": data.fingerprint}, blocks, data.totals["kept"])  # type: ignore[arg-type]
 
 
-def _set(path: Path) -> Source:
+def _set(path: Path) -> ImageSource:
     """Returns the images of a verification set: 2k and 2k + 1 are pair k."""
     images = read_bin(path).images
 
@@ -112,7 +112,7 @@ def _set(path: Path) -> Source:
         return Images(places, [str(place) for place in places], [None] * len(part), part, [""] * len(part))
 
     blocks = [lambda _, start=start: read(start) for start in range(0, len(images), ROWS)]
-    return Source({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
+    return ImageSource({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
 
 
 def _partition(part: Partition, first: int) -> Images:

@@ -36,7 +36,7 @@ from pipelines.sources.registry import identity_names
 from pipelines.stages.assemble import assemble
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.route import route
-from pipelines.stages.sign import PartFacts, count_rows, part_facts, probe_rows, sign_partition
+from pipelines.stages.sign import PartitionFacts, count_rows, partition_facts, probe_rows, sign_partition
 from pipelines.stages.write import write
 
 log = logging.getLogger(__name__)
@@ -99,13 +99,7 @@ def build(
     for file in files:
         if os.path.isdir(file.path) and out.is_relative_to(file.path):
             raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
-    request = {
-        "name": name,
-        "schema_version": SCHEMA_VERSION,
-        "config": dataclasses.asdict(config),
-        "sources": [dataclasses.asdict(file) for file in files],
-    }
-    request = json.loads(json.dumps(request))
+    request = _request(name, files, config)
     workspace.check_output(out)
     with workspace.exclusive(out) as work:
         try:
@@ -125,14 +119,23 @@ def build(
             # What holds nothing to go on from would only refuse the next request.
             if isinstance(error, EmptyDatasetError) or not any((work / "records").glob("part-*")):
                 shutil.rmtree(work, ignore_errors=True)
-            if not isinstance(error, OSError | ShardError):
-                raise
-            if isinstance(error, ShardError):
-                if not error.errno:
-                    raise
+            if isinstance(error, ShardError) and error.errno:
                 error = OSError(error.errno, os.strerror(error.errno), str(error.path))
-            raise workspace.explain_os_error(error, work) from None
+            if isinstance(error, OSError):
+                raise workspace.explain_os_error(error, work) from None
+            raise
     return Manifest(out)
+
+
+def _request(name: str, files: Sequence[SourceFile], config: BuildConfig) -> dict[str, Any]:
+    """Returns what decides the published bytes, as JSON has it."""
+    request = {
+        "name": name,
+        "schema_version": SCHEMA_VERSION,
+        "config": dataclasses.asdict(config),
+        "sources": [dataclasses.asdict(file) for file in files],
+    }
+    return dict(json.loads(json.dumps(request)))
 
 
 def _already_built(out: Path, request: dict[str, Any]) -> Manifest:
@@ -168,7 +171,7 @@ class _Build:
         execution = self.execution
         with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
             self._sign(runner, partitions)
-            facts = [part_facts(self._records(part)) for part in partitions]
+            facts = [partition_facts(self._records(part)) for part in partitions]
             warnings += self._count(facts)
             decisions = self.work / "decisions"
             if not decisions.exists():
@@ -210,7 +213,7 @@ class _Build:
             todo = []
             for part in partitions:
                 if self._records(part).exists():
-                    progress.advance(part.stop - part.start, part_facts(self._records(part)).rows)
+                    progress.advance(part.stop - part.start, partition_facts(self._records(part)).rows)
                 else:
                     todo.append((part, self.config, self._records(part)))
             for task, result in runner.map(sign_partition, todo):
@@ -219,7 +222,7 @@ class _Build:
                     result = self._quarantine(runner, part)
                 progress.advance(part.stop - part.start, result.rows)
 
-    def _quarantine(self, runner: Runner, part: Partition) -> PartFacts:
+    def _quarantine(self, runner: Runner, part: Partition) -> PartitionFacts:
         where = f"{part.path}, {part.start}..{part.stop}"
         log.warning("%s: kills its worker; looking for the record", where)
         rows = runner.alone(count_rows, (part,))
@@ -232,7 +235,7 @@ class _Build:
             raise BuildError(f"{where}: kills its worker as a whole, but no record of it does alone (out of memory?)")
         return result
 
-    def _count(self, facts: list[PartFacts]) -> list[str]:
+    def _count(self, facts: list[PartitionFacts]) -> list[str]:
         """Returns a warning if the set does not have as many images as its publishers say."""
         scanned = sum(fact.rows for fact in facts)
         if sum(fact.records for fact in facts) == 0:
@@ -244,7 +247,7 @@ class _Build:
             log.warning("%s", warning)
         return warnings
 
-    def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartFacts]) -> None:
+    def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):

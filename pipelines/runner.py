@@ -35,15 +35,10 @@ _MALLOC = {
 
 
 class WorkerKilledError(BuildError):
-    """A task killed its worker although it ran alone.
+    """A task killed its worker although it ran alone."""
 
-    Args:
-        task: its arguments.
-    """
-
-    def __init__(self, task: Task) -> None:
+    def __init__(self) -> None:
         super().__init__("the worker died (killed, out of memory, or a crash in the decoder)")
-        self.task = task
 
 
 @contextmanager
@@ -217,7 +212,7 @@ class Runner:
         try:
             return _result(future)
         except KilledWorker:
-            return WorkerKilledError(task)
+            return WorkerKilledError()
 
     def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
         """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.

@@ -10,7 +10,7 @@ from faceshards.errors import SourceError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.registry import SOURCES
 
-_PARTS = 1024  # partitions aimed at: enough to balance and to resume from, few enough to shuffle between
+_PARTITIONS = 1024  # partitions aimed at: enough to balance and to resume from, few enough to shuffle between
 _SMALLEST, _LARGEST = 8 << 20, 128 << 20  # bytes of a partition: more than a task costs, less than a worker holds
 
 
@@ -49,7 +49,7 @@ def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list
         SourceError: an index or folder cannot be read.
     """
     total = sum(file.bytes for file in files)
-    step = partition_bytes or min(max(total // _PARTS, _SMALLEST), _LARGEST)
+    step = partition_bytes or min(max(total // _PARTITIONS, _SMALLEST), _LARGEST)
     step = max(4, step // 4 * 4)
     partitions: list[Partition] = []
     warnings: list[str] = []

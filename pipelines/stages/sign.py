@@ -20,7 +20,7 @@ _COUNTS = ("records", "structural")
 
 
 @dataclass(frozen=True)
-class PartFacts:
+class PartitionFacts:
     """How much a partition holds: table rows, records of its file, header and identity records among them."""
 
     rows: int
@@ -28,7 +28,9 @@ class PartFacts:
     structural: int
 
 
-def sign_partition(part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()) -> PartFacts:
+def sign_partition(
+    part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()
+) -> PartitionFacts:
     """Returns the facts of a partition after writing its record table, RECORD_SCHEMA, to `out`.
 
     Args:
@@ -67,14 +69,14 @@ def sign_partition(part: Partition, config: BuildConfig, out: Path, skip: frozen
     with replacing(out) as temporary:
         # No dictionary, no compression: read once or twice, then removed.
         pq.write_table(table.replace_schema_metadata(counts), temporary, compression="none", use_dictionary=False)
-    return PartFacts(n, rows.records, rows.structural)
+    return PartitionFacts(n, rows.records, rows.structural)
 
 
-def part_facts(path: Path) -> PartFacts:
+def partition_facts(path: Path) -> PartitionFacts:
     """Returns the facts of a record table that `sign_partition` wrote, from its metadata alone."""
     footer = pq.read_metadata(path)
     found = footer.metadata or {}
-    return PartFacts(footer.num_rows, *(int(found[name.encode()]) for name in _COUNTS))
+    return PartitionFacts(footer.num_rows, *(int(found[name.encode()]) for name in _COUNTS))
 
 
 def probe_rows(part: Partition, config: BuildConfig, low: int, high: int) -> int:
