@@ -58,7 +58,7 @@ def render(folder: Path, images: int) -> None:
 def side_decode(rec: str, out: str, images: int) -> None:
     """cv2 decodes every image to half-size gray, nothing else; prints its CPU seconds without reading the file."""
     from pipelines.sources.base import Partition
-    from pipelines.sources.recordio import scan_recordio
+    from pipelines.sources.registry import scan
 
     cv2.setNumThreads(1)
     spent = 0.0
@@ -66,7 +66,7 @@ def side_decode(rec: str, out: str, images: int) -> None:
     step = 64 << 20
     for start in range(0, size, step):
         stop = min(start + step, size)
-        rows = scan_recordio(Partition(0, 0, rec, start, stop, None, stop == size))
+        rows = scan(Partition(0, 0, "recordio", rec, start, stop, None, stop == size))
         begin = time.process_time()
         for image in rows.images:
             cv2.imdecode(image, cv2.IMREAD_REDUCED_GRAYSCALE_2)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.config import BuildConfig
 from pipelines.sources.base import Partition
-from pipelines.sources.recordio import scan_recordio
+from pipelines.sources.registry import scan
 from pipelines.stages.signatures import perceptual_hash, sign
 
 
@@ -43,7 +43,7 @@ def main(rec: Path | None) -> None:
     if not rec.is_file():
         click.echo(f"skipped: no faces at {rec}; name a .rec with --rec or set FACESHARDS_DATA")
         return
-    rows = scan_recordio(Partition(0, 0, str(rec), 0, rec.stat().st_size, None, True))
+    rows = scan(Partition(0, 0, "recordio", str(rec), 0, rec.stat().st_size, None, True))
     bits = np.unpackbits(sign(rows, BuildConfig())["phash"], axis=1).astype(np.int16)
     print(f"{'change':<24} {'median':>7} {'p95':>5} {'max':>5}")
     for name, change in CHANGES.items():

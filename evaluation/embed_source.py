@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from evaluation.embedder import Embedder
-from evaluation.image_sources import Images, check_same, open_source
+from evaluation.image_sources import Images, open_source
 from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
-from faceshards.files import exclusive_folder, replacing, write_json
+from faceshards.files import differences, exclusive_folder, replacing, write_json
 
 
 def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
         facts = out / "_embed.json"
         if facts.exists():
-            check_same(out, _request(facts), request)
+            if different := differences(_request(facts), request):
+                raise FaceshardsError(f"{out}: holds embeddings of another {different[0].name}; choose another folder")
         elif any(out.glob("*.parquet")):
             raise FaceshardsError(f"{out}: holds Parquet files that are not of this command; choose another folder")
         write_json({"request": request, "backbone": model.backbone}, facts)

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.errors import FaceshardsError
 from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
+from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
-from pipelines.stages import sign as partition
+from pipelines.sources.registry import scan
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where images come from.
 
     Args:
@@ -60,7 +60,7 @@ class Source:
     total: int
 
 
-def open_source(path: Path, work: Path) -> Source:
+def open_source(path: Path, work: Path) -> ImageSource:
     """Returns the images at a path.
 
     Args:
@@ -79,13 +79,13 @@ def open_source(path: Path, work: Path) -> Source:
     for warning in (*warnings, *more):
         log.warning("%s", warning)
     # A listing is in the digest by its names and their order; an .idx by its keys.
-    tables = sorted({part.index for part in parts if part.index})
+    tables = sorted({part.table for part in parts if part.table})
     digests = [file_digest(Path(table))[1] for table in tables]
     identity = {"files": [[printable(file.name), file.bytes, file.mtime_ns] for file in files], "tables": digests}
-    return Source(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
+    return ImageSource(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
 
 
-def _dataset(data: Manifest) -> Source:
+def _dataset(data: Manifest) -> ImageSource:
     """Returns the images of a published dataset, in the order of its shards."""
     shards = data.table("shards", ["shard", "file", "rows"]).sort_by("shard").to_pylist()
 
@@ -99,10 +99,10 @@ def _dataset(data: Manifest) -> Source:
 
     starts = [(shard, start) for shard in shards for start in range(0, shard["rows"], ROWS)]
     blocks = [lambda _, shard=shard, start=start: read(shard, start) for shard, start in starts]
-    return Source({"dataset": data.fingerprint}, blocks, data.totals["kept"])  # type: ignore[arg-type]
+    return ImageSource({"dataset": data.fingerprint}, blocks, data.totals["kept"])  # type: ignore[arg-type]
 
 
-def _set(path: Path) -> Source:
+def _set(path: Path) -> ImageSource:
     """Returns the images of a verification set: 2k and 2k + 1 are pair k."""
     images = read_bin(path).images
 
@@ -112,12 +112,12 @@ def _set(path: Path) -> Source:
         return Images(places, [str(place) for place in places], [None] * len(part), part, [""] * len(part))
 
     blocks = [lambda _, start=start: read(start) for start in range(0, len(images), ROWS)]
-    return Source({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
+    return ImageSource({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
 
 
-def _partition(part: partition.Partition, first: int) -> Images:
+def _partition(part: Partition, first: int) -> Images:
     """Returns the image records of a piece of a .rec or folder; broken ones with their reason."""
-    found = partition.scan(part)
+    found = scan(part)
     causes = [f"{detail}" if detail else "" for detail in found.detail]
     # A label that names no identity does not matter here: the image has an embedding all the same.
     causes = ["" if image is not None else cause for image, cause in zip(found.images, causes, strict=True)]
@@ -125,14 +125,3 @@ def _partition(part: partition.Partition, first: int) -> Images:
     images = [b"" if image is None else image for image in found.images]
     sids = np.arange(first, first + len(images))
     return Images(sids, list(keys), found.label_original, images, causes)
-
-
-def check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with what another request began.
-
-    Raises:
-        FaceshardsError: names what differs.
-    """
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise FaceshardsError(f"{path}: holds embeddings of another {key}; choose another folder")

@@ -2,7 +2,7 @@
 
 In the work folder, every finished piece is a file that appears by rename, so what exists is whole:
 
-    request.json            what is being built; index-*.npy, listing-*.parquet, partitions.json: how it is cut
+    request.json            what is being built; partitions.json and the sources' tables: how it is cut
     records/part-*.parquet  scan and sign, one per partition
     decisions/              the global step
     routed/, dropped/       one per partition
@@ -21,23 +21,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError
-from faceshards.files import write_json
+from faceshards.files import differences, write_json
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
-from pipelines.runner import Runner, WorkerKilledError
+from pipelines.runner import Runner, WorkerKilledError, check_dashboard
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.sources.find import cut
+from pipelines.sources.registry import identity_names
 from pipelines.stages.assemble import assemble
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.route import route
-from pipelines.stages.sign import PartFacts, count_rows, part_facts, probe_rows, sign_partition
+from pipelines.stages.sign import PartitionFacts, count_rows, partition_facts, probe_rows, sign_partition
 from pipelines.stages.write import write
 
 log = logging.getLogger(__name__)
@@ -53,6 +52,9 @@ class Execution:
         partition_bytes: aimed size of a partition in bytes, 0 to choose.
         dashboard: serve Dask's dashboard.
         quiet: no progress.
+
+    Raises:
+        BuildError: a dashboard is wanted that this machine cannot serve.
     """
 
     workers: int = 0
@@ -60,6 +62,10 @@ class Execution:
     partition_bytes: int = 0
     dashboard: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dashboard and self.scheduler is None:
+            check_dashboard()
 
 
 def build(
@@ -91,15 +97,9 @@ def build(
     """
     out = Path(os.path.abspath(out))
     for file in files:
-        if file.kind == "folder" and out.is_relative_to(file.path):
+        if os.path.isdir(file.path) and out.is_relative_to(file.path):
             raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
-    request = {
-        "name": name,
-        "schema_version": SCHEMA_VERSION,
-        "config": dataclasses.asdict(config),
-        "sources": [dataclasses.asdict(file) for file in files],
-    }
-    request = json.loads(json.dumps(request))
+    request = _request(name, files, config)
     workspace.check_output(out)
     with workspace.exclusive(out) as work:
         try:
@@ -119,20 +119,29 @@ def build(
             # What holds nothing to go on from would only refuse the next request.
             if isinstance(error, EmptyDatasetError) or not any((work / "records").glob("part-*")):
                 shutil.rmtree(work, ignore_errors=True)
-            if not isinstance(error, OSError | ShardError):
-                raise
-            if isinstance(error, ShardError):
-                if not error.errno:
-                    raise
+            if isinstance(error, ShardError) and error.errno:
                 error = OSError(error.errno, os.strerror(error.errno), str(error.path))
-            raise workspace.explain_os_error(error, work) from None
+            if isinstance(error, OSError):
+                raise workspace.explain_os_error(error, work) from None
+            raise
     return Manifest(out)
+
+
+def _request(name: str, files: Sequence[SourceFile], config: BuildConfig) -> dict[str, Any]:
+    """Returns what decides the published bytes, as JSON has it."""
+    request = {
+        "name": name,
+        "schema_version": SCHEMA_VERSION,
+        "config": dataclasses.asdict(config),
+        "sources": [dataclasses.asdict(file) for file in files],
+    }
+    return dict(json.loads(json.dumps(request)))
 
 
 def _already_built(out: Path, request: dict[str, Any]) -> Manifest:
     found = Manifest(out)
-    same = all(found.info.get(key) == request[key] for key in ("name", "config", "sources"))
-    if not same:
+    asked = {key: request[key] for key in ("name", "config", "sources")}
+    if differences({key: found.info.get(key) for key in asked}, asked):
         raise BuildError(f"{out}: a dataset is published there, from another request; --overwrite replaces it")
     log.warning("%s: already built from the same sources and settings; nothing to do", out)
     return found
@@ -162,14 +171,14 @@ class _Build:
         execution = self.execution
         with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
             self._sign(runner, partitions)
-            facts = [part_facts(self._records(part)) for part in partitions]
+            facts = [partition_facts(self._records(part)) for part in partitions]
             warnings += self._count(facts)
             decisions = self.work / "decisions"
             if not decisions.exists():
                 scanned = sum(fact.rows for fact in facts)
                 with Progress("decide", scanned, self.execution.quiet) as progress:
                     columns = load_columns([self._records(part) for part in partitions], [fact.rows for fact in facts])
-                    decide(columns, self._identity_names(), self.config, runner.workers, decisions)
+                    decide(columns, identity_names(partitions[0]), self.config, runner.workers, decisions)
                     progress.advance(scanned, scanned)
             self._route(runner, partitions, facts)
             shards = json.loads((decisions / "facts.json").read_text())["shards"]
@@ -204,7 +213,7 @@ class _Build:
             todo = []
             for part in partitions:
                 if self._records(part).exists():
-                    progress.advance(part.stop - part.start, part_facts(self._records(part)).rows)
+                    progress.advance(part.stop - part.start, partition_facts(self._records(part)).rows)
                 else:
                     todo.append((part, self.config, self._records(part)))
             for task, result in runner.map(sign_partition, todo):
@@ -213,7 +222,7 @@ class _Build:
                     result = self._quarantine(runner, part)
                 progress.advance(part.stop - part.start, result.rows)
 
-    def _quarantine(self, runner: Runner, part: Partition) -> PartFacts:
+    def _quarantine(self, runner: Runner, part: Partition) -> PartitionFacts:
         where = f"{part.path}, {part.start}..{part.stop}"
         log.warning("%s: kills its worker; looking for the record", where)
         rows = runner.alone(count_rows, (part,))
@@ -226,7 +235,7 @@ class _Build:
             raise BuildError(f"{where}: kills its worker as a whole, but no record of it does alone (out of memory?)")
         return result
 
-    def _count(self, facts: list[PartFacts]) -> list[str]:
+    def _count(self, facts: list[PartitionFacts]) -> list[str]:
         """Returns a warning if the set does not have as many images as its publishers say."""
         scanned = sum(fact.rows for fact in facts)
         if sum(fact.records for fact in facts) == 0:
@@ -238,14 +247,7 @@ class _Build:
             log.warning("%s", warning)
         return warnings
 
-    def _identity_names(self) -> list[str] | None:
-        """Returns the folder names by label, None for RecordIO."""
-        if self.files[0].kind != "folder":
-            return None
-        listing = pq.read_table(self.work / "listing-0.parquet", columns=["identity", "place"])
-        return list(dict(zip(listing["place"].to_pylist(), listing["identity"].to_pylist(), strict=True)).values())
-
-    def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartFacts]) -> None:
+    def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):

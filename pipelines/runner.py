@@ -6,12 +6,14 @@ the file system.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import pickle
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import dask
@@ -20,8 +22,6 @@ from distributed import Client, Future, KilledWorker, LocalCluster, Worker, Work
 from faceshards.errors import BuildError
 
 log = logging.getLogger(__name__)
-# Dask reports every connection, and a worker's death as a traceback of its own; what matters is said here.
-logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 Task = tuple[Any, ...]
 
@@ -35,22 +35,41 @@ _MALLOC = {
 
 
 class WorkerKilledError(BuildError):
-    """A task killed its worker although it ran alone.
+    """A task killed its worker although it ran alone."""
 
-    Args:
-        task: its arguments.
-    """
-
-    def __init__(self, task: Task) -> None:
+    def __init__(self) -> None:
         super().__init__("the worker died (killed, out of memory, or a crash in the decoder)")
-        self.task = task
 
 
-class _LeaveInterrupts(WorkerPlugin):
-    """Ctrl-C in a terminal reaches every process; it is for the build to answer, which then ends its workers."""
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Dask reports every connection, and a worker's death as a traceback of its own; what matters is said here."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+class _Behave(WorkerPlugin):
+    """What holds in the processes of a local cluster, which are ours as a whole."""
 
     def setup(self, worker: Worker) -> None:
+        # Ctrl-C in a terminal reaches every process; it is for the build to answer, which then ends its workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+def check_dashboard() -> None:
+    """Refuses a dashboard that cannot be served.
+
+    Raises:
+        BuildError: Bokeh, which draws it, is not installed.
+    """
+    if importlib.util.find_spec("bokeh") is None:
+        raise BuildError("--dashboard needs bokeh, which is not installed: pip install 'faceshards[dashboard]'")
 
 
 class _Failure:
@@ -89,7 +108,7 @@ def _result(future: Future) -> Any:
 
 
 class Runner:
-    """A pool of workers; a context manager.
+    """A pool of workers; a context manager, which leaves Dask's settings and the logging as they were.
 
     Args:
         workers: processes of a local cluster; 0 takes one per core this process may use.
@@ -103,49 +122,50 @@ class Runner:
     def __init__(self, workers: int = 0, scheduler: str | None = None, dashboard: bool = False) -> None:
         self._workers = workers or len(os.sched_getaffinity(0))
         self._scheduler, self._dashboard = scheduler, dashboard
-        self._cluster: LocalCluster | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Runner:
         # A task whose worker died is retried by `map`, alone; the profiler would cost 2 % of every worker.
-        dask.config.set(
-            {
-                "distributed.scheduler.allowed-failures": 0,
-                "distributed.worker.profile.enabled": False,
-                "distributed.nanny.pre-spawn-environ": {
-                    **dask.config.get("distributed.nanny.pre-spawn-environ"),
-                    **_MALLOC,
-                },
-            }
-        )
-        try:
-            if self._scheduler is None:
-                self._cluster = LocalCluster(
-                    n_workers=self._workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,
-                    dashboard_address=":0" if self._dashboard else None,
-                    # Without a dashboard too the scheduler serves HTTP: on a fixed port, unless told otherwise, that a
-                    # second build would complain about.
-                    scheduler_kwargs={} if self._dashboard else {"dashboard_address": "127.0.0.1:0"},
-                    silence_logs=logging.CRITICAL,
-                )
-            self._client = Client(self._cluster or self._scheduler, timeout=30)
-            self._client.wait_for_workers(1, timeout=60)
-            if self._cluster is not None:
-                self._client.register_plugin(_LeaveInterrupts())
-        except (OSError, TimeoutError, ValueError) as error:
-            self.__exit__()
-            raise BuildError(f"scheduler {self._scheduler or 'of this machine'}: {error or 'no workers'}") from None
-        if self._dashboard:
-            log.warning("dashboard: %s", self._client.dashboard_link)
+        settings = {
+            "distributed.scheduler.allowed-failures": 0,
+            "distributed.worker.profile.enabled": False,
+            "distributed.nanny.pre-spawn-environ": {
+                **dask.config.get("distributed.nanny.pre-spawn-environ"),
+                **_MALLOC,
+            },
+        }
+        with ExitStack() as stack:
+            stack.enter_context(_silence())
+            stack.enter_context(dask.config.set(settings))  # until the end: workers that died are started again by it
+            try:
+                cluster = stack.enter_context(self._local_cluster()) if self._scheduler is None else None
+                self._client = stack.enter_context(Client(cluster or self._scheduler, timeout=30, set_as_default=False))
+                self._client.wait_for_workers(1, timeout=60)
+                if cluster is not None:
+                    self._client.register_plugin(_Behave())
+            except (OSError, TimeoutError, ValueError) as error:
+                where = self._scheduler or "of this machine"
+                raise BuildError(f"scheduler {where}: {error or 'no workers'}") from None
+            if self._dashboard:
+                log.warning("dashboard: %s", self._client.dashboard_link)
+            self._open = stack.pop_all()
         return self
 
+    def _local_cluster(self) -> LocalCluster:
+        return LocalCluster(
+            n_workers=self._workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address=":0" if self._dashboard else None,
+            # Without a dashboard too the scheduler serves HTTP: on a fixed port, unless told otherwise, that a second
+            # build would complain about.
+            scheduler_kwargs={} if self._dashboard else {"dashboard_address": "127.0.0.1:0"},
+            silence_logs=logging.CRITICAL,
+        )
+
     def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_client"):
-            self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._open.close()
 
     @property
     def workers(self) -> int:
@@ -169,7 +189,7 @@ class Runner:
         }
         suspects: list[Task] = []
         try:
-            for future in as_completed(list(futures)):
+            for future in as_completed(list(futures), loop=self._client.loop):
                 task = futures.pop(future)
                 if future.status == "error" and isinstance(future.exception(), KilledWorker):
                     log.warning("a worker died; its task is run again alone")
@@ -192,7 +212,7 @@ class Runner:
         try:
             return _result(future)
         except KilledWorker:
-            return WorkerKilledError(task)
+            return WorkerKilledError()
 
     def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
         """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from faceshards.errors import BuildError
-from faceshards.files import write_json
+from faceshards.files import BusyError, differences, exclusive_folder, fsync, fsync_tree, write_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 
 
@@ -40,38 +39,19 @@ def exclusive(out: Path) -> Iterator[Path]:
     """Yields the work folder of `out`, locked against a second build until the end, or the death, of this one.
 
     Raises:
-        BuildError: another build holds it, or the folder cannot be made.
+        BuildError: another build holds it.
+        FaceshardsError: the folder cannot be made.
     """
     work = work_folder(out)
-    while True:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            continue  # another build just published and removed it
-        except OSError as error:
-            raise BuildError(f"{work}: {error.strerror}") from None
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-                raise BuildError(f"{out}: another build (process {holder}) is writing it") from None
-            try:
-                if not os.path.samestat(os.stat(work / "lock"), os.fstat(lock)):
-                    continue
-            except FileNotFoundError:
-                continue
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
+    try:
+        with exclusive_folder(work, "lock"):
             yield work
-            return
-        finally:
-            os.close(lock)
+    except BusyError as error:
+        raise BuildError(f"{out}: another build (process {error.holder}) is writing it") from None
 
 
-def claim(work: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Returns the request of the build in `work`, which is this one or an interrupted one of the same.
+def claim(work: Path, request: dict[str, Any]) -> None:
+    """Makes `work` the place of this build, or goes on with an interrupted one of the same request.
 
     Args:
         work: the work folder, locked.
@@ -87,17 +67,12 @@ def claim(work: Path, request: dict[str, Any]) -> dict[str, Any]:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BuildError(f"{path}: damaged: {error}; remove {work} to start again") from None
-    differences = [
-        f"{name}: {before.get(name)!r} then, {request.get(name)!r} now"
-        for name in sorted(before.keys() | request.keys())
-        if before.get(name) != json.loads(json.dumps(request.get(name)))
-    ]
-    if differences:
+    if different := differences(before, request):
+        changes = "; ".join(f"{name}: {then!r} then, {now!r} now" for name, then, now in different)
         raise BuildError(
-            f"{work}: an interrupted build has another request ({'; '.join(differences)}); "
+            f"{work}: an interrupted build has another request ({changes}); "
             "repeat it as it was, or pass --restart to begin anew"
         )
-    return before
 
 
 def check_space(folder: Path, need: int) -> None:
@@ -111,26 +86,13 @@ def check_space(folder: Path, need: int) -> None:
         raise BuildError(f"{folder}: {free / 1e9:.2f} GB free, the build needs about {need / 1e9:.2f} GB")
 
 
-def fsync_tree(root: Path) -> None:
-    """Forces every file and folder below `root` to disk."""
-    for folder, _, files in os.walk(root, topdown=False):
-        for name in [os.path.join(folder, file) for file in files] + [folder]:
-            handle = os.open(name, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
 def publish(dataset: Path, out: Path, work: Path) -> None:
     """Renames a finished dataset to `out` and removes the work folder; what was at `out` goes with it."""
     fsync_tree(dataset)
     if out.is_dir() and any(out.iterdir()):
         os.replace(out, work / "replaced")
     os.replace(dataset, out)
-    handle = os.open(out.parent, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    fsync(out.parent)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from faceshards.dataset.manifest import Manifest
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,30 @@ def face_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no sample sets: set FACESHARDS_DATA to the folder that holds dmlc/sample.rec and orl/")
     return folder
+
+
+# One small synthetic set, and what a build makes of it, for all tests that only read them.
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a synthetic set with every planted defect."""
+    from tests.pipelines.build_fixtures import synthetic_set
+
+    return synthetic_set(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The dataset built of it in this process, by one worker and with the settings of CONFIG."""
+    from tests.pipelines.build_fixtures import run_build
+
+    return run_build(tiny_source, tmp_path_factory.mktemp("built") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_digests(tiny_dataset: Manifest) -> dict[str, str]:
+    """The SHA-256 of every file of it: what any other build of the same request has to publish."""
+    from tests.pipelines.build_fixtures import digests
+
+    return digests(tiny_dataset.path)

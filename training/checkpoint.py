@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from faceshards.errors import FaceshardsError
-from faceshards.files import file_digest, write_json
+from faceshards.files import file_digest, fsync, write_json
 from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
 from training.centers.class_centers import ClassCenters, slice_of
 from training.device.distributed import Group
@@ -84,11 +84,11 @@ def save(
     def publish() -> None:
         files = {name: part[name] for part in parts for name in part}
         write_json(dataclasses.replace(meta, files=files).to_json(), partial / "checkpoint.json")
-        _sync(partial)
+        fsync(partial)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        _sync(folder)
+        fsync(folder)
 
     try:
         _together(group, prepare if group.rank == 0 else None)
@@ -112,12 +112,6 @@ def _together(group: Group, act: Callable[[], Any] | None) -> list[Any]:
         if failure:
             raise CheckpointError(failure)
     return [value for value, _ in everyone]
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
 
 
 def _write_rank(path: Path, centers: ClassCenters) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
+from faceshards.files import differences
 from training.backbones.registry import find_spec
 from training.centers.class_centers import slice_of
 from training.centers.rules import RULES
@@ -80,10 +80,8 @@ class Plan:
                 f"{path}: made with the dataset {fingerprint[:12]}, this one is {self.fingerprint[:12]}; "
                 f"--finetune takes over its backbone only"
             )
-        now = dataclasses.asdict(self.config)
-        for name in (*now, *settings):
-            then, value = settings.get(name), now.get(name)
-            if name not in self.FREE and (list(value) if isinstance(value, tuple) else value) != then:
+        for name, then, value in differences(settings, vars(self.config)):
+            if name not in self.FREE:
                 raise OtherRunError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
 
     def lines(self) -> Iterator[str]:

@@ -65,6 +65,7 @@ def build(
     from pipelines.build import Execution
     from pipelines.build import build as run  # Dask takes a second to import: not for every command
 
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
     expected = None
@@ -78,10 +79,17 @@ def build(
     files, warnings = find_files(source)
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
-    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
     with logging_redirect_tqdm():
-        found = run(name or source.resolve().name, files, out, config, execution, expected=expected,
-                    overwrite=overwrite, restart=restart)  # fmt: skip
+        found = run(
+            name or source.resolve().name,
+            files,
+            out,
+            config,
+            execution,
+            expected=expected,
+            overwrite=overwrite,
+            restart=restart,
+        )
     print_summary(found, as_json)
 
 

@@ -17,8 +17,10 @@ from pipelines.sources.catalog import known_datasets
 def datasets(data_root: Path, as_json: bool) -> None:
     """List the sets known by name, and whether they are present."""
     known = known_datasets()
-    rows = [{**vars(entry), "path": str(data_root / name), "present": (data_root / name).exists()}
-            for name, entry in known.items()]  # fmt: skip
+    rows = [
+        {**vars(entry), "path": str(data_root / name), "present": (data_root / name).exists()}
+        for name, entry in known.items()
+    ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

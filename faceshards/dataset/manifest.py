@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from faceshards.dataset.schema import DROP_REASONS, SCHEMA_VERSION, SCHEMAS
+from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.errors import FaceshardsError
 
 # What readers rely on in dataset.json.
@@ -40,26 +40,21 @@ class Manifest:
     def __init__(self, path: Path | str) -> None:
         path = Path(path)
         self.path = path.parent if path.name == "dataset.json" else path
+        file = self.path / "dataset.json"
         try:
-            self.info: dict[str, Any] = json.loads((self.path / "dataset.json").read_text(encoding="utf-8"))
+            self.info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             version = self.info["schema_version"]
-            for key, kind in _INFO.items() if version == SCHEMA_VERSION else ():
-                if not isinstance(self.info[key], kind):
-                    raise TypeError(f"{key} is no {kind.__name__}")
-            self.totals: dict[str, Any] = self.info["totals"]
-            self.fingerprint: str = self.info["fingerprint"]
-            if version == SCHEMA_VERSION and not all(type(self.totals[key]) is int for key in _TOTALS):
-                raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
-            if version == SCHEMA_VERSION and not isinstance(self.totals["dropped"], dict):
-                raise TypeError("the total dropped is no dict")
+            if version != SCHEMA_VERSION:
+                raise ManifestError(f"{self.path}: schema version {version}; this release reads {SCHEMA_VERSION}")
+            _check_info(self.info)
         except FileNotFoundError:
             raise ManifestError(f"{self.path}: no dataset published there (no dataset.json)") from None
         except OSError as error:
-            raise ManifestError(f"{self.path / 'dataset.json'}: {error.strerror}") from None
+            raise ManifestError(f"{file}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise ManifestError(f"{self.path / 'dataset.json'}: damaged: {error}") from None
-        if version != SCHEMA_VERSION:
-            raise ManifestError(f"{self.path}: schema version {version}; this release reads {SCHEMA_VERSION}")
+            raise ManifestError(f"{file}: damaged: {error}") from None
+        self.totals: dict[str, Any] = self.info["totals"]
+        self.fingerprint: str = self.info["fingerprint"]
 
     def dataset(self, table: str) -> ds.Dataset:
         """Returns a table for lazy reading.
@@ -92,6 +87,17 @@ class Manifest:
         return self.path / "shards" / file
 
 
+def _check_info(info: dict[str, Any]) -> None:
+    """Raises KeyError or TypeError if dataset.json lacks what readers rely on."""
+    for key, kind in _INFO.items():
+        if not isinstance(info[key], kind):
+            raise TypeError(f"{key} is no {kind.__name__}")
+    if not all(type(info["totals"][key]) is int for key in _TOTALS):
+        raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
+    if not isinstance(info["totals"]["dropped"], dict):
+        raise TypeError("the total dropped is no dict")
+
+
 def fingerprint(shards: pa.Table) -> str:
     """Returns the dataset's fingerprint: SHA-256 (hex) over schema version and the checksums of its shards in order.
 
@@ -99,22 +105,3 @@ def fingerprint(shards: pa.Table) -> str:
     """
     text = json.dumps([SCHEMA_VERSION, shards["file"].to_pylist(), shards["sha256"].to_pylist()])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) -> Iterator[str]:
-    """Yields each sum that does not add up: kept + dropped = scanned, in all and for every identity."""
-    dropped = sum(totals["dropped"].values())
-    if totals["kept"] + dropped != totals["scanned"]:
-        yield f"kept {totals['kept']} + dropped {dropped} is not scanned {totals['scanned']}"
-    frame = {name: identities[name].to_numpy() for name in ("scanned", "kept", *DROP_REASONS)}
-    lost = frame["scanned"] - frame["kept"] - sum(frame[reason] for reason in DROP_REASONS)
-    for row in lost.nonzero()[0].tolist():
-        yield f"identity {identities['label_original'][row].as_py()}: {lost[row]} images are in no column"
-    for name in ("scanned", "kept"):
-        if (total := int(frame[name].sum())) != totals[name]:
-            yield f"the identities' {name} sum up to {total}, not {totals[name]}"
-    for reason in DROP_REASONS:
-        if (total := int(frame[reason].sum())) != totals["dropped"].get(reason, 0):
-            yield f"the identities' {reason} sum up to {total}, not {totals['dropped'].get(reason, 0)}"
-    if (rows := sum(shards["rows"].to_pylist())) != totals["kept"]:
-        yield f"the shards hold {rows} rows, not {totals['kept']}"

@@ -6,10 +6,8 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
-KEPT = "kept"
-
 REASONS: tuple[str, ...] = (
-    KEPT,
+    "kept",
     "damaged",  # the RecordIO chain is broken here: flipped magic, wild length, cut file
     "missing",  # the .idx names a record that the .rec does not hold
     "undecodable",  # no image in the record, not JPEG or PNG, or the decoder refused it

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from faceshards.dataset.manifest import Manifest, check_books, fingerprint
+from faceshards.dataset.manifest import Manifest, fingerprint
+from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import FaceshardsError, ShardError
 from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard, verify_index
+
+
+def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) -> Iterator[str]:
+    """Yields each sum that does not add up: kept + dropped = scanned, in all and for every identity."""
+    dropped = sum(totals["dropped"].values())
+    if totals["kept"] + dropped != totals["scanned"]:
+        yield f"kept {totals['kept']} + dropped {dropped} is not scanned {totals['scanned']}"
+    frame = {name: identities[name].to_numpy() for name in ("scanned", "kept", *DROP_REASONS)}
+    lost = frame["scanned"] - frame["kept"] - sum(frame[reason] for reason in DROP_REASONS)
+    for row in lost.nonzero()[0].tolist():
+        yield f"identity {identities['label_original'][row].as_py()}: {lost[row]} images are in no column"
+    for name in ("scanned", "kept"):
+        if (total := int(frame[name].sum())) != totals[name]:
+            yield f"the identities' {name} sum up to {total}, not {totals[name]}"
+    for reason in DROP_REASONS:
+        if (total := int(frame[reason].sum())) != totals["dropped"].get(reason, 0):
+            yield f"the identities' {reason} sum up to {total}, not {totals['dropped'].get(reason, 0)}"
+    if (rows := sum(shards["rows"].to_pylist())) != totals["kept"]:
+        yield f"the shards hold {rows} rows, not {totals['kept']}"
 
 
 def check_rows(shard: Shard, images: pa.Table) -> Iterator[str]:

@@ -1,12 +1,16 @@
-"""What a source is to a build: files, partitions of them, and the rows that a partition holds."""
+"""What a source is to a build: files, partitions of them, the rows that a partition holds, and what a kind can do."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from faceshards.dataset.schema import CODE
+from faceshards.errors import SourceError
 
 MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
@@ -19,7 +23,7 @@ class SourceFile:
     Args:
         path: absolute.
         name: short name, for the manifest.
-        kind: "recordio" or "folder".
+        kind: of SOURCES.
         index: absolute path of the .idx, "" without.
         bytes: size of the .rec; of all images for a folder.
         mtime_ns: modification time in ns, of the .rec; of the newest image for a folder.
@@ -40,20 +44,40 @@ class Partition:
     Args:
         number: place in the build's order, from 0.
         source: place of the file in the build's list.
+        kind: of SOURCES.
         path: the .rec, or the root of an image folder.
         start: first byte of the .rec (multiple of 4), or first row of the listing.
         stop: end of it.
-        index: .npy (2, N) int64 of offsets, ascending, and keys of the .idx; or of the folder's listing; None without.
+        table: path of what the kind wrote to cut the file, None if nothing.
         last: whether the file ends here.
     """
 
     number: int
     source: int
+    kind: str
     path: str
     start: int
     stop: int
-    index: str | None
+    table: str | None
     last: bool
+
+
+class Cut(NamedTuple):
+    """How one file is cut into partitions."""
+
+    bounds: list[int]  # where each partition starts, and the end of the last
+    table: str | None  # path of what the partitions need besides the file, None if nothing
+    warnings: list[str]
+
+
+class Place(NamedTuple):
+    """Where one image lies in its source: columns of the record table."""
+
+    key: str
+    offset: int
+    header: int
+    size: int
+    parts: int
 
 
 @dataclass
@@ -93,3 +117,75 @@ class Scanned:
         if self.reason[row] == 0:
             self.reason[row] = CODE[reason]
             self.detail[row] = detail
+
+
+class OpenFiles:
+    """Source files, each opened when it is first read and kept open; a context manager."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def descriptor(self, file: SourceFile) -> int:
+        """Returns the open file.
+
+        Raises:
+            SourceError: it is not the file that was scanned.
+            OSError: it cannot be opened.
+        """
+        if file.path not in self._open:
+            self._open[file.path] = os.open(file.path, os.O_RDONLY)
+            stat = os.fstat(self._open[file.path])
+            if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
+                raise SourceError(f"{file.path}: changed since it was scanned")
+        return self._open[file.path]
+
+    def __enter__(self) -> OpenFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._open.values():
+            os.close(handle)
+
+
+class SourceKind(Protocol):
+    """What a kind of source can do: a module with these functions, and a line in SOURCES.
+
+    Any of them may raise OSError, which is told as a SourceError.
+    """
+
+    def find(self, path: Path) -> tuple[list[SourceFile], list[str]] | None:
+        """Returns the files of a source of this kind and warnings about what is left aside; None for another kind.
+
+        Args:
+            path: absolute; a file or a folder.
+
+        Raises:
+            SourceError: it is of this kind, but nothing can be read from it.
+        """
+
+    def cut(self, file: SourceFile, number: int, work: Path, step: int) -> Cut:
+        """Returns how a file is cut into partitions.
+
+        Args:
+            file: of this kind.
+            number: its place in the build's list.
+            work: folder for a table that workers read.
+            step: aimed bytes of a partition.
+        """
+
+    def names(self, part: Partition) -> list[str] | None:
+        """Returns the names of the identities by label; None if labels are their own names.
+
+        Args:
+            part: any partition of the file.
+        """
+
+    def scan(self, part: Partition) -> Scanned:
+        """Returns the rows and images of a partition; what is broken is a row with its reason."""
+
+    def read(self, file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
+        """Returns the encoded image at a place, as it was scanned.
+
+        Raises:
+            SourceError: the file changed.
+        """

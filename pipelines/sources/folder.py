@@ -12,12 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import SourceError
-from pipelines.sources.base import MAX_ENCODED, Partition, Scanned, SourceFile
+from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def _folder_state(root: Path) -> tuple[int, int]:
+def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+    """Returns the folder, as SourceKind has it.
+
+    Raises:
+        SourceError: no image in it.
+    """
+    if not path.is_dir():
+        return None
+    return [SourceFile(str(path), path.name, "folder", "", *_state(path))], []
+
+
+def _state(root: Path) -> tuple[int, int]:
+    """Returns the bytes of all images, and the time of the newest in ns."""
     total, newest = 0, -1
     for _, file in walk_images(root, []):
         try:
@@ -93,11 +105,16 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _list_folder(file: SourceFile, table: Path, step: int, warnings: list[str]) -> list[int]:
-    """Writes the listing (path, identity, place) of a folder; returns the rows at which partitions begin, and the end.
+def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
+    """Returns how a folder is cut, as SourceKind has it: by rows of its listing, a table (path, identity, place).
 
     An identity's place is its rank among the sorted folder names, and its label until the balance renumbers them.
+
+    Raises:
+        SourceError: a name is not UTF-8.
     """
+    table = work / f"listing-{number}.parquet"
+    warnings: list[str] = []
     keys, names, places, bounds, room = [], [], [], [0], step
     place, before = -1, None
     for identity, path in walk_images(Path(file.path), warnings):
@@ -118,33 +135,40 @@ def _list_folder(file: SourceFile, table: Path, step: int, warnings: list[str]) 
         pq.write_table(pa.table(columns), table)
     except UnicodeEncodeError as error:
         raise SourceError(f"{file.path}: {os.fsencode(error.object)!r}: the name is not UTF-8; rename it") from None
-    return bounds if bounds[-1] == len(keys) else [*bounds, len(keys)]
+    return Cut(bounds if bounds[-1] == len(keys) else [*bounds, len(keys)], str(table), warnings)
 
 
-def scan_folder(part: Partition, listing: list[tuple[str, str, int]]) -> Scanned:
+def names(part: Partition) -> list[str] | None:
+    """Returns the folders' names by label."""
+    listing = pq.read_table(str(part.table), columns=["identity", "place"])
+    return list(dict(zip(listing["place"].to_pylist(), listing["identity"].to_pylist(), strict=True)).values())
+
+
+def scan(part: Partition) -> Scanned:
     """Returns the image files of a stretch of a folder's listing; an unreadable file is a row with its reason.
 
     Args:
         part: the partition; start and stop are rows of the listing.
-        listing: (path below the root, identity's folder, identity's place) of those rows.
     """
-    n = len(listing)
+    table = pq.read_table(str(part.table)).slice(part.start, part.stop - part.start)
+    paths, identities, places = (table[name].to_pylist() for name in ("path", "identity", "place"))
+    n = len(paths)
     out = Scanned(
         offset=np.zeros(n, np.int64),
         header=np.zeros(n, np.int64),
         size=np.zeros(n, np.int64),
         parts=np.zeros(n, np.int32),
         ordinal=np.arange(n, dtype=np.int32),
-        key=[row[0] for row in listing],
-        label=np.array([row[2] for row in listing], np.int32),
-        label_original=[row[1] for row in listing],
+        key=paths,
+        label=np.array(places, np.int32),
+        label_original=identities,
         reason=np.zeros(n, np.uint8),
         detail=[None] * n,
         images=[None] * n,
         records=n,
         structural=0,
     )
-    for i, (name, _, _) in enumerate(listing):
+    for i, name in enumerate(paths):
         try:
             # Without O_NONBLOCK a named pipe would wait for its writer for ever.
             with open(os.open(os.path.join(part.path, name), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -161,3 +185,9 @@ def scan_folder(part: Partition, listing: list[tuple[str, str, int]]) -> Scanned
         else:
             out.images[i] = np.frombuffer(data, np.uint8)
     return out
+
+
+def read(file: SourceFile, place: Place, _: OpenFiles) -> bytes:
+    """Returns an image file; its folder has too many to keep them open."""
+    with open(os.path.join(file.path, place.key), "rb") as handle:
+        return handle.read()

@@ -1,21 +1,101 @@
-"""Stage 1, scan: a partition of a source becomes rows of the record table and their encoded images."""
+"""RecordIO: .rec files with or without an .idx, in the layouts of InsightFace and im2rec."""
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from faceshards.formats import recordio
+from faceshards.dataset.schema import CODE
+from faceshards.errors import SourceError
+from faceshards.formats import idx, recordio, recordio_scan
 from pipelines.records import MAX_LABEL
-from pipelines.sources.base import MAX_ENCODED, Partition, Scanned
+from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 
 IR_HEADER = 24
 """Bytes of an image record's header: u32 flag, f32 label, u64 id, u64 id2 (MXNet recordio.py, format "IfQQ")."""
 
 
-def scan_recordio(part: Partition) -> Scanned:
+def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+    """Returns a .rec, the train.rec of a folder or else all its .rec files, as SourceKind has it.
+
+    Raises:
+        SourceError: a file is empty or no RecordIO.
+    """
+    if path.is_file():
+        return [_rec_file(path)], []
+    recs = sorted(entry for entry in path.iterdir() if entry.suffix == ".rec" and entry.is_file())
+    if not recs:
+        return None
+    main = [entry for entry in recs if entry.name == "train.rec"]
+    if not main:
+        return [_rec_file(entry) for entry in recs], []
+    others = [entry.name for entry in recs if entry.name != "train.rec"]
+    note = f"{path}: reads train.rec and leaves {', '.join(others)}; name one with --source to read it instead"
+    return [_rec_file(main[0])], [note] if others else []
+
+
+def _rec_file(path: Path) -> SourceFile:
+    stat = path.stat()
+    if stat.st_size == 0:
+        raise SourceError(f"{path}: empty file")
+    with open(path, "rb") as file:
+        head = file.read(1 << 20)
+    if not (np.frombuffer(head, np.uint32, len(head) // 4) == recordio.MAGIC).any():
+        raise SourceError(f"{path}: not RecordIO: no record header in its first {len(head)} bytes")
+    index = path.with_suffix(".idx")
+    return SourceFile(
+        str(path), path.name, "recordio", str(index) if index.is_file() else "", stat.st_size, stat.st_mtime_ns
+    )
+
+
+def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
+    """Returns how a .rec is cut, as SourceKind has it: by bytes.
+
+    Its table is an .npy, (2, N) int64 of offsets, ascending, and keys of the .idx.
+    """
+    bounds = [*range(0, file.bytes, step), file.bytes]
+    if not file.index:
+        return Cut(bounds, None, [])
+    table = str(work / f"index-{number}.npy")
+    index = idx.read_index(Path(file.index))
+    np.save(table, np.stack([index.offsets, index.keys]))
+    return Cut(bounds, table, index.problems)
+
+
+def names(_: Partition) -> list[str] | None:
+    """Returns None: a label is a number, and its own name."""
+    return None
+
+
+def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
+    """Returns the image of a record.
+
+    Raises:
+        SourceError: the file changed since it was scanned.
+    """
+    handle = opened.descriptor(file)
+    if place.parts == 1:
+        return os.pread(handle, place.size, place.offset + 8 + place.header)
+    return recordio.read_payload(handle, place.offset, place.header + place.size, place.parts)[place.header :]
+
+
+class _Headers(NamedTuple):
+    """What the records of a partition say of themselves, an array (N,) each."""
+
+    sound: np.ndarray  # bool, the parts are whole and in order
+    short: np.ndarray  # bool, sound, but with less payload than the header asks for
+    structural: np.ndarray  # bool, no image and two labels: InsightFace's header and identity records
+    flag: np.ndarray  # int64, how many labels follow the header
+    label: np.ndarray  # float32, the identity; 0 where there is no header
+    header: np.ndarray  # int64, bytes of the payload before the image
+    size: np.ndarray  # int64, bytes of the image
+
+
+def scan(part: Partition) -> Scanned:
     """Returns the image records of a byte range of a .rec; what is damaged or missing is a row with its reason.
 
     Records are classified by their own structure, never by the header record or the identity ranges, which float32
@@ -25,108 +105,113 @@ def scan_recordio(part: Partition) -> Scanned:
     Raises:
         OSError: the file cannot be read.
     """
-    found = recordio.scan(Path(part.path), part.start, part.stop)
-    total = len(found.offset)
-    sound = np.ones(total, bool)
+    found = recordio_scan.scan(Path(part.path), part.start, part.stop)
+    every = _headers(found)
+    rows = np.flatnonzero(~every.structural)
+    heads = _Headers(*(column[rows] for column in every))
+    keys, *missing = _match_index(part, found.offset, rows)
+    n = len(rows)
+    out = Scanned(
+        offset=found.offset[rows],
+        header=heads.header,
+        size=heads.size,
+        parts=found.parts[rows],
+        ordinal=rows.astype(np.int32),
+        key=keys,
+        label=np.full(n, -1, np.int32),
+        label_original=[None] * n,
+        reason=np.zeros(n, np.uint8),
+        detail=[None] * n,
+        images=[None] * n,
+        records=len(found.offset),
+        structural=len(found.offset) - n,
+    )
+    _drop_broken(out, found, heads, rows)
+    _take_images(out, found, rows)
+    _set_labels(out, heads)
+    return _with_missing(out, *missing)
+
+
+def _headers(found: recordio_scan.Records) -> _Headers:
+    sound = np.ones(len(found.offset), bool)
     sound[list(found.damage)] = False
-    flag, label, header = _image_headers(found, sound)
+    flag, label = _flags_and_labels(found, sound)
+    header = IR_HEADER + 4 * flag
     size = np.where(sound, found.length - header, 0)
     short = sound & ((found.length < IR_HEADER) | (size < 0))
     structural = sound & ~short & (flag == 2) & (size == 0)
-    offsets = keys = np.zeros(0, np.int64)
-    missing = np.zeros(0, np.int64)
-    named = part.index is not None
-    where = np.zeros(total, np.int64)
-    if part.index is not None:
-        offsets, keys, where, missing = _match_index(part, found.offset)
-    rows = np.flatnonzero(~structural)
-    n, m = len(rows), len(missing)
-    keyed: list[str | None] = [None] * n
-    if named:
-        entry = where[rows].tolist()
-        names = keys.tolist()
-        keyed = [
-            str(names[i]) if i >= 0 else f"@{at}" for i, at in zip(entry, found.offset[rows].tolist(), strict=True)
-        ]
-    header, size = np.where(short, 0, header), np.where(short, 0, size)
-    out = Scanned(
-        offset=np.concatenate([found.offset[rows], offsets[missing]]),
-        header=np.concatenate([header[rows], np.zeros(m, np.int64)]),
-        size=np.concatenate([size[rows], np.zeros(m, np.int64)]),
-        parts=np.concatenate([found.parts[rows], np.zeros(m, np.int32)]),
-        ordinal=np.concatenate([rows, np.full(m, -1)]).astype(np.int32),
-        key=keyed + [str(keys[i]) for i in missing],
-        label=np.full(n + m, -1, np.int32),
-        label_original=[None] * (n + m),
-        reason=np.zeros(n + m, np.uint8),
-        detail=[None] * (n + m),
-        images=[None] * (n + m),
-        records=total,
-        structural=int(structural.sum()),
-    )
-    for i in range(n, n + m):
-        out.drop(i, "missing", f"the .idx names it at byte {out.offset[i]}, where no record begins")
-    usable = np.zeros(n + m, bool)
-    usable[:n] = sound[rows] & ~short[rows]
-    for i in np.flatnonzero(~usable[:n]).tolist():
-        row = rows[i]
-        if not sound[row]:
-            out.drop(i, "damaged", found.damage[row])
-        else:
-            want = f"its flag {flag[row]} asks for more labels than" if found.length[row] >= IR_HEADER else "too short:"
-            out.drop(i, "undecodable", f"no image record: {want} {found.length[row]} bytes of payload")
-    # Views into the window, all at once: this loop meets every image of a set.
-    begin = found.offset[rows] - found.start + 8 + header[rows]
-    end = begin + size[rows]
-    window = found.window
-    out.images[:n] = [window[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
-    for i in np.flatnonzero(~usable[:n] | (found.parts[rows] > 1) | (size[rows] > MAX_ENCODED)).tolist():
-        if usable[i] and size[rows[i]] > MAX_ENCODED:
-            out.drop(i, "too_large", f"{size[rows[i]]} encoded bytes are more than {MAX_ENCODED}")
-        out.images[i] = found.payload(rows[i])[header[rows[i]] :] if out.reason[i] == 0 else None
-    _set_labels(out, np.concatenate([label[rows], np.zeros(m, np.float32)]), usable)
-    return _in_order(out)
+    return _Headers(sound, short, structural, flag, label, np.where(short, 0, header), np.where(short, 0, size))
 
 
-def _image_headers(found: recordio.Records, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns flag (int64), label (float32) and header bytes (int64) of each record; zeros where there is no header."""
+def _flags_and_labels(found: recordio_scan.Records, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns flag (int64) and label (float32) of each record; zeros where there is no header."""
     flag, label = np.zeros(len(sound), np.int64), np.zeros(len(sound), np.float32)
     words = found.window[: len(found.window) // 4 * 4].view(np.uint32)
-    easy = np.flatnonzero(sound & (found.parts == 1) & (found.length >= IR_HEADER))
+    headed = sound & (found.length >= IR_HEADER)
+    easy = np.flatnonzero(headed & (found.parts == 1))
     at = (found.offset[easy] - found.start) // 4 + 2
     flag[easy] = words[at]
     vector = (flag[easy] > 0) & (found.length[easy] >= IR_HEADER + 4)
     label[easy] = words[np.where(vector, at + 6, at + 1)].view(np.float32)
-    for row in np.flatnonzero(sound & (found.parts > 1) & (found.length >= IR_HEADER)).tolist():
+    for row in np.flatnonzero(headed & (found.parts > 1)).tolist():
         payload = found.payload(row).tobytes()
         flag[row], label[row] = struct.unpack_from("<If", payload)
         if flag[row] > 0 and len(payload) >= IR_HEADER + 4:
             label[row] = struct.unpack_from("<f", payload, IR_HEADER)[0]
-    return flag, label, IR_HEADER + 4 * flag
+    return flag, label
 
 
-def _match_index(part: Partition, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the partition's .idx entries (offsets, keys), the entry of each record (-1: none), and those left over.
+def _match_index(
+    part: Partition, found: np.ndarray, rows: np.ndarray
+) -> tuple[list[str | None], np.ndarray, np.ndarray]:
+    """Returns the key of each row, and offsets and keys (int64) of the .idx entries where no record begins.
 
     Args:
         part: the partition.
         found: (N,) int64 offsets of its records, ascending.
+        rows: (n,) those that are rows.
     """
-    entries = np.load(str(part.index), mmap_mode="r")
+    if part.table is None:
+        return [None] * len(rows), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    entries = np.load(part.table, mmap_mode="r")
     low = 0 if part.start == 0 else np.searchsorted(entries[0], part.start)
     high = entries.shape[1] if part.last else np.searchsorted(entries[0], part.stop)
     offsets, keys = np.array(entries[0, low:high]), np.array(entries[1, low:high])
-    where = np.searchsorted(offsets, found)
-    hit = where < len(offsets)
-    hit[hit] = offsets[where[hit]] == found[hit]
-    where = np.where(hit, where, -1)
+    entry = np.searchsorted(offsets, found)
+    hit = entry < len(offsets)
+    hit[hit] = offsets[entry[hit]] == found[hit]
     left = np.ones(len(offsets), bool)
-    left[where[hit]] = False
-    return offsets, keys, where, np.flatnonzero(left)
+    left[entry[hit]] = False
+    names, at = keys.tolist(), found[rows].tolist()
+    named = zip(np.where(hit, entry, -1)[rows].tolist(), at, strict=True)
+    return [str(names[i]) if i >= 0 else f"@{byte}" for i, byte in named], offsets[left], keys[left]
 
 
-def _set_labels(out: Scanned, label: np.ndarray, usable: np.ndarray) -> None:
-    """Fills label and label_original from float32 labels; a label that cannot be an identity drops its row."""
+def _drop_broken(out: Scanned, found: recordio_scan.Records, heads: _Headers, rows: np.ndarray) -> None:
+    """Drops the rows that are damaged or have no whole header."""
+    for i in np.flatnonzero(~heads.sound).tolist():
+        out.drop(i, "damaged", found.damage[rows[i]])
+    for i in np.flatnonzero(heads.short).tolist():
+        length = found.length[rows[i]]
+        want = f"its flag {heads.flag[i]} asks for more labels than" if length >= IR_HEADER else "too short:"
+        out.drop(i, "undecodable", f"no image record: {want} {length} bytes of payload")
+
+
+def _take_images(out: Scanned, found: recordio_scan.Records, rows: np.ndarray) -> None:
+    """Fills the images of the rows that are not dropped, and drops those with too large ones."""
+    for i in np.flatnonzero((out.reason == 0) & (out.size > MAX_ENCODED)).tolist():
+        out.drop(i, "too_large", f"{out.size[i]} encoded bytes are more than {MAX_ENCODED}")
+    # Views into the window, all at once: this loop meets every image of a set.
+    begin = out.offset - found.start + 8 + out.header
+    window = found.window
+    out.images = [window[a:b] for a, b in zip(begin.tolist(), (begin + out.size).tolist(), strict=True)]
+    for i in np.flatnonzero((out.reason != 0) | (out.parts > 1)).tolist():
+        out.images[i] = found.payload(rows[i])[out.header[i] :] if out.reason[i] == 0 else None
+
+
+def _set_labels(out: Scanned, heads: _Headers) -> None:
+    """Fills label and label_original; a label that cannot be an identity drops its row."""
+    usable, label = heads.sound & ~heads.short, heads.label
     whole = usable & np.isfinite(label)
     whole[whole] = (label[whole] >= 0) & (label[whole] <= MAX_LABEL) & (label[whole] == np.floor(label[whole]))
     out.label[whole] = label[whole].astype(np.int32)
@@ -139,15 +224,29 @@ def _set_labels(out: Scanned, label: np.ndarray, usable: np.ndarray) -> None:
         out.drop(i, "bad_label", f"label {text} is {cause}")
 
 
-def _in_order(out: Scanned) -> Scanned:
-    """Returns the rows sorted by offset; only missing ones can be out of place."""
-    if len(out.offset) < 2 or (np.diff(out.offset) >= 0).all():
+def _with_missing(out: Scanned, offsets: np.ndarray, keys: np.ndarray) -> Scanned:
+    """Returns the rows and, in their place by offset, one for each .idx entry (offset, key) without a record."""
+    m = len(offsets)
+    if not m:
         return out
-    order = np.argsort(out.offset, kind="stable")
-    picked = {}
-    for name in ("offset", "header", "size", "parts", "ordinal", "label", "reason"):
-        picked[name] = getattr(out, name)[order]
-    for name in ("key", "label_original", "detail", "images"):
-        values = getattr(out, name)
-        picked[name] = [values[i] for i in order.tolist()]
-    return Scanned(**picked, records=out.records, structural=out.structural)
+    order = np.argsort(np.concatenate([out.offset, offsets]), kind="stable")
+    more: dict[str, np.ndarray | list] = {
+        **{name: np.zeros(m, np.int64) for name in ("header", "size")},
+        "offset": offsets,
+        "parts": np.zeros(m, np.int32),
+        "ordinal": np.full(m, -1, np.int32),
+        "label": np.full(m, -1, np.int32),
+        "reason": np.full(m, CODE["missing"], np.uint8),
+        "key": list(map(str, keys.tolist())),
+        "detail": [f"the .idx names it at byte {at}, where no record begins" for at in offsets.tolist()],
+        "label_original": [None] * m,
+        "images": [None] * m,
+    }
+    both: dict[str, Any] = {}
+    for name, values in more.items():
+        if isinstance(values, list):
+            joined = getattr(out, name) + values
+            both[name] = [joined[i] for i in order.tolist()]
+        else:
+            both[name] = np.concatenate([getattr(out, name), values])[order]
+    return Scanned(**both, records=out.records, structural=out.structural)

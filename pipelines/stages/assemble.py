@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.dataset.manifest import check_books, fingerprint
+from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import SCHEMAS
+from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
 from faceshards.files import ROW_GROUP, file_digest, replacing, write_json, write_parquet
 from pipelines.sources.catalog import Dataset
@@ -49,10 +50,7 @@ def assemble(
         BuildError: kept + dropped is not scanned, somewhere.
     """
     data, tables = work / "dataset", work / "dataset" / "manifest"
-    # A killed worker may have left temporary files; they all begin with a dot, and nothing else does.
-    for folder in (data / "shards", tables, tables / "images.parquet"):
-        for path in folder.glob(".*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _remove_temporaries(data / "shards", tables, tables / "images.parquet")
     for name in ("identities", "conflicts", "identity_links"):
         shutil.copyfile(work / "decisions" / f"{name}.parquet", tables / f"{name}.parquet")
     with replacing(tables / "dropped.parquet") as temporary:
@@ -64,16 +62,8 @@ def assemble(
     decided = json.loads((work / "decisions" / "facts.json").read_text())
     totals = {key: value for key, value in decided.items() if key != "dedupe"}
     totals["structural"] = structural
-    totals["image_bytes"] = sum(
-        int(pq.read_table(path, columns=["bytes"])["bytes"].to_numpy().sum())
-        for path in sorted((tables / "images.parquet").iterdir())
-    )
-    wrong = list(check_books(totals, identities, shard_table))
-    lost = pq.read_metadata(tables / "dropped.parquet").num_rows
-    if lost != totals["scanned"] - totals["kept"]:
-        wrong.append(f"{lost} rows in dropped, not {totals['scanned'] - totals['kept']}")
-    if wrong:
-        raise BuildError(f"{work}: the books do not add up: {'; '.join(wrong)}")
+    totals["image_bytes"] = _image_bytes(tables / "images.parquet")
+    _check(work, totals, identities, shard_table)
     present = len(identities) - identities["label_original"].null_count
     if expected and expected.identities and present != expected.identities:
         warnings = [*warnings, f"{expected.name}: {present} identities scanned, {expected.identities} expected"]
@@ -89,6 +79,29 @@ def assemble(
         "fingerprint": fingerprint(shard_table),
     }
     write_json(info, data / "dataset.json")
+
+
+def _remove_temporaries(*folders: Path) -> None:
+    """Removes what a killed worker may have left behind; it all begins with a dot, and nothing else does."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _image_bytes(table: Path) -> int:
+    """Returns the encoded bytes of all images in the table `images`."""
+    files = sorted(table.iterdir())
+    return sum(int(pq.read_table(path, columns=["bytes"])["bytes"].to_numpy().sum()) for path in files)
+
+
+def _check(work: Path, totals: dict[str, Any], identities: pa.Table, shards: pa.Table) -> None:
+    """Raises BuildError if a sum does not add up."""
+    wrong = list(check_books(totals, identities, shards))
+    lost = pq.read_metadata(work / "dataset" / "manifest" / "dropped.parquet").num_rows
+    if lost != totals["scanned"] - totals["kept"]:
+        wrong.append(f"{lost} rows in dropped, not {totals['scanned'] - totals['kept']}")
+    if wrong:
+        raise BuildError(f"{work}: the books do not add up: {'; '.join(wrong)}")
 
 
 def _concatenate(paths: Sequence[Path], out: Path) -> None:

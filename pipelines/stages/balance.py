@@ -22,7 +22,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Balance:
     """What balance decided.
 
     Args:
@@ -52,7 +52,7 @@ class Plan:
         return Placement(shard, row)
 
 
-def balance(labels: np.ndarray, alive: np.ndarray, config: BuildConfig) -> Plan:
+def balance(labels: np.ndarray, alive: np.ndarray, config: BuildConfig) -> Balance:
     """Returns who stays under max_images and min_images, with contiguous labels.
 
     Of an identity with more than max_images images, those with the smallest hash of (seed, sid) stay.
@@ -77,7 +77,7 @@ def balance(labels: np.ndarray, alive: np.ndarray, config: BuildConfig) -> Plan:
         small = counts[labels[rows]] < config.min_images
         reason[rows[small]] = CODE["min_images"]
         label[rows[~small]] = fresh[labels[rows[~small]]]
-    return Plan(reason, label, config.seed)
+    return Balance(reason, label, config.seed)
 
 
 def shard_count(total_bytes: int, rows: int, config: BuildConfig) -> int:

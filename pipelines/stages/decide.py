@@ -21,7 +21,7 @@ from faceshards.errors import EmptyDatasetError
 from faceshards.files import write_json, write_parquet
 from pipelines.config import BuildConfig
 from pipelines.dedupe.policy import Dedupe, dedupe
-from pipelines.stages.balance import balance, shard_count
+from pipelines.stages.balance import Balance, balance, shard_count
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +101,23 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
         EmptyDatasetError: no record is left to publish.
     """
     reason, label = columns.reason, columns.label
-    found = dedupe(np.where(reason == 0, label, -1).astype(np.int32), columns.sha, columns.phash, columns.size, config,
-                   threads)  # fmt: skip
+    found = dedupe(
+        np.where(reason == 0, label, -1).astype(np.int32),
+        columns.sha,
+        columns.phash,
+        columns.size,
+        config,
+        threads,
+    )
     columns.sha = columns.phash = np.zeros(0, np.uint64)
     reason = np.where(reason == 0, found.reason, reason)
     planned = balance(label, reason == 0, config)
     reason = np.where(reason == 0, planned.reason, reason)
     kept = reason == 0
     count = int(kept.sum())
+    lost = {name: number for code, name in enumerate(DROP_REASONS, 1) if (number := int((reason == code).sum()))}
     if not count:
-        lost = np.bincount(reason, minlength=len(REASONS))
-        causes = ", ".join(f"{REASONS[code]} {lost[code]}" for code in np.flatnonzero(lost))
+        causes = ", ".join(f"{name} {number}" for name, number in lost.items())
         raise EmptyDatasetError(
             f"nothing to publish: {len(reason)} records scanned, none kept ({causes or 'none found'})"
         )
@@ -119,16 +125,7 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
     temporary = out.with_name(f".{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    placed = planned.place(shards)
-    for name, column in (
-        ("reason", reason),
-        ("representative", found.representative),
-        ("distance", found.distance),
-        ("label", planned.label),
-        ("shard", placed.shard),
-        ("row", placed.row),
-    ):
-        np.save(temporary / f"{name}.npy", column)
+    _save_columns(reason, found, planned, shards, temporary)
     write_parquet(_identities(label, reason, planned.label, names), temporary / "identities.parquet")
     _write_conflicts(found, label, names, temporary)
     facts = {
@@ -136,14 +133,28 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
         "identities": int(planned.label.max()) + 1,
         "scanned": len(reason),
         "kept": count,
-        "dropped": {name: int((reason == code).sum()) for code, name in enumerate(REASONS) if code and
-                    (reason == code).any()},
+        "dropped": lost,
         "conflicts": len(found.conflicts),
         "identity_links": len(found.identity_links),
         "dedupe": found.statistics,
-    }  # fmt: skip
+    }
     write_json(facts, temporary / "facts.json")
     os.replace(temporary, out)
+
+
+def _save_columns(reason: np.ndarray, found: Dedupe, planned: Balance, shards: int, folder: Path) -> None:
+    """Writes what was decided for every record, an .npy a column."""
+    placed = planned.place(shards)
+    columns = {
+        "reason": reason,
+        "representative": found.representative,
+        "distance": found.distance,
+        "label": planned.label,
+        "shard": placed.shard,
+        "row": placed.row,
+    }
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
 
 
 def _name(labels: np.ndarray, names: Sequence[str] | None) -> pa.Array:

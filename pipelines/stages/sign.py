@@ -9,20 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.errors import SourceError
 from faceshards.files import replacing
 from pipelines.config import BuildConfig
 from pipelines.records import RECORD_SCHEMA
-from pipelines.sources.base import Partition, Scanned
-from pipelines.sources.folder import scan_folder
-from pipelines.sources.recordio import scan_recordio
+from pipelines.sources.base import Partition
+from pipelines.sources.registry import scan
 from pipelines.stages.signatures import sign
 
 _COUNTS = ("records", "structural")
 
 
 @dataclass(frozen=True)
-class PartFacts:
+class PartitionFacts:
     """How much a partition holds: table rows, records of its file, header and identity records among them."""
 
     rows: int
@@ -30,23 +28,9 @@ class PartFacts:
     structural: int
 
 
-def scan(part: Partition) -> Scanned:
-    """Returns the partition's rows and images.
-
-    Raises:
-        SourceError: the file cannot be read.
-    """
-    try:
-        if not (part.index or "").endswith(".parquet"):
-            return scan_recordio(part)
-        table = pq.read_table(str(part.index)).slice(part.start, part.stop - part.start)
-        columns = (table[name].to_pylist() for name in ("path", "identity", "place"))
-        return scan_folder(part, list(zip(*columns, strict=True)))
-    except OSError as error:
-        raise SourceError(f"{part.path}: {error.strerror or error}") from None
-
-
-def sign_partition(part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()) -> PartFacts:
+def sign_partition(
+    part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()
+) -> PartitionFacts:
     """Returns the facts of a partition after writing its record table, RECORD_SCHEMA, to `out`.
 
     Args:
@@ -85,14 +69,14 @@ def sign_partition(part: Partition, config: BuildConfig, out: Path, skip: frozen
     with replacing(out) as temporary:
         # No dictionary, no compression: read once or twice, then removed.
         pq.write_table(table.replace_schema_metadata(counts), temporary, compression="none", use_dictionary=False)
-    return PartFacts(n, rows.records, rows.structural)
+    return PartitionFacts(n, rows.records, rows.structural)
 
 
-def part_facts(path: Path) -> PartFacts:
+def partition_facts(path: Path) -> PartitionFacts:
     """Returns the facts of a record table that `sign_partition` wrote, from its metadata alone."""
     footer = pq.read_metadata(path)
     found = footer.metadata or {}
-    return PartFacts(footer.num_rows, *(int(found[name.encode()]) for name in _COUNTS))
+    return PartitionFacts(footer.num_rows, *(int(found[name.encode()]) for name in _COUNTS))
 
 
 def probe_rows(part: Partition, config: BuildConfig, low: int, high: int) -> int:

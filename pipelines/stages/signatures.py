@@ -107,49 +107,52 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
         these are valid.
     """
     n = len(rows.images)
-    height, width = np.zeros(n, np.int32), np.zeros(n, np.int32)
-    sha = np.zeros((n, 32), np.uint8)
-    phash = np.zeros((n, 32), np.uint8)
-    signed, hashed = np.zeros(n, bool), np.zeros(n, bool)
+    sizes, sha = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
+    signed = np.array([image is not None for image in rows.images], bool)
+    hasher = _Hasher(n)
     digests = bytearray()
-    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
-    held = 0
-    wanted = config.image_size if config.image_size != (0, 0) else None
     for i, image in enumerate(rows.images):
         if image is None:
             continue
         data = memoryview(image)  # type: ignore[arg-type]
         digests += hashlib.sha256(data).digest()
-        signed[i] = True
         if i in skip:
             rows.drop(i, "quarantined", "decoding it killed the worker, alone and repeatedly")
             continue
         try:
-            size = height[i], width[i] = image_size(data)
+            size = sizes[i] = image_size(data)
         except ValueError as error:
             rows.drop(i, "undecodable", str(error))
             continue
-        if size[0] * size[1] > config.max_pixels:
-            rows.drop(i, "too_large", f"{size[0]} x {size[1]} pixels, more than max_pixels {config.max_pixels}")
-            continue
-        if wanted and size != wanted:
-            rows.drop(i, "wrong_size", f"{size[0]} x {size[1]} pixels, not {wanted[0]} x {wanted[1]}")
+        if refused := _refused(size, config):
+            rows.drop(i, *refused)
             continue
         gray = _decode(image)
         if gray is None or gray.size == 0:
             rows.drop(i, "undecodable", "the decoder refuses it")
             continue
-        group = waiting.setdefault(gray.shape, [])  # type: ignore[arg-type]
-        group.append((i, gray))
-        held += gray.size
-        # Sets of one size fill batches; where sizes differ, what waits for its like must not fill the worker.
-        for full in (group,) if len(group) == _BATCH else waiting.values() if held > _HELD else ():
-            held -= sum(waits.size for _, waits in full)
-            _hash(full, phash, hashed)
-    for group in waiting.values():
-        _hash(group, phash, hashed)
+        hasher.add(i, gray)
+    hasher.finish()
     sha[signed] = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
-    return {"height": height, "width": width, "sha256": sha, "phash": phash, "signed": signed, "hashed": hashed}
+    height, width = sizes.T.copy()
+    return {
+        "height": height,
+        "width": width,
+        "sha256": sha,
+        "phash": hasher.phash,
+        "signed": signed,
+        "hashed": hasher.hashed,
+    }
+
+
+def _refused(size: tuple[int, int], config: BuildConfig) -> tuple[str, str] | None:
+    """Returns reason and detail if an image of this height and width is not to be decoded."""
+    if size[0] * size[1] > config.max_pixels:
+        return "too_large", f"{size[0]} x {size[1]} pixels, more than max_pixels {config.max_pixels}"
+    wanted = config.image_size
+    if wanted not in ((0, 0), size):
+        return "wrong_size", f"{size[0]} x {size[1]} pixels, not {wanted[0]} x {wanted[1]}"
+    return None
 
 
 def _decode(image: np.ndarray) -> np.ndarray | None:
@@ -160,15 +163,45 @@ def _decode(image: np.ndarray) -> np.ndarray | None:
         return None
 
 
-def _hash(group: list[tuple[int, np.ndarray]], phash: np.ndarray, hashed: np.ndarray) -> None:
-    """Hashes and empties a group of images of one size."""
-    if not group:
-        return
-    at = [i for i, _ in group]
-    height, width = group[0][1].shape
-    gray = np.empty((height, len(group), width), np.uint8)
-    for column, (_, image) in enumerate(group):
-        gray[:, column] = image
-    phash[at] = perceptual_hash(gray)
-    hashed[at] = True
-    group.clear()
+class _Hasher:
+    """Hashes decoded images in batches of one size; some wait for others of their size.
+
+    Args:
+        n: rows.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.phash = np.zeros((n, 32), np.uint8)
+        self.hashed = np.zeros(n, bool)
+        self._waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+        self._held = 0  # bytes that wait
+
+    def add(self, row: int, gray: np.ndarray) -> None:
+        """Takes the decoded image of a row, (height, width) uint8."""
+        group = self._waiting.setdefault(gray.shape, [])
+        group.append((row, gray))
+        self._held += gray.size
+        # Sets of one size fill batches; where sizes differ, what waits for its like must not fill the worker.
+        if len(group) == _BATCH:
+            self._hash(group)
+        elif self._held > _HELD:
+            self.finish()
+
+    def finish(self) -> None:
+        """Hashes all that still wait."""
+        for group in self._waiting.values():
+            self._hash(group)
+
+    def _hash(self, group: list[tuple[int, np.ndarray]]) -> None:
+        """Hashes and empties a group of images of one size."""
+        if not group:
+            return
+        height, width = group[0][1].shape
+        gray = np.empty((height, len(group), width), np.uint8)
+        for column, (_, image) in enumerate(group):
+            gray[:, column] = image
+        rows = [row for row, _ in group]
+        self.phash[rows] = perceptual_hash(gray)
+        self.hashed[rows] = True
+        self._held -= gray.size
+        group.clear()

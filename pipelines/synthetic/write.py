@@ -118,19 +118,19 @@ def write_set(
     if out_dir.exists():
         raise FaceshardsError(f"{out_dir}: exists already")
     plan = _plan(spec)
-    part = out_dir.with_name(f".{out_dir.name}.part")
+    temporary = out_dir.with_name(f".{out_dir.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-        part.mkdir(parents=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        temporary.mkdir(parents=True)
         if workers == 1:
-            _write(part, spec, plan, map, progress)
+            _write(temporary, spec, plan, map, progress)
         else:
             # spawned, not forked: the children must not inherit anyone's threads
             with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-                _write(part, spec, plan, partial(pool.map, chunksize=4), progress)
-        part.rename(out_dir)
+                _write(temporary, spec, plan, partial(pool.map, chunksize=4), progress)
+        temporary.rename(out_dir)
     except OSError as error:
-        raise FaceshardsError(f"{error.filename or part}: {error.strerror or error}") from None
+        raise FaceshardsError(f"{error.filename or temporary}: {error.strerror or error}") from None
 
 
 def _write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -29,7 +30,9 @@ SPEC = SyntheticSpec(identities=12, images=240, defects=4, unseen=0, pairs=0, se
 CONFIG = BuildConfig(shards=4)
 PARTITION_BYTES = 160_000  # several partitions of a set of about 0.8 MB
 
-LIMIT = 60  # seconds until a process that should end, or a file that should appear, counts as lost
+LIMIT = (
+    300  # seconds until a process that should end, or a file that should appear, counts as lost: also on a busy machine
+)
 
 
 def synthetic_set(folder: Path, spec: SyntheticSpec = SPEC) -> Path:
@@ -92,18 +95,21 @@ def digests(folder: Path) -> dict[str, str]:
 
 def command(source: Path, out: Path, *more: str) -> list[str]:
     """Returns the command line of a build with the settings of CONFIG."""
-    return [
-        sys.executable, "-m", "faceshards", "build", "--source", str(source), "--out", str(out), "--set", "shards=4",
-        "--workers", "1", "--partition-bytes", str(PARTITION_BYTES), "--quiet", *more,
-    ]  # fmt: skip
+    build = [sys.executable, "-m", "faceshards", "build", "--source", str(source), "--out", str(out)]
+    return [*build, "--set", "shards=4", "--workers", "1", "--partition-bytes", str(PARTITION_BYTES), "--quiet", *more]
 
 
 def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:
     """Returns a process in a group of its own, so that it can be killed with all its workers."""
     return subprocess.Popen(
-        arguments, cwd=ROOT, env={**os.environ, **environment}, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        arguments,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -142,3 +148,51 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> bo
             raise TimeoutError("what the test waits for never came")
         time.sleep(0.0005)
     return True
+
+
+# Dask imports this in every worker: a function of ours that first kills the process, or waits, when the test says so.
+_PRELOAD = """
+import importlib, os, signal, time
+from pathlib import Path
+
+module = importlib.import_module({module!r})
+real = getattr(module, "untouched", getattr(module, {name!r}))  # Dask loads this twice
+module.untouched = real
+
+def kill(file):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_once(file):
+    try:
+        Path(file).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    kill(file)
+
+def hold(file):
+    while os.path.exists(file):
+        time.sleep(0.01)
+
+def acting(first, *more):
+    if {mark!r} in (os.fsencode(first) if isinstance(first, Path) else bytes(first)):
+        {act}({file!r})
+    return real(first, *more)
+
+setattr(module, {name!r}, acting)
+"""
+
+
+def preload(folder: Path, function: str, mark: bytes, act: str, file: Path | str = "") -> dict[str, str]:
+    """Returns the environment in which a function acts up in every worker.
+
+    Args:
+        folder: for the script.
+        function: MODULE:NAME, as its callers look it up.
+        mark: it acts up when these bytes are in its first argument.
+        act: "kill" the worker, "kill_once" if `file` is not there yet, or "hold" it as long as `file` is there.
+        file: of `act`.
+    """
+    module, name = function.split(":")
+    path = folder / "preload.py"
+    path.write_text(_PRELOAD.format(module=module, name=name, mark=mark, act=act, file=str(file)))
+    return {"DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(path)])}

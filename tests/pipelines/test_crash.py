@@ -24,12 +24,12 @@ from tests.pipelines.build_fixtures import (
     digests,
     finish,
     kill_group,
+    preload,
     read_defects,
     read_rec,
     run,
     run_build,
     start,
-    synthetic_set,
     wait_for,
 )
 
@@ -51,21 +51,6 @@ STAGES: dict[str, Stage] = {
 }
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic_set(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What an uninterrupted build of this command publishes."""
-    out = tmp_path_factory.mktemp("expected") / "tiny"
-    code, _, err = run(command(source, out))
-    assert (code, err) == (0, "")
-    assert list(verify(Manifest(out))) == []
-    return digests(out)
-
-
 def times(work: Path) -> dict[str, int]:
     """Returns when each finished piece was written."""
     finished = ("records/part-*", "decisions/*", "routed/part-*", "dropped/part-*", "done/*", "dataset/shards/shard-*")
@@ -82,37 +67,50 @@ def shards_done(pieces: dict[str, int]) -> dict[str, int]:
     done = {Path(name).stem for name in pieces if name.startswith("done/")}
     pairs = [{Path(name).stem for name in pieces if name.startswith(kind)} for kind in ("routed/", "dropped/")]
     halves = pairs[0] ^ pairs[1]
-    pieces = {name: at for name, at in pieces.items()
-              if not (name.startswith(("routed/", "dropped/")) and Path(name).stem in halves)}  # fmt: skip
-    return {name: at for name, at in pieces.items()
-            if not name.startswith("dataset/") or Path(name).name.split(".")[0] in done}  # fmt: skip
+
+    def whole(name: str) -> bool:
+        if name.startswith("dataset/"):
+            return Path(name).name.split(".")[0] in done
+        return not name.startswith(("routed/", "dropped/")) or Path(name).stem not in halves
+
+    return {name: at for name, at in pieces.items() if whole(name)}
+
+
+def test_an_uninterrupted_command_says_nothing(tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path) -> None:
+    code, _, err = run(command(tiny_source, tmp_path / "tiny"))
+    assert (code, err) == (0, "")
+    assert digests(tmp_path / "tiny") == tiny_digests
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_run_again_is_as_if_never_killed(
-    source: Path, expected: dict[str, str], tmp_path: Path, stage: str
+    tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path, stage: str
 ) -> None:
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
-    first = start(command(source, out))
+    first = start(command(tiny_source, out))
     caught = wait_for(lambda: STAGES[stage](work), first)
     kill_group(first)
     if out.exists():  # the build was faster than the kill: then all of it is there
         assert stage == "publish" or not caught
-        assert digests(out) == expected
+        assert digests(out) == tiny_digests
         return
     before = shards_done(times(work))
-    code, _, err = run(command(source, out))
+    code, _, err = run(command(tiny_source, out))
     assert (code, err) == (0, "")
-    assert digests(out) == expected
+    assert digests(out) == tiny_digests
     assert not work.exists()
     for name, at in before.items():  # finished shards came through as they were
         if name.startswith("dataset/"):
             assert (out / name.removeprefix("dataset/")).stat().st_mtime_ns == at
 
 
-def test_parts_that_were_finished_are_not_done_again(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
-    out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
-    first = start(command(source, out))
+def test_partitions_that_were_finished_are_not_done_again(
+    tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path
+) -> None:
+    out, work, held = tmp_path / "tiny", tmp_path / ".tiny.building", tmp_path / "held"
+    held.touch()
+    environment = preload(tmp_path, "pipelines.stages.write:write_shard", b"shard-00003", "hold", held)
+    first = start(command(tiny_source, out), **environment)
     assert wait_for(lambda: STAGES["write"](work), first)
     kill_group(first)
     # A time no clock says: a table that was written again would lose it.
@@ -121,78 +119,80 @@ def test_parts_that_were_finished_are_not_done_again(source: Path, expected: dic
     assert len([name for name in kept if name.startswith("records/")]) == PARTS
     for name in kept:
         os.utime(work / name, ns=(1, 1))
-    second = start(command(source, out))
-    seen: dict[str, int] = {}
-
-    def look() -> bool:
-        seen.update({name: at for name, at in times(work).items() if name in kept})
-        return second.poll() is not None
-
-    wait_for(look, second)
+    second = start(command(tiny_source, out), **environment)
+    assert wait_for(lambda: len(list(work.glob("done/shard-*"))) == 3, second)
+    assert {name: at for name, at in times(work).items() if name in kept} == dict.fromkeys(kept, 1)
+    held.unlink()
     assert finish(second)[0] == 0
-    assert seen == dict.fromkeys(kept, 1)
-    assert digests(out) == expected
+    assert digests(out) == tiny_digests
 
 
-def test_interrupted_says_so_in_a_line_and_goes_on(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
-    for attempt in range(5):  # on a busy machine a build may be faster than the signal
-        out, work = tmp_path / str(attempt) / "tiny", tmp_path / str(attempt) / ".tiny.building"
-        out.parent.mkdir()
-        process = start(command(source, out))
-        assert wait_for(lambda work=work: STAGES["sign"](work), process)
-        kill_group(process, signal.SIGINT)
-        code, _, err = finish(process)
-        if code:
-            break
+def test_interrupted_says_so_in_a_line_and_goes_on(
+    tiny_source: Path, tiny_dataset: Manifest, tiny_digests: dict[str, str], tmp_path: Path
+) -> None:
+    out, work, held = tmp_path / "tiny", tmp_path / ".tiny.building", tmp_path / "held"
+    held.touch()
+    mark = _bytes_of(tiny_source, clean_row(tiny_source, tiny_dataset))[-64:]
+    environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "hold", held)
+    process = start(command(tiny_source, out), **environment)
+    assert wait_for(lambda: STAGES["sign"](work), process)
+    kill_group(process, signal.SIGINT)
+    code, _, err = finish(process)
     assert code == 1
     assert err.splitlines() == ["Error: interrupted; the same command goes on where it stopped"]
     assert not out.exists()
-    assert run(command(source, out))[0] == 0
-    assert digests(out) == expected
+    assert run(command(tiny_source, out))[0] == 0
+    assert digests(out) == tiny_digests
 
 
-def test_a_second_build_into_one_place_refuses(source: Path, tmp_path: Path) -> None:
+def test_a_second_build_into_one_place_refuses(tiny_source: Path, tmp_path: Path) -> None:
     work = workspace.work_folder(tmp_path / "tiny")
     work.mkdir()
     with open(work / "lock", "w") as lock:
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, out, err = run(command(source, tmp_path / "tiny"))
+        code, out, err = run(command(tiny_source, tmp_path / "tiny"))
     assert (code, out) == (1, "")
     assert err.splitlines() == [f"Error: {tmp_path / 'tiny'}: another build (process 4711) is writing it"]
     assert [path.name for path in work.iterdir()] == ["lock"]
 
 
-def test_going_on_with_another_setting_refuses(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_a_place_that_can_never_be_made_is_one_line(tiny_source: Path) -> None:
+    code, out, err = run(command(tiny_source, Path("/proc/x/tiny")))
+    assert (code, out) == (1, "")
+    assert err.splitlines() == ["Error: /proc/x: No such file or directory"]
+
+
+def test_going_on_with_another_setting_refuses(tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path) -> None:
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
-    process = start(command(source, out, "--set", "seed=5"))
+    process = start(command(tiny_source, out, "--set", "seed=5"))
     assert wait_for(lambda: STAGES["sign"](work), process)
     kill_group(process)
     before = digests(work)
-    code, _, err = run(command(source, out))
+    code, _, err = run(command(tiny_source, out))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "'seed': 5" in err
     assert "'seed': 0" in err
     assert "--restart" in err
     assert digests(work).items() >= {name: sha for name, sha in before.items() if name != "lock"}.items()
-    assert run(command(source, out, "--restart"))[0] == 0
-    assert digests(out) == expected
+    assert run(command(tiny_source, out, "--restart"))[0] == 0
+    assert digests(out) == tiny_digests
 
 
-def test_a_published_dataset_is_replaced_only_on_request(source: Path, tmp_path: Path) -> None:
+def test_a_published_dataset_is_replaced_only_on_request(tiny_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny"
-    run_build(source, out)
+    run_build(tiny_source, out)
     before = {name: (out / name).stat().st_mtime_ns for name in digests(out)}
     first = digests(out)
-    code, text, err = run(command(source, out, "--set", "seed=1"))
+    code, text, err = run(command(tiny_source, out, "--set", "seed=1"))
     assert (code, text) == (1, "")
     assert err.splitlines() == [
         f"Error: {out}: a dataset is published there, from another request; --overwrite replaces it"
     ]
     assert {name: (out / name).stat().st_mtime_ns for name in digests(out)} == before
     assert digests(out) == first
-    code, text, err = run(command(source, out, "--set", "seed=1", "--overwrite", "--json"))
+    code, text, err = run(command(tiny_source, out, "--set", "seed=1", "--overwrite", "--json"))
     assert code == 0, err
     assert json.loads(text)["fingerprint"] == Manifest(out).fingerprint
     assert Manifest(out).info["config"]["seed"] == 1
@@ -200,11 +200,11 @@ def test_a_published_dataset_is_replaced_only_on_request(source: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-def test_the_same_build_again_has_nothing_to_do(source: Path, tmp_path: Path) -> None:
-    code, _, err = run(command(source, tmp_path / "tiny"))
+def test_the_same_build_again_has_nothing_to_do(tiny_source: Path, tmp_path: Path) -> None:
+    code, _, err = run(command(tiny_source, tmp_path / "tiny"))
     assert (code, err) == (0, "")
     before = {name: (tmp_path / "tiny" / name).stat().st_mtime_ns for name in digests(tmp_path / "tiny")}
-    code, text, err = run(command(source, tmp_path / "tiny"))
+    code, text, err = run(command(tiny_source, tmp_path / "tiny"))
     assert code == 0
     assert "nothing to do" in err
     assert "scanned" in text
@@ -213,19 +213,21 @@ def test_the_same_build_again_has_nothing_to_do(source: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"restart": True}])
-def test_an_output_that_is_no_dataset_is_not_touched(source: Path, tmp_path: Path, options: dict[str, bool]) -> None:
+def test_an_output_that_is_no_dataset_is_not_touched(
+    tiny_source: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(BuildError, match="exists and is no dataset of ours; it is not touched"):
-        run_build(source, tmp_path / "home", **options)
+        run_build(tiny_source, tmp_path / "home", **options)
     (tmp_path / "file").write_text("a file")
     with pytest.raises(BuildError, match="exists and is no dataset of ours"):
-        run_build(source, tmp_path / "file", **options)
+        run_build(tiny_source, tmp_path / "file", **options)
     assert digests(tmp_path).keys() == {"home/letter.txt", "file"}
 
 
-def test_a_source_that_changed_since_is_said(source: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(source, tmp_path / "copy")
+def test_a_source_that_changed_since_is_said(tiny_source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_source, tmp_path / "copy")
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
     process = start(command(copy, out))
     assert wait_for(lambda: STAGES["sign"](work), process)
@@ -237,76 +239,48 @@ def test_a_source_that_changed_since_is_said(source: Path, tmp_path: Path) -> No
     assert not out.exists()
 
 
-# Dask imports this in every worker: a decoder that crashes the process, on the images that the test has chosen.
-KILLER = """
-import os, signal
-from pathlib import Path
-from pipelines.stages import signatures
-
-MARK, ONCE = {mark!r}, {once!r}
-decode = getattr(signatures, "decode_whole", signatures._decode)  # Dask loads this twice
-signatures.decode_whole = decode
-
-def crashing(image):
-    if MARK in bytes(image):
-        if not ONCE:
-            os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            Path(ONCE).touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-        except FileExistsError:
-            pass
-    return decode(image)
-
-signatures._decode = crashing
-"""
-
-
-def killer(folder: Path, mark: bytes, once: Path | None = None) -> dict[str, str]:
-    """Returns the environment in which every worker runs KILLER."""
-    path = folder / "killer.py"
-    path.write_text(KILLER.format(mark=mark, once=str(once) if once else ""))
-    return {"DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(path)])}
-
-
-def clean_row(source: Path, out: Path) -> dict:
-    """Returns a kept row of the uninterrupted build, from the middle of the set, that no planted defect refers to."""
+def clean_row(source: Path, dataset: Manifest) -> dict:
+    """Returns a kept row, from the middle of the set, that no planted defect refers to."""
     named = {row[field] for row in read_defects(source) for field in ("key", "of_key")}
-    rows = [row for row in Manifest(out).table("images").to_pylist() if row["key"] not in named]
+    rows = [row for row in dataset.table("images").to_pylist() if row["key"] not in named]
     return sorted(rows, key=lambda row: row["sid"])[len(rows) // 2]
 
 
-def test_a_record_that_kills_its_worker_is_quarantined(source: Path, tmp_path: Path) -> None:
-    whole = run_build(source, tmp_path / "whole")
-    victim = clean_row(source, tmp_path / "whole")
-    mark = _bytes_of(source, victim)[-64:]
+def test_a_record_that_kills_its_worker_is_quarantined(
+    tiny_source: Path, tiny_dataset: Manifest, tmp_path: Path
+) -> None:
+    victim = clean_row(tiny_source, tiny_dataset)
+    mark = _bytes_of(tiny_source, victim)[-64:]
     out = tmp_path / "tiny"
-    code, _, err = run(command(source, out, "--workers", "2"), **killer(tmp_path, mark))
+    environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "kill")
+    code, _, err = run(command(tiny_source, out, "--workers", "2"), **environment)
     assert code == 0, err
     found = Manifest(out)
     assert list(verify(found)) == []
-    assert found.totals["dropped"] == {**whole.totals["dropped"], "quarantined": 1}
-    assert found.totals["kept"] == whole.totals["kept"] - 1
+    assert found.totals["dropped"] == {**tiny_dataset.totals["dropped"], "quarantined": 1}
+    assert found.totals["kept"] == tiny_dataset.totals["kept"] - 1
     (gone,) = [row for row in found.table("dropped").to_pylist() if row["reason"] == "quarantined"]
     assert (gone["key"], gone["sid"]) == (victim["key"], victim["sid"])
     assert "killed the worker" in gone["detail"]
-    sids = set(whole.table("images")["sid"].to_pylist()) - {victim["sid"]}
+    sids = set(tiny_dataset.table("images")["sid"].to_pylist()) - {victim["sid"]}
     assert set(found.table("images")["sid"].to_pylist()) == sids
 
 
-def test_a_worker_that_dies_once_is_survived(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
-    run_build(source, tmp_path / "whole")
-    mark = _bytes_of(source, clean_row(source, tmp_path / "whole"))[-64:]
-    once = tmp_path / "died"
-    code, _, err = run(command(source, tmp_path / "tiny"), **killer(tmp_path, mark, once))
+def test_a_worker_that_dies_once_is_survived(
+    tiny_source: Path, tiny_dataset: Manifest, tiny_digests: dict[str, str], tmp_path: Path
+) -> None:
+    mark = _bytes_of(tiny_source, clean_row(tiny_source, tiny_dataset))[-64:]
+    died = tmp_path / "died"
+    environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "kill_once", died)
+    code, _, err = run(command(tiny_source, tmp_path / "tiny"), **environment)
     assert code == 0, err
-    assert once.exists()
+    assert died.exists()
     assert "a worker died; its task is run again alone" in err
-    assert digests(tmp_path / "tiny") == expected
+    assert digests(tmp_path / "tiny") == tiny_digests
 
 
-def _bytes_of(source: Path, row: dict) -> bytes:
-    return read_rec(source / "train.rec")[int(row["key"])][1]
+def _bytes_of(tiny_source: Path, row: dict) -> bytes:
+    return read_rec(tiny_source / "train.rec")[int(row["key"])][1]
 
 
 @pytest.fixture
@@ -327,9 +301,9 @@ def resize(disk: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
-def test_too_little_room_is_said_before_the_work_starts(source: Path, small_disk: Path) -> None:
+def test_too_little_room_is_said_before_the_work_starts(tiny_source: Path, small_disk: Path) -> None:
     resize(small_disk, "1m")
-    code, _, err = run(command(source, small_disk / "tiny"))
+    code, _, err = run(command(tiny_source, small_disk / "tiny"))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "GB free, the build needs about" in err
     assert not (small_disk / "tiny").exists()
@@ -338,11 +312,11 @@ def test_too_little_room_is_said_before_the_work_starts(source: Path, small_disk
 
 @pytest.mark.parametrize("room", [100, 400, 900])
 def test_a_full_disk_is_one_line_and_resumable(
-    source: Path, expected: dict[str, str], small_disk: Path, room: int
+    tiny_source: Path, tiny_digests: dict[str, str], small_disk: Path, room: int
 ) -> None:
     out, work = small_disk / "tiny", small_disk / ".tiny.building"
-    process = start(command(source, out))
-    assert wait_for(lambda: (work / "request.json").exists(), process)
+    process = start(command(tiny_source, out))
+    assert wait_for(lambda: STAGES["cut"](work), process)
     resize(small_disk, f"{room}k")  # after the check of free space, as if others had filled the disk
     code, _, err = finish(process)
     assert code == 1, err
@@ -350,11 +324,11 @@ def test_a_full_disk_is_one_line_and_resumable(
     assert "disk full; free some space and run the same command to go on" in err
     assert not out.exists()
     resize(small_disk, "16m")
-    code, _, err = run(command(source, out))
+    code, _, err = run(command(tiny_source, out))
     assert (code, err) == (0, "")
-    assert digests(out) == expected
+    assert digests(out) == tiny_digests
 
 
-def test_parts_are_as_many_as_the_stages_assume(source: Path, tmp_path: Path) -> None:
-    size = (source / "train.rec").stat().st_size
+def test_parts_are_as_many_as_the_stages_assume(tiny_source: Path, tmp_path: Path) -> None:
+    size = (tiny_source / "train.rec").stat().st_size
     assert -(-size // 160_000) == PARTS, f"{SPEC} is {size} bytes"

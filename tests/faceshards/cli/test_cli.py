@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from pipelines.config import BuildConfig
-from tests.pipelines.build_fixtures import read_rec, run_build, synthetic_set
+from tests.pipelines.build_fixtures import read_rec
 
 COMMANDS = (
     [],
@@ -44,16 +44,6 @@ def refusal(*arguments: str | Path, code: int = 1) -> str:
     return lines[0].removeprefix("Error: ")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic_set(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return run_build(source, tmp_path_factory.mktemp("built") / "tiny")
-
-
 @pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
 def test_every_command_explains_itself(names: Sequence[str]) -> None:
     result = call(*names, "--help")
@@ -64,19 +54,24 @@ def test_every_command_explains_itself(names: Sequence[str]) -> None:
     assert call(*names, "-h").stdout == result.stdout
 
 
-def test_summary(built: Manifest) -> None:
-    text = call("manifest", "summary", built.path)
+def test_summary(tiny_dataset: Manifest) -> None:
+    text = call("manifest", "summary", tiny_dataset.path)
     assert text.exit_code == 0
     lines = text.stdout.splitlines()
-    assert lines[0] == f"tiny at {built.path}"
-    assert lines[-1].split() == ["fingerprint", built.fingerprint]
+    assert lines[0] == f"tiny at {tiny_dataset.path}"
+    assert lines[-1].split() == ["fingerprint", tiny_dataset.fingerprint]
     figures = {tuple(line.split())[-1]: line.split()[1] for line in lines if line.split()[0] == "dropped"}
-    assert figures == {reason: str(count) for reason, count in built.totals["dropped"].items()}
-    found = json.loads(call("manifest", "summary", built.path, "--json").stdout)
-    assert found == {"path": str(built.path), "name": "tiny", "fingerprint": built.fingerprint, **built.totals,
-                     "warnings": []}  # fmt: skip
+    assert figures == {reason: str(count) for reason, count in tiny_dataset.totals["dropped"].items()}
+    found = json.loads(call("manifest", "summary", tiny_dataset.path, "--json").stdout)
+    assert found == {
+        "path": str(tiny_dataset.path),
+        "name": "tiny",
+        "fingerprint": tiny_dataset.fingerprint,
+        **tiny_dataset.totals,
+        "warnings": [],
+    }
     # dataset.json itself names the dataset too.
-    assert call("manifest", "summary", built.path / "dataset.json").stdout == text.stdout
+    assert call("manifest", "summary", tiny_dataset.path / "dataset.json").stdout == text.stdout
 
 
 def plain(rows: list[dict]) -> list[dict]:
@@ -85,65 +80,68 @@ def plain(rows: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("command", "table"),
-    [(["identities"], "identities"), (["drops"], "dropped"), (["conflicts", "--pairs"], "conflicts"),
-     (["conflicts"], "identity_links")],
-)  # fmt: skip
-def test_tables(built: Manifest, command: list[str], table: str) -> None:
-    expected = plain(built.table(table).to_pylist())
-    found = json.loads(call("manifest", *command, built.path, "--limit", "0", "--json").stdout)
+    [
+        (["identities"], "identities"),
+        (["drops"], "dropped"),
+        (["conflicts", "--pairs"], "conflicts"),
+        (["conflicts"], "identity_links"),
+    ],
+)
+def test_tables(tiny_dataset: Manifest, command: list[str], table: str) -> None:
+    expected = plain(tiny_dataset.table(table).to_pylist())
+    found = json.loads(call("manifest", *command, tiny_dataset.path, "--limit", "0", "--json").stdout)
     assert sorted(found, key=json.dumps) == sorted(expected, key=json.dumps)
-    text = call("manifest", *command, built.path, "--limit", "3")
+    text = call("manifest", *command, tiny_dataset.path, "--limit", "3")
     assert text.exit_code == 0
     assert len(text.stdout.splitlines()) == 4  # with the names of the columns
     assert text.stderr == f"(3 of {len(expected)} rows; --limit 0 for all)\n"
-    assert json.loads(call("manifest", *command, built.path, "--limit", "3", "--json").stdout) == found[:3]
+    assert json.loads(call("manifest", *command, tiny_dataset.path, "--limit", "3", "--json").stdout) == found[:3]
 
 
-def test_tables_can_be_narrowed(built: Manifest) -> None:
-    found = json.loads(call("manifest", "drops", built.path, "--reason", "wrong_size", "--json").stdout)
-    assert [row["reason"] for row in found] == ["wrong_size"] * built.totals["dropped"]["wrong_size"]
-    (row,) = json.loads(call("manifest", "identities", built.path, "--label", "3", "--json").stdout)
+def test_tables_can_be_narrowed(tiny_dataset: Manifest) -> None:
+    found = json.loads(call("manifest", "drops", tiny_dataset.path, "--reason", "wrong_size", "--json").stdout)
+    assert [row["reason"] for row in found] == ["wrong_size"] * tiny_dataset.totals["dropped"]["wrong_size"]
+    (row,) = json.loads(call("manifest", "identities", tiny_dataset.path, "--label", "3", "--json").stdout)
     assert row["label_original"] == "3"
-    assert "quarantined" not in call("manifest", "identities", built.path).stdout  # a column of zeros
-    assert "'boring' is not one of" in refusal("manifest", "drops", built.path, "--reason", "boring", code=2)
+    assert "quarantined" not in call("manifest", "identities", tiny_dataset.path).stdout  # a column of zeros
+    assert "'boring' is not one of" in refusal("manifest", "drops", tiny_dataset.path, "--reason", "boring", code=2)
 
 
-def test_image_gives_back_the_bytes_of_the_source(source: Path, built: Manifest, tmp_path: Path) -> None:
-    row = built.table("images").to_pylist()[7]
+def test_image_gives_back_the_bytes_of_the_source(tiny_source: Path, tiny_dataset: Manifest, tmp_path: Path) -> None:
+    row = tiny_dataset.table("images").to_pylist()[7]
     out = tmp_path / "face.jpg"
-    text = call("manifest", "image", built.path, str(row["sid"]), "--out", out)
+    text = call("manifest", "image", tiny_dataset.path, str(row["sid"]), "--out", out)
     assert text.exit_code == 0
-    assert out.read_bytes() == read_rec(source / "train.rec")[int(row["key"])][1]
+    assert out.read_bytes() == read_rec(tiny_source / "train.rec")[int(row["key"])][1]
     assert dict(line.split(maxsplit=1) for line in text.stdout.splitlines())["sha256"] == row["sha256"].hex()
-    (found,) = json.loads(call("manifest", "image", built.path, str(row["sid"]), "--json").stdout)
+    (found,) = json.loads(call("manifest", "image", tiny_dataset.path, str(row["sid"]), "--json").stdout)
     assert found == plain([row])[0]
     assert found["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
-def test_image_of_a_dropped_row(built: Manifest, tmp_path: Path) -> None:
-    row = built.table("dropped").to_pylist()[0]
-    assert json.loads(call("manifest", "image", built.path, str(row["sid"]), "--json").stdout) == [row]
-    line = refusal("manifest", "image", built.path, str(row["sid"]), "--out", tmp_path / "face.jpg")
+def test_image_of_a_dropped_row(tiny_dataset: Manifest, tmp_path: Path) -> None:
+    row = tiny_dataset.table("dropped").to_pylist()[0]
+    assert json.loads(call("manifest", "image", tiny_dataset.path, str(row["sid"]), "--json").stdout) == [row]
+    line = refusal("manifest", "image", tiny_dataset.path, str(row["sid"]), "--out", tmp_path / "face.jpg")
     assert f"was dropped ({row['reason']})" in line
     assert not (tmp_path / "face.jpg").exists()
 
 
-def test_image_mistakes(built: Manifest, tmp_path: Path) -> None:
-    count = built.totals["scanned"]
-    assert refusal("manifest", "image", built.path, str(count)) == (
-        f"{built.path}: no sid {count}; they go from 0 to {count - 1}"
+def test_image_mistakes(tiny_dataset: Manifest, tmp_path: Path) -> None:
+    count = tiny_dataset.totals["scanned"]
+    assert refusal("manifest", "image", tiny_dataset.path, str(count)) == (
+        f"{tiny_dataset.path}: no sid {count}; they go from 0 to {count - 1}"
     )
-    sid = str(built.table("images")["sid"][0])
-    assert "No such file" in refusal("manifest", "image", built.path, sid, "--out", tmp_path / "no" / "face.jpg")
-    assert "is not a valid integer" in refusal("manifest", "image", built.path, "seven", code=2)
+    sid = str(tiny_dataset.table("images")["sid"][0])
+    assert "No such file" in refusal("manifest", "image", tiny_dataset.path, sid, "--out", tmp_path / "no" / "face.jpg")
+    assert "is not a valid integer" in refusal("manifest", "image", tiny_dataset.path, "seven", code=2)
 
 
-def test_verify_says_so_when_all_is_well(built: Manifest) -> None:
-    result = call("manifest", "verify", built.path)
+def test_verify_says_so_when_all_is_well(tiny_dataset: Manifest) -> None:
+    result = call("manifest", "verify", tiny_dataset.path)
     assert result.exit_code == 0
-    assert result.stdout == (
-        f"{built.path}: {built.totals['kept']} images in {built.totals['shards']} shards are as the manifest says\n"
-    )
+    kept, shards = (tiny_dataset.totals[name] for name in ("kept", "shards"))
+    assert result.stdout == f"{tiny_dataset.path}: {kept} images in {shards} shards are as the manifest says\n"
 
 
 def flip(path: Path, at: int) -> None:
@@ -153,6 +151,7 @@ def flip(path: Path, at: int) -> None:
 
 
 SHARD = "shards/shard-00002.mindrecord"
+TABLE = "manifest/images.parquet/part-00001.parquet"
 
 
 @pytest.mark.parametrize(
@@ -167,18 +166,27 @@ SHARD = "shards/shard-00002.mindrecord"
         (lambda out: shutil.copy(out / "shards/shard-00001.mindrecord", out / SHARD), SHARD),
         (lambda out: flip(out / "manifest/identities.parquet", 200), "manifest/identities.parquet"),
         (lambda out: (out / "manifest/dropped.parquet").unlink(), "manifest/dropped.parquet"),
-        (lambda out: flip(out / "manifest/images.parquet/part-00001.parquet", 900),
-         "manifest/images.parquet/part-00001.parquet"),
-        (lambda out: (out / "manifest/images.parquet/part-00001.parquet").unlink(),
-         "manifest/images.parquet/part-00001.parquet"),
+        (lambda out: flip(out / TABLE, 900), TABLE),
+        (lambda out: (out / TABLE).unlink(), TABLE),
     ],
-    ids=["byte", "head", "db-byte", "db-gone", "shard-gone", "shard-cut", "other-shard", "parquet", "parquet-gone",
-         "part", "part-gone"],
-)  # fmt: skip
+    ids=[
+        "byte",
+        "head",
+        "db-byte",
+        "db-gone",
+        "shard-gone",
+        "shard-cut",
+        "other-shard",
+        "parquet",
+        "parquet-gone",
+        "part",
+        "part-gone",
+    ],
+)
 def test_verify_names_what_is_damaged(
-    built: Manifest, tmp_path: Path, damage: Callable[[Path], object], culprit: str
+    tiny_dataset: Manifest, tmp_path: Path, damage: Callable[[Path], object], culprit: str
 ) -> None:
-    out = shutil.copytree(built.path, tmp_path / "copy")
+    out = shutil.copytree(tiny_dataset.path, tmp_path / "copy")
     damage(out)
     result = call("manifest", "verify", out)
     assert result.exit_code == 1
@@ -187,11 +195,11 @@ def test_verify_names_what_is_damaged(
     assert result.stderr == f"Error: {out}: {len(lines)} mismatches\n"
 
 
-def test_verify_names_the_row_of_a_flipped_byte(built: Manifest, tmp_path: Path) -> None:
-    out = shutil.copytree(built.path, tmp_path / "copy")
-    row = next(row for row in built.table("images").to_pylist() if row["shard"] == 2)
+def test_verify_names_the_row_of_a_flipped_byte(tiny_dataset: Manifest, tmp_path: Path) -> None:
+    out = shutil.copytree(tiny_dataset.path, tmp_path / "copy")
+    row = next(row for row in tiny_dataset.table("images").to_pylist() if row["shard"] == 2)
     sid = str(row["sid"])
-    call("manifest", "image", built.path, sid, "--out", tmp_path / "face.jpg")
+    call("manifest", "image", tiny_dataset.path, sid, "--out", tmp_path / "face.jpg")
     at = (out / SHARD).read_bytes().index((tmp_path / "face.jpg").read_bytes())
     flip(out / SHARD, at + 100)
     lines = call("manifest", "verify", out).stdout.splitlines()
@@ -207,9 +215,14 @@ def test_a_folder_without_a_dataset(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("{", "damaged: "), ("[]", "damaged: "), ('{"schema_version": 1}', "damaged: "),
-     ('{"schema_version": 99, "totals": {}, "fingerprint": ""}', "schema version 99; this release reads 1")],
-)  # fmt: skip
+    [
+        ("{", "damaged: Expecting property name"),
+        ("[]", "damaged: list indices must be integers"),
+        ("{}", "damaged: 'schema_version'"),
+        ('{"schema_version": 1}', "damaged: 'name'"),
+        ('{"schema_version": 99}', "schema version 99; this release reads 1"),
+    ],
+)
 def test_a_dataset_json_that_is_none(text: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(text)
     assert line in refusal("manifest", "summary", tmp_path)
@@ -252,13 +265,13 @@ def test_unknown_and_missing_sets(tmp_path: Path) -> None:
         ("max_images=1", "--set: max_images: 1 is below min_images 2"),
     ],
 )
-def test_settings_that_are_none(setting: str, line: str, source: Path, tmp_path: Path) -> None:
-    assert refusal("build", "--source", source, "--out", tmp_path / "out", "--set", setting).startswith(line)
+def test_settings_that_are_none(setting: str, line: str, tiny_source: Path, tmp_path: Path) -> None:
+    assert refusal("build", "--source", tiny_source, "--out", tmp_path / "out", "--set", setting).startswith(line)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_that_cannot_be_read(source: Path, tmp_path: Path) -> None:
-    build = ("build", "--source", source, "--out", tmp_path / "out")
+def test_settings_that_cannot_be_read(tiny_source: Path, tmp_path: Path) -> None:
+    build = ("build", "--source", tiny_source, "--out", tmp_path / "out")
     assert refusal(*build, "--set", "seed", code=2) == "--set seed: not KEY=VALUE"
     assert refusal(*build, "--set", "seed=[", code=2) == "--set seed=[: the value is not YAML"
     file = tmp_path / "settings.yaml"
@@ -274,8 +287,8 @@ def test_settings_that_cannot_be_read(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a;b", "what?", "it's", "a:b", "a|b"])
-def test_a_path_that_mindrecord_cannot_open(name: str, source: Path, tmp_path: Path) -> None:
-    line = refusal("build", "--source", source, "--out", tmp_path / name)
+def test_a_path_that_mindrecord_cannot_open(name: str, tiny_source: Path, tmp_path: Path) -> None:
+    line = refusal("build", "--source", tiny_source, "--out", tmp_path / name)
     assert line.startswith(f"{tmp_path / name}: ")
     assert "MindRecord" in line
     assert any(f" {bad} " in line for bad in ";?':|")
@@ -285,8 +298,8 @@ def test_a_path_that_mindrecord_cannot_open(name: str, source: Path, tmp_path: P
 def test_datasets(tmp_path: Path) -> None:
     (tmp_path / "casia").mkdir()
     rows = {row["name"]: row for row in json.loads(call("datasets", "--data-root", tmp_path, "--json").stdout)}
-    assert list(rows) == ["casia", "ms1mv2", "ms1mv3", "glint360k", "webface4m", "webface12m", "webface42m",
-                          "synthetic"]  # fmt: skip
+    webface = ["webface4m", "webface12m", "webface42m"]
+    assert list(rows) == ["casia", "ms1mv2", "ms1mv3", "glint360k", *webface, "synthetic"]
     assert [name for name, row in rows.items() if row["present"]] == ["casia"]
     assert (rows["casia"]["identities"], rows["casia"]["images"]) == (10572, 490623)
     assert rows["casia"]["path"] == str(tmp_path / "casia")

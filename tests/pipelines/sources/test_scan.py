@@ -16,10 +16,11 @@ from faceshards.errors import ConfigError, SourceError
 from pipelines.config import BuildConfig
 from pipelines.records import MAX_LABEL
 from pipelines.sources import folder, recordio
+from pipelines.sources.base import OpenFiles, Place
 from pipelines.sources.catalog import dataset_folder, known_datasets
 from pipelines.sources.find import cut, find_files
 from pipelines.sources.folder import walk_images
-from pipelines.stages.sign import scan
+from pipelines.sources.registry import SOURCES, read_image, scan
 from pipelines.stages.signatures import sign
 from tests import mxnet_compat
 from tests.recs import jpeg, pack, pack_flag, png, write_im2rec, write_insightface, write_rec
@@ -501,3 +502,46 @@ def test_names_that_are_not_utf8_are_left_aside_and_told(tmp_path):
 def test_walk_images_is_sorted_and_restartable(tmp_path):
     write_folder(tmp_path)
     assert list(walk_images(tmp_path, [])) == sorted(walk_images(tmp_path, []))
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def test_files_are_of_the_kind_that_found_them(tmp_path, faces):
+    write_insightface(tmp_path / "recordio", faces)
+    write_folder(tmp_path / "folder")
+    for kind in SOURCES:
+        assert [file.kind for file in find_files(tmp_path / kind)[0]] == [kind]
+    assert list(SOURCES) == ["recordio", "folder"]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_images_are_read_back_as_they_were_scanned(tmp_path, faces, kind):
+    if kind == "folder":
+        write_folder(tmp_path / "set")
+    else:
+        escaped = b"\xff\xd8" + b"\x0a\x23\xd7\xce" * 3 + b"abc"  # cut into parts
+        write_im2rec(tmp_path / "set", [(0, faces[0][0]), (1, bytes(2) + escaped), ([2.0, 9.0], faces[2][0])])
+    (tmp_path / "work").mkdir()
+    (file,), _ = find_files(tmp_path / "set")
+    count = 0
+    with OpenFiles() as opened:
+        for part in cut([file], tmp_path / "work", 500)[0]:
+            found = scan(part)
+            for *columns, image in zip(
+                found.key, found.offset, found.header, found.size, found.parts, found.images, strict=True
+            ):
+                assert read_image(file, Place(*columns), opened) == image.tobytes()
+                count += 1
+    assert count == (9 if kind == "folder" else 3)
+
+
+def test_a_file_that_changed_since_it_was_scanned_is_not_read(tmp_path, faces):
+    offsets = write_insightface(tmp_path, faces)
+    (file,), _ = find_files(tmp_path)
+    os.utime(file.path, ns=(1, 1))
+    with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
+        read_image(file, Place("1", offsets[1], 24, len(faces[0][0]), 1), opened)
+    os.unlink(file.path)
+    with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: No such file or directory"):
+        read_image(file, Place("1", offsets[1], 24, len(faces[0][0]), 1), opened)

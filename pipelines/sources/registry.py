@@ -1,0 +1,43 @@
+"""The kinds of sources, and what is done with a piece of any of them: nothing outside this folder asks for its kind."""
+
+from __future__ import annotations
+
+from faceshards.errors import SourceError
+from pipelines.sources import folder, recordio
+from pipelines.sources.base import OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
+
+SOURCES: dict[str, SourceKind] = {"recordio": recordio, "folder": folder}
+"""By kind, as manifests name it, in the order in which they are asked whether a path is theirs."""
+
+
+def scan(part: Partition) -> Scanned:
+    """Returns the partition's rows and images.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        return SOURCES[part.kind].scan(part)
+    except OSError as error:
+        raise SourceError(f"{part.path}: {error.strerror or error}") from None
+
+
+def identity_names(part: Partition) -> list[str] | None:
+    """Returns the names of the identities by label; None if labels are their own names.
+
+    Args:
+        part: any partition of the source.
+    """
+    return SOURCES[part.kind].names(part)
+
+
+def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
+    """Returns the encoded image at a place of a source file, as the file was when the build started.
+
+    Raises:
+        SourceError: the file changed, or went away, since it was scanned.
+    """
+    try:
+        return SOURCES[file.kind].read(file, place, opened)
+    except OSError as error:
+        raise SourceError(f"{file.path}: {error.strerror}") from None
