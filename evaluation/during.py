@@ -37,7 +37,7 @@ class Verifier:
         self._backbone: nn.Cell | None = None
         self._embedder = Embedder(raw_pixels)
         # What the images themselves give, without any training, by set.
-        self.raw_pixels = {entry.name: self._measure(entry).accuracy for entry in self._sets}
+        self.raw_pixels = {entry.name: self._measure(entry).value("accuracy") for entry in self._sets}
 
     def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float]]:
         """Returns 10-fold accuracy and threshold (a cosine) by set; leaves the backbone in evaluation mode."""
@@ -45,7 +45,7 @@ class Verifier:
             self._backbone, self._embedder = backbone, Embedder(cell_forward(backbone))  # compiled once a run
         backbone.set_train(False)
         results = {entry.name: self._measure(entry) for entry in self._sets}
-        return {name: (result.accuracy, result.threshold_cosine) for name, result in results.items()}
+        return {name: (result.value("accuracy"), result.threshold_cosine) for name, result in results.items()}
 
     def _measure(self, entry: VerificationSet) -> Verification:
         """Returns what the pairs of a set give whose images can be decoded."""

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from evaluation.embedder import Embedder, Forward
 from evaluation.ijb.alignment import AlignmentError, align
 from evaluation.ijb.protocol import IjbError, Protocol
-from evaluation.protocol.verification import Interval
+from evaluation.protocol.figures import Interval
 from training.data.transforms import ImageError, decode
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
