@@ -8,11 +8,12 @@ import re
 import numpy as np
 import pytest
 
+from evaluation.protocol.metrics import METRICS
 from evaluation.protocol.verification import verify_distances
 from evaluation.report.figures import POINTS, roc_points
 from evaluation.report.published import published, published_ijbc
 from evaluation.report.table import Entry, table
-from evaluation.report.write import hardest, write
+from evaluation.report.write import KEYS, hardest, write
 from tests.recs import jpeg
 
 PAIRS = 40
@@ -78,6 +79,15 @@ def test_json_has_every_figure_and_no_nan(tmp_path):
     for name in ("accuracy", "interval", "val", "val_interval", "eer_interval", "auc_interval", "impostors",
                  "accuracy_without_mirror", "accuracy_without_mirror_interval"):  # fmt: skip
         assert report[name] is not None
+
+
+def test_a_new_metric_comes_last_in_the_json(tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "worst fold", lambda pairs: {"worst_fold": pairs.judged.accuracies.min(axis=1)})
+    found = entry("lfw")
+    write(tmp_path, [found])
+    report = json.loads((tmp_path / "report.json").read_text())[0]
+    assert list(report) == [*KEYS, "worst_fold", "worst_fold_interval"]
+    assert report["worst_fold"] == min(found.result.fold_accuracies)
 
 
 def test_a_curve_of_many_pairs_has_few_points():
