@@ -29,9 +29,17 @@ def main() -> None:
         rows[low : low + (1 << 14)] += 3 * rng.standard_normal(rows[low : low + (1 << 14)].shape, np.float32)
     pairs = rng.integers(0, TEMPLATES, (PAIRS, 2))
     pairs[:GENUINE, 1] = pairs[:GENUINE, 0]
-    protocol = Protocol("ijbc", Path(), [""] * IMAGES, template, rng.integers(0, 1 << 18, IMAGES),
-                        np.zeros((0, 5, 2), np.float32), rng.random(IMAGES, np.float32), pairs,
-                        person[pairs[:, 0]] == person[pairs[:, 1]])  # fmt: skip
+    protocol = Protocol(
+        name="ijbc",
+        images=Path(),
+        names=[""] * IMAGES,
+        template=template,
+        media=rng.integers(0, 1 << 18, IMAGES),
+        points=np.zeros((0, 5, 2), np.float32),
+        score=rng.random(IMAGES, np.float32),
+        pairs=pairs,
+        same=person[pairs[:, 0]] == person[pairs[:, 1]],
+    )
     before = peak_memory() / 1e9
     start = time.perf_counter()
     result = measure(protocol, rows)
@@ -40,7 +48,9 @@ def main() -> None:
     print(
         f"{PAIRS:,} pairs of {TEMPLATES:,} templates: {seconds:.1f} s; peak {before:.2f} GB before, {peak:.2f} GB in it"
     )
-    print("TAR: " + ", ".join(f"{far:g} {tar:.4f}" for far, tar in result.tar.items() if tar is not None))
+    print(
+        "; ".join(f"{name} {figure.value:.4f}" for name, figure in result.figures.items() if figure.value is not None)
+    )
 
 
 if __name__ == "__main__":

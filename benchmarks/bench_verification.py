@@ -81,7 +81,7 @@ def loops(rows: np.ndarray, same: np.ndarray) -> list[float]:
 def ours(rows: np.ndarray, same: np.ndarray, bootstrap: int = 0) -> list[float]:
     """Returns the same figures."""
     got = verify(rows, same, bootstrap=bootstrap)
-    return [got.accuracy, got.std, got.val, got.val_std, got.far]
+    return [got.value("accuracy"), got.std, got.value("val"), got.val_std, got.far]
 
 
 SIDES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {

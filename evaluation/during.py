@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from mindspore import nn
 
-from evaluation.embedder import Embedder, left_out, usable_pairs
+from evaluation.embedder import Embedder
+from evaluation.measure import embed_set
 from evaluation.models.backbone_model import cell_forward
-from evaluation.protocol.verification import Verification, verify
+from evaluation.protocol.verification import Verification
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import VerificationSet, read_bin
 
@@ -31,32 +32,30 @@ class Verifier:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._sets = [read_bin(path) for path in paths]
-        names = [entry.name for entry in self._sets]
+        names = [source.name for source in self._sets]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise FaceshardsError(f"verify: two sets are named {twice}; rename a file")
         self._backbone: nn.Cell | None = None
         self._embedder = Embedder(raw_pixels)
         # What the images themselves give, without any training, by set.
-        self.raw_pixels = {entry.name: self._measure(entry).accuracy for entry in self._sets}
+        self.raw_pixels = {source.name: self._measure(source).value("accuracy") for source in self._sets}
 
     def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float]]:
         """Returns 10-fold accuracy and threshold (a cosine) by set; leaves the backbone in evaluation mode."""
         if self._backbone is not backbone:
             self._backbone, self._embedder = backbone, Embedder(cell_forward(backbone))  # compiled once a run
         backbone.set_train(False)
-        results = {entry.name: self._measure(entry) for entry in self._sets}
-        return {name: (result.accuracy, result.threshold_cosine) for name, result in results.items()}
+        results = {source.name: self._measure(source) for source in self._sets}
+        return {name: (result.value("accuracy"), result.threshold_cosine) for name, result in results.items()}
 
-    def _measure(self, entry: VerificationSet) -> Verification:
+    def _measure(self, source: VerificationSet) -> Verification:
         """Returns what the pairs of a set give whose images can be decoded."""
-        views, problems = self._embedder.views(entry.images)
-        both, _, pairs, lost = usable_pairs(views, problems)
-        if lost and self._backbone is None:  # said once
-            log.warning("%s: %d of %d pairs left out: %s", entry.name, len(lost), len(entry.same), lost[0])
-        try:
-            return verify(both, entry.same[pairs], bootstrap=0)
-        except FaceshardsError as error:
-            raise FaceshardsError(f"{entry.name}: {error}{left_out(lost, len(entry.same))}") from None
+        found = embed_set(source, self._embedder)
+        if found.lost and self._backbone is None:  # said once
+            log.warning(
+                "%s: %d of %d pairs left out: %s", source.name, len(found.lost), len(source.same), found.lost[0]
+            )
+        return found.verify(bootstrap=0)
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:

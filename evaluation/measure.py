@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.embedder import Embedder, left_out, usable_pairs
 from evaluation.models.model import Model
-from evaluation.protocol.verification import check_pairs, distances, mean_norm, verify
+from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import VerificationSet, read_bin
@@ -34,8 +36,70 @@ def read_sets(paths: Sequence[Path]) -> list[VerificationSet]:
     return found
 
 
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """The embeddings of a set's pairs, those apart whose images do not decode.
+
+    Args:
+        source: the set.
+        both: (2Q, D) float, of image and mirror image together.
+        views: (2, 2Q, D) float32, of the images and of the mirror images; None for embeddings from elsewhere.
+        places: (Q,) int64, the places of these pairs in the set.
+        lost: a line for each of the others.
+    """
+
+    source: VerificationSet
+    both: np.ndarray
+    views: np.ndarray | None
+    places: np.ndarray
+    lost: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> np.ndarray:
+        """(Q,) bool, whether a pair shows one person."""
+        return self.source.same[self.places]
+
+    def named(self) -> AbstractContextManager[None]:
+        """Puts the set's name before an error, and what was left out behind it."""
+        return _named(self.source, left_out(self.lost, len(self.source.same)))
+
+    def verify(self, **options: Any) -> Verification:
+        """Returns what the pairs give; `options` are verify()'s, and its errors name the set."""
+        with self.named():
+            return verify(self.both, self.same, **options)
+
+    def entry(self) -> Entry:
+        """Returns all that a report has of the set; raises as verify()."""
+        views = self.views
+        result = self.verify(fars=FARS, xnorm=None if views is None else mean_norm(views))
+        return Entry(
+            name=self.source.name,
+            result=result,
+            plain=None if views is None else dataclasses.replace(self, both=views[0]).verify(),
+            distances=distances(self.both)[0],
+            same=self.same,
+            pictures=[self.source.images[i] for pair in self.places for i in (2 * pair, 2 * pair + 1)],
+            problems=self.lost,
+            numbers=self.places.tolist(),
+        )
+
+
+def embed_set(source: VerificationSet, embedder: Embedder, quiet: bool = True) -> EmbeddedSet:
+    """Returns the embeddings of a set's pairs; those whose images do not decode are left out, and listed.
+
+    Raises:
+        FaceshardsError: what is left of the set measures nothing, or the model gives a value that is not finite.
+    """
+    images = tqdm(source.images, desc=source.name, unit=" images", disable=quiet, mininterval=0.5)
+    views, problems = embedder.views(images)  # (2, 2P, D)
+    found = EmbeddedSet(source, *usable_pairs(views, problems))
+    with found.named():
+        check_pairs(found.same)
+    return found
+
+
 def measure_model(model: Model, sets: Sequence[VerificationSet], quiet: bool = False) -> list[Entry]:
-    """Returns what a model gives on sets; pairs whose images do not decode are left out, and listed.
+    """Returns what a model gives on sets.
 
     Args:
         model: embeds the images.
@@ -46,37 +110,17 @@ def measure_model(model: Model, sets: Sequence[VerificationSet], quiet: bool = F
         FaceshardsError: what is left of a set measures nothing, or an embedding is not finite.
     """
     embedder = Embedder(model.forward)
-    entries = []
-    for entry in sets:
-        images = tqdm(entry.images, desc=entry.name, unit=" images", disable=quiet, mininterval=0.5)
-        views, problems = embedder.views(images)  # (2, 2P, D)
-        both, views, pairs, lost = usable_pairs(views, problems)
-        entries.append(_entry(entry, both, views, pairs, lost))
-    return entries
+    return [embed_set(source, embedder, quiet).entry() for source in sets]
 
 
-def measure_embeddings(path: Path, entry: VerificationSet) -> Entry:
+def measure_embeddings(path: Path, source: VerificationSet) -> Entry:
     """Returns what the embeddings of an .npy (2P, D) give on a set.
 
     Raises:
         FaceshardsError: they are not its images', or not finite.
     """
-    rows = read_array(path, len(entry.images), entry.name)
-    return _entry(entry, rows, None, np.arange(len(entry.same)), ())
-
-
-def _entry(
-    entry: VerificationSet, both: np.ndarray, views: np.ndarray | None, pairs: np.ndarray, problems: tuple[str, ...]
-) -> Entry:
-    """Returns what the embeddings of some pairs of a set give."""
-    same = entry.same[pairs]
-    with _named(entry, left_out(problems, len(entry.same))):
-        check_pairs(same)
-        result = verify(both, same, fars=FARS, xnorm=None if views is None else mean_norm(views))
-        plain = None if views is None else verify(views[0], same)
-        dist, _ = distances(both)
-    pictures = [entry.images[i] for pair in pairs for i in (2 * pair, 2 * pair + 1)]
-    return Entry(entry.name, result, plain, dist, same, pictures, problems, pairs.tolist())
+    rows = read_array(path, len(source.images), source.name)
+    return EmbeddedSet(source, both=rows, views=None, places=np.arange(len(source.same))).entry()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ recognition/arcface_torch/eval_ijbc.py; the benchmark: Maze et al., IARPA Janus 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from evaluation.embedder import Embedder, Forward
 from evaluation.ijb.alignment import AlignmentError, align
 from evaluation.ijb.protocol import IjbError, Protocol
-from evaluation.protocol.verification import Interval
+from evaluation.protocol.figures import Figure, Interval, middle, tar_name
 from training.data.transforms import ImageError, decode
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -35,18 +35,14 @@ class IjbResult:
         impostors: those of two persons among them.
         dropped_images: without an embedding.
         dropped_pairs: with a template that has no image left; pairs + dropped_pairs are all of the benchmark.
-        tar: true accept rate by false accept rate; None where the impostor pairs are too few to measure it.
-        intervals: 95 % intervals of these, by resampled pairs.
-        auc: area under the ROC curve.
+        figures: by name: the true accept rate at each false accept rate, and auc, which has no interval.
     """
 
     pairs: int
     impostors: int
     dropped_images: int
     dropped_pairs: int
-    tar: dict[float, float | None]
-    intervals: dict[float, Interval | None]
-    auc: float
+    figures: dict[str, Figure]
 
 
 def embed_protocol(protocol: Protocol, forward: Forward, places: Iterable[int]) -> tuple[np.ndarray, dict[int, str]]:
@@ -159,19 +155,23 @@ def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] 
     if impostors in (0, len(same)):
         raise IjbError(f"{protocol.name}: the {len(same)} pairs left are all of one kind")
     far, tar = (rates[::-1] for rates in roc_curve(same, scores)[:2])  # of equal FARs the largest TAR comes first
-    values = {wanted: float(tar[np.argmin(np.abs(far - wanted))]) for wanted in fars}
-    found = _intervals(scores, same, fars, seed)
-    measurable = {wanted: wanted * impostors >= 1 for wanted in fars}
+    figures = {}
+    for wanted, interval in zip(fars, _intervals(scores, same, fars, seed), strict=True):
+        value = float(tar[np.argmin(np.abs(far - wanted))])
+        # Too few pairs of two persons cannot show the rate.
+        figures[tar_name(wanted)] = Figure(value, interval) if wanted * impostors >= 1 else Figure(None)
+    figures["auc"] = Figure(float(roc_auc_score(same, scores)))
     return IjbResult(
-        len(same), impostors, dropped, int(np.count_nonzero(~kept)),
-        {wanted: values[wanted] if measurable[wanted] else None for wanted in fars},
-        {wanted: found[wanted] if measurable[wanted] else None for wanted in fars},
-        float(roc_auc_score(same, scores)),
-    )  # fmt: skip
+        pairs=len(same),
+        impostors=impostors,
+        dropped_images=dropped,
+        dropped_pairs=int(np.count_nonzero(~kept)),
+        figures=figures,
+    )
 
 
-def _intervals(scores: np.ndarray, same: np.ndarray, fars: tuple[float, ...], seed: int) -> dict[float, Interval]:
-    """Returns the middle 95 % of each TAR over resampled pairs.
+def _intervals(scores: np.ndarray, same: np.ndarray, fars: tuple[float, ...], seed: int) -> Iterator[Interval | None]:
+    """Yields the middle 95 % of the TAR at each of `fars` over resampled pairs.
 
     Scores are counted in cells whose borders are impostor scores, close together where FARs are low; resampling pairs
     is then a Poisson draw for each cell.
@@ -186,9 +186,6 @@ def _intervals(scores: np.ndarray, same: np.ndarray, fars: tuple[float, ...], se
         drawn = rng.poisson(counts, (RESAMPLES, len(borders)))[:, ::-1].cumsum(axis=1)
         rates.append(drawn / np.maximum(drawn[:, -1:], 1))
     far, tar = rates
-    found = {}
     for wanted in fars:
         nearest = np.abs(far - wanted).argmin(axis=1)  # (R,)
-        low, high = np.quantile(tar[np.arange(RESAMPLES), nearest], [0.025, 0.975])
-        found[wanted] = (float(low), float(high))
-    return found
+        yield middle(tar[np.arange(RESAMPLES), nearest])

@@ -55,30 +55,48 @@ def read_protocol(root: Path) -> Protocol:
         raise IjbError(f"{root / 'meta'}: {len(found)} files ijbb_ or ijbc_face_tid_mid.txt, not one")
     name = found[0].name[:4]
     faces = _columns(found[0], {"name": pa.string(), "template": pa.int64(), "media": pa.int64()})
+    points, score = _marks(found[0].with_name(f"{name}_name_5pts_score.txt"), faces["name"].to_pylist(), found[0].name)
+    template = faces["template"].to_numpy()
+    pairs, same = _pairs(found[0].with_name(f"{name}_template_pair_label.txt"), template)
+    return Protocol(
+        name=name,
+        images=root / "loose_crop",
+        names=faces["name"].to_pylist(),
+        template=template,
+        media=faces["media"].to_numpy(),
+        points=points,
+        score=score,
+        pairs=pairs,
+        same=same,
+    )
+
+
+def _marks(path: Path, names: list[str], listed: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (N, 5, 2) landmarks and (N,) scores, float32 both, of the images `names` that the file `listed` has."""
     points = [f"{axis}{i}" for i in range(5) for axis in "xy"]
-    path = found[0].with_name(f"{name}_name_5pts_score.txt")
     marks = _columns(path, {"name": pa.string(), **dict.fromkeys(points, pa.float32()), "score": pa.float32()})
-    names = faces["name"].to_pylist()
-    if names != marks["name"].to_pylist():
-        pairs = zip(names, marks["name"].to_pylist(), strict=False)
-        line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), min(len(names), len(marks)) + 1)
-        raise IjbError(f"{path}:{line}: not the image of the same line of {found[0].name}")
-    path = found[0].with_name(f"{name}_template_pair_label.txt")
+    if names != (others := marks["name"].to_pylist()):
+        lines = enumerate(zip(names, others, strict=False), 1)
+        line = next((i for i, (a, b) in lines if a != b), min(len(names), len(others)) + 1)
+        raise IjbError(f"{path}:{line}: not the image of the same line of {listed}")
+    score = marks["score"].to_numpy()
+    _refuse(path, ~np.isfinite(score), "a score that is not finite")
+    return np.stack([marks[column].to_numpy() for column in points], axis=1).reshape(-1, 5, 2), score
+
+
+def _pairs(path: Path, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (P, 2) int64, the pairs of templates, and (P,) bool, whether a pair is one person."""
     lines = _columns(path, {"a": pa.int64(), "b": pa.int64(), "same": pa.int64()})
     pairs, same = np.stack([lines["a"].to_numpy(), lines["b"].to_numpy()], axis=1), lines["same"].to_numpy()
-    template = faces["template"].to_numpy()
-    for wrong, what in (
-        (~np.isin(pairs, np.unique(template)).all(axis=1), "a template without images"),
-        ((same != 0) & (same != 1), "a label that is neither 0 nor 1"),
-    ):
-        if wrong.any():
-            raise IjbError(f"{path}:{int(wrong.argmax()) + 1}: {what}")
-    if not np.isfinite(marks["score"].to_numpy()).all():
-        line = int((~np.isfinite(marks["score"].to_numpy())).argmax()) + 1
-        raise IjbError(f"{path.with_name(f'{name}_name_5pts_score.txt')}:{line}: a score that is not finite")
-    landmarks = np.stack([marks[column].to_numpy() for column in points], axis=1).reshape(-1, 5, 2)
-    return Protocol(name, root / "loose_crop", names, template, faces["media"].to_numpy(), landmarks,
-                    marks["score"].to_numpy(), pairs, same == 1)  # fmt: skip
+    _refuse(path, ~np.isin(pairs, np.unique(template)).all(axis=1), "a template without images")
+    _refuse(path, (same != 0) & (same != 1), "a label that is neither 0 nor 1")
+    return pairs, same == 1
+
+
+def _refuse(path: Path, wrong: np.ndarray, what: str) -> None:
+    """Names the first line that is wrong, if one is; `wrong` has a bool a line."""
+    if wrong.any():
+        raise IjbError(f"{path}:{int(wrong.argmax()) + 1}: {what}")
 
 
 def _columns(path: Path, types: dict[str, pa.DataType]) -> pa.Table:

@@ -9,15 +9,17 @@ davidsandberg/facenet, src/facenet.py, from which they come.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.protocol.intervals import EXACT, THRESHOLDS, Cells, Figures
+from evaluation.protocol.figures import Figure
+from evaluation.protocol.intervals import EXACT, THRESHOLDS, Cells, Weighted
+from evaluation.protocol.metrics import figures, measure, resample
 from faceshards.errors import FaceshardsError
 
-Interval = tuple[float, float]
 _ROWS = 256  # pairs normalised at a time: 2 MB of float64 at 512 components, which stays in a core's cache
 
 
@@ -27,59 +29,58 @@ class VerificationError(FaceshardsError):
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured on a set. Rates are 0 to 1, thresholds squared distances, intervals 95 % or None.
+    """What was measured on a set. Rates are 0 to 1, thresholds squared distances.
 
     Args:
+        figures: by name; see evaluation.protocol.metrics.
         pairs: their number.
-        accuracy: mean over the folds.
-        std: population standard deviation over the folds.
-        interval: of the accuracy.
+        impostors: pairs of two persons.
         fold_accuracies: (folds,).
         fold_thresholds: (folds,).
-        val: mean true accept rate at the false accept rate 1e-3 of the other folds.
-        val_std: over the folds.
-        far: mean false accept rate met.
-        tar: true accept rate at false accept rates, over all pairs; None where too few impostor pairs measure it.
-        auc: area under the ROC curve.
-        eer: equal error rate.
-        xnorm: mean norm of the embeddings.
-        warnings: what to bear in mind.
-        impostors: pairs of two persons.
-        threshold: mean of the folds' thresholds.
-        best_threshold: the first threshold that is best for all pairs together.
-        best_accuracy: of all pairs at it; it was chosen on these pairs, so it flatters.
         fold_vals: (folds,), NaN for a fold without a pair of one person.
         fold_fars: (folds,) false accept rates met, NaN for a fold without a pair of two persons.
-        val_interval: of val.
-        tar_intervals: of tar, by false accept rate.
-        eer_interval: of eer.
-        auc_interval: of auc.
+        best_threshold: the first threshold that is best for all pairs together.
+        best_accuracy: of all pairs at it; it was chosen on these pairs, so it flatters.
+        xnorm: mean norm of the embeddings.
+        warnings: what to bear in mind.
     """
 
+    figures: dict[str, Figure]
     pairs: int
-    accuracy: float
-    std: float
-    interval: Interval | None
+    impostors: int
     fold_accuracies: tuple[float, ...]
     fold_thresholds: tuple[float, ...]
-    val: float
-    val_std: float
-    far: float
-    tar: dict[float, float | None]
-    auc: float
-    eer: float
+    fold_vals: tuple[float, ...]
+    fold_fars: tuple[float, ...]
+    best_threshold: float
+    best_accuracy: float
     xnorm: float
-    warnings: tuple[str, ...] = ()
-    impostors: int = 0
-    threshold: float = 0.0
-    best_threshold: float = 0.0
-    best_accuracy: float = 0.0
-    fold_vals: tuple[float, ...] = ()
-    fold_fars: tuple[float, ...] = ()
-    val_interval: Interval | None = None
-    tar_intervals: dict[float, Interval | None] = field(default_factory=dict)
-    eer_interval: Interval | None = None
-    auc_interval: Interval | None = None
+    warnings: tuple[str, ...]
+
+    def value(self, name: str) -> float:
+        """Returns a figure's value, NaN where it was not measurable."""
+        value = self.figures[name].value
+        return math.nan if value is None else value
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the accuracy over the folds."""
+        return float(np.std(self.fold_accuracies))
+
+    @property
+    def val_std(self) -> float:
+        """Of VAL over the folds that have it, likewise."""
+        return float(np.std(_known(self.fold_vals)))
+
+    @property
+    def far(self) -> float:
+        """Mean false accept rate met at VAL's thresholds, over the folds that have it."""
+        return float(np.mean(_known(self.fold_fars)))
+
+    @property
+    def threshold(self) -> float:
+        """Mean of the folds' thresholds."""
+        return float(np.mean(self.fold_thresholds))
 
     @property
     def threshold_cosine(self) -> float:
@@ -90,6 +91,12 @@ class Verification:
     def best_threshold_cosine(self) -> float:
         """The cosine of `best_threshold`."""
         return 1 - self.best_threshold / 2
+
+
+def _known(rates: tuple[float, ...]) -> np.ndarray:
+    """Returns the rates that are numbers."""
+    found = np.array(rates)
+    return found[np.isfinite(found)]
 
 
 def fold_of(pairs: int, folds: int) -> np.ndarray:
@@ -200,33 +207,28 @@ def verify_distances(
         raise VerificationError(f"squared distances from {dist.min()} to {dist.max()}, not from 0 to 4")
     fold = fold_of(len(same), folds)
     cells = Cells(dist, same, fold, folds, exact=True)
-    got, impostors = cells.measure(fars), int(np.count_nonzero(~same))
-    measurable = [wanted * impostors >= 1 for wanted in fars]
-    tar = {wanted: float(got.tar[0, i]) if measurable[i] else None for i, wanted in enumerate(fars)}
-    intervals: dict[str, Interval | None] = dict.fromkeys(("accuracy", "val", "eer", "auc"))
-    tar_intervals: dict[float, Interval | None] = dict.fromkeys(fars)
+    one = Weighted(cells, cells.counts[None], fars)
+    measured, judged, (vals, met) = measure(one), one.judged, one.vals
+    del one  # its running sums are as long as the pairs
+    resampled = None
     if bootstrap:
         if len(same) > EXACT:
             cells = Cells(dist, same, fold, folds, exact=False)
-        drawn = cells.resample(fars, bootstrap, seed)
-        intervals = {
-            "accuracy": _middle(drawn.accuracies.mean(axis=1)),
-            "val": _middle(_mean(drawn.vals)),
-            "eer": _middle(drawn.eer),
-            "auc": _middle(drawn.auc),
-        }
-        tar_intervals = {wanted: _middle(drawn.tar[:, i]) if measurable[i] else None for i, wanted in enumerate(fars)}
-    accuracies, thresholds = got.accuracies[0], THRESHOLDS[got.chosen[0]]
-    vals = got.vals[0][np.isfinite(got.vals[0])]
-    met = got.met[0][np.isfinite(got.met[0])]
+        resampled = resample(cells, fars, bootstrap, seed)
+    found = figures(measured, resampled)
     return Verification(
-        len(same), float(np.mean(accuracies)), float(np.std(accuracies)), intervals["accuracy"],
-        tuple(accuracies.tolist()), tuple(thresholds.tolist()), float(np.mean(vals)), float(np.std(vals)),
-        float(np.mean(met)), tar, float(got.auc[0]), float(got.eer[0]), xnorm,
-        tuple(_warnings(dist, same, folds, got, intervals["accuracy"])), impostors, float(np.mean(thresholds)),
-        float(THRESHOLDS[got.best[0]]), float(got.best_accuracy[0]), tuple(got.vals[0].tolist()),
-        tuple(got.met[0].tolist()), intervals["val"], tar_intervals, intervals["eer"], intervals["auc"],
-    )  # fmt: skip
+        figures=found,
+        pairs=len(same),
+        impostors=cells.impostors,
+        fold_accuracies=tuple(judged.accuracies[0].tolist()),
+        fold_thresholds=tuple(THRESHOLDS[judged.chosen[0]].tolist()),
+        fold_vals=tuple(vals[0].tolist()),
+        fold_fars=tuple(met[0].tolist()),
+        best_threshold=float(THRESHOLDS[judged.best[0]]),
+        best_accuracy=float(judged.best_accuracy[0]),
+        xnorm=xnorm,
+        warnings=tuple(_warnings(dist, same, found["accuracy"], vals[0], met[0])),
+    )
 
 
 def check_pairs(same: np.ndarray, folds: int = 10) -> None:
@@ -254,41 +256,28 @@ def check_pairs(same: np.ndarray, folds: int = 10) -> None:
 
 
 def _warnings(
-    dist: np.ndarray, same: np.ndarray, folds: int, got: Figures, interval: Interval | None
-) -> list[str]:  # fmt: skip
-    """Returns what to bear in mind about a measurement."""
-    found = []
+    dist: np.ndarray, same: np.ndarray, measured: Figure, vals: np.ndarray, fars: np.ndarray
+) -> Iterator[str]:
+    """Yields what to bear in mind about a measurement.
+
+    Args:
+        dist: (P,) squared distances.
+        same: (P,) bool.
+        measured: the accuracy.
+        vals: (folds,) of VAL, NaN for none.
+        fars: (folds,) the false accept rates met, likewise.
+    """
+    folds = len(vals)
     if len(same) % folds:
-        found.append(f"{len(same)} pairs do not make {folds} equal folds")
-    for what, rates in (("the same person", got.vals[0]), ("two persons", got.met[0])):
+        yield f"{len(same)} pairs do not make {folds} equal folds"
+    for what, rates in (("the same person", vals), ("two persons", fars)):
         if lacking := int(np.count_nonzero(np.isnan(rates))):
-            found.append(f"{lacking} of {folds} folds hold no pair of {what}; VAL and its FAR are of the others")
+            yield f"{lacking} of {folds} folds hold no pair of {what}; VAL and its FAR are of the others"
     # The share that is right when every pair gets the same answer: 0.5 for the field's sets.
     guess = max(same.mean(), 1 - same.mean())
-    accuracy = got.accuracies[0].mean()
-    low = interval[0] if interval else accuracy - 1.96 * np.sqrt(guess * (1 - guess) / len(same))
+    accuracy = measured.value or 0.0
+    low = measured.interval[0] if measured.interval else accuracy - 1.96 * np.sqrt(guess * (1 - guess) / len(same))
     if dist.max() < 1e-6:
-        found.append(
-            f"all embeddings are alike: the model says nothing, and {100 * guess:.4g} % is what guessing gives"
-        )
+        yield f"all embeddings are alike: the model says nothing, and {100 * guess:.4g} % is what guessing gives"
     elif low <= guess:
-        found.append(
-            f"an accuracy of {100 * accuracy:.2f} % is not told from the {100 * guess:.4g} % that guessing gives"
-        )
-    return found
-
-
-def _mean(rates: np.ndarray) -> np.ndarray:
-    """Returns (R,), the means of (R, F) over the folds that have a rate."""
-    known = np.isfinite(rates)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, rates, 0).sum(axis=1) / known.sum(axis=1)
-
-
-def _middle(drawn: np.ndarray) -> Interval | None:
-    """Returns the middle 95 % of a figure's resamples (R,), None if none of them has it."""
-    known = drawn[np.isfinite(drawn)]
-    if not len(known):
-        return None
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)
+        yield f"an accuracy of {100 * accuracy:.2f} % is not told from the {100 * guess:.4g} % that guessing gives"

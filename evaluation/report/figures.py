@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Plot
 
 from evaluation.report.table import Entry, ordered
 
@@ -27,18 +27,18 @@ def roc_points(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.
     return accepted / len(impostor), np.searchsorted(genuine, beyond) / len(genuine)
 
 
-def roc(entries: Sequence[Entry]) -> Figure:
+def roc(entries: Sequence[Entry]) -> Plot:
     """Returns the ROC curves of all sets."""
     figure, axes = _figure(3.6, xlabel="false accept rate", ylabel="true accept rate", xscale="log", ylim=(None, 1.005))
     for entry in ordered(entries):
         far, tar = roc_points(entry.distances, entry.same)
-        axes.plot(far, tar, label=f"AUC {entry.result.auc:.4f}  {entry.name}", drawstyle="steps-post")
+        axes.plot(far, tar, label=f"AUC {entry.result.value('auc'):.4f}  {entry.name}", drawstyle="steps-post")
     axes.grid(alpha=0.25)
     _legend(axes, "lower right")
     return figure
 
 
-def histogram(entry: Entry) -> Figure:
+def histogram(entry: Entry) -> Plot:
     """Returns how the cosines of the two kinds of pairs lie, beside the threshold."""
     figure, axes = _figure(2.6, xlabel="cosine", ylabel="pairs")
     cosine = 1 - entry.distances / 2
@@ -52,12 +52,12 @@ def histogram(entry: Entry) -> Figure:
     return figure
 
 
-def _figure(height: float, **settings: Any) -> tuple[Figure, Any]:
+def _figure(height: float, **settings: Any) -> tuple[Plot, Any]:
     """Returns a figure and its axes in the page's colours."""
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
     style: Any = dict.fromkeys(colours, _INK)
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure = Plot(figsize=(6.4, height), layout="constrained")
         axes = figure.add_subplot(**settings)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_facecolor("none")
@@ -69,7 +69,7 @@ def _legend(axes: Any, place: str) -> None:
         text.set_parse_math(False)  # a set may be called a$b
 
 
-def svg(figure: Figure, salt: str) -> Markup:
+def svg(figure: Plot, salt: str) -> Markup:
     """Returns a figure as an element of the page, in whose colours and font it is; `salt` makes its marks' names."""
     file = io.StringIO()
     none: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))

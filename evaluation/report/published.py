@@ -27,8 +27,12 @@ PUBLISHED: dict[str, dict[tuple[str, str], tuple[float, ...]]] = {
     "CVLface": {("r50", "casia"): (99.37, 97.04, 94.40, 93.43, 90.02)},
 }
 # deepinsight/insightface, arcface_torch's README: TAR in % at FAR 1e-4 on IJB-C, by backbone and training set.
-IJBC = {("r50", "ms1mv3"): 96.37, ("r100", "glint360k"): 97.55, ("r100", "webface42m"): 97.70,
-        ("vit_b", "webface42m"): 97.91}  # fmt: skip
+IJBC = {
+    ("r50", "ms1mv3"): 96.37,
+    ("r100", "glint360k"): 97.55,
+    ("r100", "webface42m"): 97.70,
+    ("vit_b", "webface42m"): 97.91,
+}
 _ALIASES = {"casiawebface": "casia", "facesemore": "ms1mv2"}
 
 
@@ -48,9 +52,8 @@ def published(backbone: str, trained_on: str, name: str) -> dict[str, float]:
     place, data = rank(name), _ALIASES.get(key(trained_on), key(trained_on))
     if place == len(SETS):
         return {}
-    return {
-        source: rows[backbone, data][place] for source, rows in PUBLISHED.items() if (backbone, data) in rows
-    }  # fmt: skip
+    found = {source: rows.get((backbone, data)) for source, rows in PUBLISHED.items()}
+    return {source: row[place] for source, row in found.items() if row is not None}
 
 
 def published_ijbc(backbone: str, trained_on: str) -> float | None:

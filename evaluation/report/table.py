@@ -7,8 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.protocol.verification import Interval, Verification
+from evaluation.protocol.figures import Figure, Interval, tar_name
+from evaluation.protocol.verification import Verification
 from evaluation.report.published import published, rank
+
+Cell = tuple[str, Interval | None]
+# Figures of the table, by heading.
+COLUMNS = {
+    "VAL@1e-3": "val",
+    "TAR@1e-3": tar_name(1e-3),
+    "TAR@1e-4": tar_name(1e-4),
+    "EER": "eer",
+    "AUC": "auc",
+}
+RARE = {tar_name(1e-4)}  # shown where a set can measure it
 
 
 @dataclass(frozen=True)
@@ -47,36 +59,54 @@ def table(entries: Sequence[Entry], backbone: str = "", trained_on: str = "") ->
     head, rows = table_rows(entries, backbone, trained_on)
     cells = [head, *([text for text, _ in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in cells]  # fmt: skip
+    lines = []
+    for row in cells:
+        first, *others = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+    return lines
 
 
-def table_rows(
-    entries: Sequence[Entry], backbone: str, trained_on: str
-) -> tuple[list[str], list[list[tuple[str, Interval | None]]]]:
+def table_rows(entries: Sequence[Entry], backbone: str, trained_on: str) -> tuple[list[str], list[list[Cell]]]:
     """Returns the table's headings, and a row a set of figures with their intervals (as fractions)."""
-    fars = [1e-3, *([1e-4] if any(entry.result.tar.get(1e-4) is not None for entry in entries) else [])]
+    columns = {
+        heading: name
+        for heading, name in COLUMNS.items()
+        if name not in RARE or any(_figure(entry.result, name).value is not None for entry in entries)
+    }
     prints = [published(backbone, trained_on, entry.name) for entry in ordered(entries)]
     sources = sorted({source for known in prints for source in known}, reverse=True)
-    head = ["set", "pairs", "accuracy %", "95 %", "1 view", "VAL@1e-3", *(f"TAR@1e-{3 + i}" for i in range(len(fars))),
-            "EER", "AUC", "XNorm", "cosine", *sources]  # fmt: skip
+    head = ["set", "pairs", "accuracy %", "95 %", "1 view", *columns, "XNorm", "cosine", *sources]
     rows = []
     for entry, known in zip(ordered(entries), prints, strict=True):
-        got = entry.result
-        plain = ("", None) if entry.plain is None else (f"{100 * entry.plain.accuracy:.2f}", entry.plain.interval)
-        row: list[tuple[str, Interval | None]] = [
-            (entry.name, None), (f"{got.pairs:,}", None), (f"{100 * got.accuracy:.2f} +- {100 * got.std:.2f}", None),
-            (interval_text(got.interval), None), plain,
-            (f"{100 * got.val:.2f}", got.val_interval),
-            *((rate(got.tar.get(far)), got.tar_intervals.get(far)) for far in fars),
-            (f"{100 * got.eer:.2f}", got.eer_interval), (f"{100 * got.auc:.2f}", got.auc_interval),
-            (f"{got.xnorm:.2f}", None), (f"{got.threshold_cosine:.3f}", None),
-        ]  # fmt: skip
+        got, accuracy = entry.result, 100 * entry.result.value("accuracy")
+        cells = [
+            _bare(entry.name),
+            _bare(f"{got.pairs:,}"),
+            _bare(f"{accuracy:.2f} +- {100 * got.std:.2f}"),
+            _bare(interval_text(got.figures["accuracy"].interval)),
+            _bare("") if entry.plain is None else _cell(entry.plain.figures["accuracy"]),
+            *(_cell(_figure(got, name)) for name in columns.values()),
+            _bare(f"{got.xnorm:.2f}"),
+            _bare(f"{got.threshold_cosine:.3f}"),
+        ]
         for source in sources:
             value = known.get(source)
-            row.append(("" if value is None else f"{value:.2f} {100 * got.accuracy - value:+.2f}", None))
-        rows.append(row)
+            cells.append(_bare("" if value is None else f"{value:.2f} {accuracy - value:+.2f}"))
+        rows.append(cells)
     return head, rows
+
+
+def _figure(result: Verification, name: str) -> Figure:
+    """Returns a figure, one without a value where it was not wanted."""
+    return result.figures.get(name, Figure(None))
+
+
+def _cell(figure: Figure) -> Cell:
+    return rate(figure.value), figure.interval
+
+
+def _bare(text: str) -> Cell:
+    return text, None
 
 
 def ordered(entries: Sequence[Entry]) -> list[Entry]:

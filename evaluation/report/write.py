@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from evaluation.protocol.figures import by_far, tar_name
 from evaluation.protocol.verification import fold_of
 from evaluation.report.figures import histogram, roc, svg
 from evaluation.report.published import published
@@ -21,6 +21,20 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
 
 HARDEST = 5  # pairs of each kind that the page shows
+# What report.json has of a Verification besides its figures.
+FACTS = (
+    *("pairs", "impostors", "std", "val_std", "far", "xnorm", "warnings"),
+    *("fold_accuracies", "fold_thresholds", "fold_vals", "fold_fars"),
+    *("threshold", "threshold_cosine", "best_threshold", "best_threshold_cosine", "best_accuracy"),
+)
+# The order that readers of report.json know.
+KEYS = (
+    *("set", "pairs", "accuracy", "std", "interval", "fold_accuracies", "fold_thresholds", "val", "val_std", "far"),
+    *("tar", "auc", "eer", "xnorm", "warnings", "impostors", "threshold", "best_threshold", "best_accuracy"),
+    *("fold_vals", "fold_fars", "val_interval", "tar_intervals", "eer_interval", "auc_interval"),
+    *("threshold_cosine", "best_threshold_cosine", "accuracy_without_mirror", "accuracy_without_mirror_interval"),
+    *("excluded", "published"),
+)
 
 
 def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> None:
@@ -35,30 +49,53 @@ def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: s
     Raises:
         FaceshardsError: the folder cannot be written.
     """
-    content = [
-        {"set": entry.name, **dataclasses.asdict(entry.result), "threshold_cosine": entry.result.threshold_cosine,
-         "best_threshold_cosine": entry.result.best_threshold_cosine,
-         "accuracy_without_mirror": entry.plain and entry.plain.accuracy,
-         "accuracy_without_mirror_interval": entry.plain and entry.plain.interval,
-         "excluded": list(entry.problems), "published": published(backbone, trained_on, entry.name)}
-        for entry in ordered(entries)
-    ]  # fmt: skip
-    head, rows = table_rows(entries, backbone, trained_on)
-    page = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=jinja2.PackageLoader("evaluation", "report")
-    ).get_template("page.html.j2").render(
-        title=f"Verification of {backbone or 'embeddings'}", trained_on=trained_on, head=head,
-        rows=[[(text, interval_text(interval)) for text, interval in row] for row in rows],
-        roc=svg(roc(entries), "roc"), sets=[_section(entry) for entry in ordered(entries)],
-    )  # fmt: skip
+    content = [_content(entry, backbone, trained_on) for entry in ordered(entries)]
+    texts = {
+        "report.json": json.dumps(_plain(content), indent=1, allow_nan=False),
+        "report.html": _page(entries, backbone, trained_on),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        data = json.dumps(_plain(content), indent=1, allow_nan=False)
-        for name, text in (("report.json", data), ("report.html", page)):
+        for name, text in texts.items():
             with replacing(out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FaceshardsError(f"{out}: the report cannot be written: {error.strerror}") from None
+
+
+def _content(entry: Entry, backbone: str, trained_on: str) -> dict[str, Any]:
+    """Returns what report.json has of a set, in the order that its readers know; a new figure comes last by itself."""
+    got, plain, tars = entry.result, entry.plain and entry.plain.figures["accuracy"], by_far(entry.result.figures)
+    single = {name: figure for name, figure in got.figures.items() if name not in map(tar_name, tars)}
+    found = {
+        "interval": got.figures["accuracy"].interval,
+        "tar": {far: figure.value for far, figure in tars.items()},
+        "tar_intervals": {far: figure.interval for far, figure in tars.items()},
+        **{name: figure.value for name, figure in single.items()},
+        **{f"{name}_interval": figure.interval for name, figure in single.items() if name != "accuracy"},
+        **{name: getattr(got, name) for name in FACTS},
+        "set": entry.name,
+        "accuracy_without_mirror": plain and plain.value,
+        "accuracy_without_mirror_interval": plain and plain.interval,
+        "excluded": entry.problems,
+        "published": published(backbone, trained_on, entry.name),
+    }
+    return {name: found.pop(name) for name in KEYS} | found
+
+
+def _page(entries: Sequence[Entry], backbone: str, trained_on: str) -> str:
+    """Returns report.html."""
+    head, rows = table_rows(entries, backbone, trained_on)
+    loader = jinja2.PackageLoader("evaluation", "report")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
+    return environment.get_template("page.html.j2").render(
+        title=f"Verification of {backbone or 'embeddings'}",
+        trained_on=trained_on,
+        head=head,
+        rows=[[(text, interval_text(interval)) for text, interval in row] for row in rows],
+        roc=svg(roc(entries), "roc"),
+        sets=[_section(entry) for entry in ordered(entries)],
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -73,23 +110,36 @@ def _plain(value: Any) -> Any:
 def _section(entry: Entry) -> dict[str, Any]:
     """Returns what the page shows of a set."""
     got = entry.result
-    tar = [(f"{far:g}", rate(value), interval_text(got.tar_intervals.get(far))) for far, value in got.tar.items()]
+    best = f"{100 * got.best_accuracy:.2f} % of all pairs, the same it was chosen on"
     facts = [
         ("Pairs", f"{got.pairs:,}, {got.impostors:,} of them two persons"),
-        ("Threshold", f"cosine {got.threshold_cosine:.4f}, squared distance {got.threshold:.4f}: mean of the folds'"),
-        ("Best threshold", f"cosine {got.best_threshold_cosine:.4f}, squared distance {got.best_threshold:.2f}: "
-                           f"{100 * got.best_accuracy:.2f} % of all pairs, the same it was chosen on"),
-        ("VAL at FAR 1e-3", f"{100 * got.val:.2f} +- {100 * got.val_std:.2f} %, FAR met {got.far:.2e}"),
-    ]  # fmt: skip
+        ("Threshold", f"{_limit(got.threshold_cosine, f'{got.threshold:.4f}')}: mean of the folds'"),
+        ("Best threshold", f"{_limit(got.best_threshold_cosine, f'{got.best_threshold:.2f}')}: {best}"),
+        ("VAL at FAR 1e-3", f"{100 * got.value('val'):.2f} +- {100 * got.val_std:.2f} %, FAR met {got.far:.2e}"),
+    ]
     folds = [
         (f"{100 * accuracy:.2f}", f"{threshold:.2f}", _fold_rate(val), _fold_rate(far))
         for accuracy, threshold, val, far in zip(
             got.fold_accuracies, got.fold_thresholds, got.fold_vals, got.fold_fars, strict=True
         )
     ]
-    return {"name": entry.name, "histogram": svg(histogram(entry), entry.name), "hardest": hardest(entry),
-            "problems": entry.problems, "warnings": got.warnings, "tar": tar, "facts": facts,
-            "folds": folds}  # fmt: skip
+    return {
+        "name": entry.name,
+        "histogram": svg(histogram(entry), entry.name),
+        "hardest": hardest(entry),
+        "problems": entry.problems,
+        "warnings": got.warnings,
+        "tar": [
+            (f"{far:g}", rate(figure.value), interval_text(figure.interval))
+            for far, figure in by_far(got.figures).items()
+        ],
+        "facts": facts,
+        "folds": folds,
+    }
+
+
+def _limit(cosine: float, distance: str) -> str:
+    return f"cosine {cosine:.4f}, squared distance {distance}"
 
 
 def _fold_rate(value: float) -> str:
@@ -107,19 +157,24 @@ def hardest(entry: Entry, count: int = HARDEST) -> list[dict[str, Any]]:
     for false, right, kind, sign in (
         ("Two persons judged one", "two persons", ~entry.same, 1),
         ("One person judged two", "one person", entry.same, -1),
-    ):  # fmt: skip
+    ):
         error = np.where(kind, sign * (limit - entry.distances), -np.inf)  # (P,): how far on the wrong side
         wrong = kind & ((entry.distances < limit) != entry.same)
         pairs = np.flatnonzero(wrong if wrong.any() else kind)
         pairs = pairs[np.argsort(-error[pairs], kind="stable")[:count]]
-        shown = [
-            {"number": int(entry.numbers[pair]) if len(entry.numbers) else int(pair),
-             "cosine": f"{1 - entry.distances[pair] / 2:.3f}", "limit": f"{1 - limit[pair] / 2:.3f}",
-             "images": [_image(data) for data in entry.pictures[2 * pair : 2 * pair + 2]]}
-            for pair in map(int, pairs)
-        ]  # fmt: skip
+        shown = [_pair(entry, pair, limit[pair]) for pair in map(int, pairs)]
         found.append({"title": false, "kind": right, "wrong": int(wrong.sum()), "pairs": shown})
     return found
+
+
+def _pair(entry: Entry, pair: int, limit: float) -> dict[str, Any]:
+    """Returns what the page shows of a pair, by its place among those measured; `limit` is its fold's threshold."""
+    return {
+        "number": int(entry.numbers[pair]) if len(entry.numbers) else pair,
+        "cosine": f"{1 - entry.distances[pair] / 2:.3f}",
+        "limit": f"{1 - limit / 2:.3f}",
+        "images": [_image(data) for data in entry.pictures[2 * pair : 2 * pair + 2]],
+    }
 
 
 def _image(encoded: bytes) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, Command, backbone_option, json_option, required_model_option
+from faceshards.cli.options import PATH, Command, backbone_option, json_option, required_model_option, show
 
 
 @click.command(cls=Command)
@@ -34,8 +33,6 @@ def compare(first: Path, second: Path, model: Path, backbone: str, threshold: fl
     from evaluation.models.load import load_model
 
     result = measured(first, second, load_model(model, backbone), threshold)
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result)))
-        return
     verdict = "the same person" if result.same else "two persons"
-    click.echo(f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}")
+    line = f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}"
+    show(dataclasses.asdict(result), [line], as_json)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, Command, backbone_option, json_option, quiet_option, required_model_option
+from faceshards.cli.options import (
+    PATH,
+    Command,
+    backbone_option,
+    json_option,
+    quiet_option,
+    required_model_option,
+    show,
+)
 
 
 @click.command(cls=Command, go_on="; the same command goes on where it stopped")
@@ -32,9 +39,6 @@ def embed(source: Path, out: Path, model: Path, backbone: str, quiet: bool, as_j
     from evaluation.models.load import load_model  # MindSpore: only for this command
 
     counts = run(source, out, load_model(model, backbone), quiet)
-    if as_json:
-        click.echo(json.dumps(counts))
-        return
-    click.echo(f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images")
-    if counts["left_out"]:
+    show(counts, [f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"], as_json)
+    if counts["left_out"] and not as_json:
         click.echo(f"{counts['left_out']:,} images have none: column cause says why", err=True)

@@ -11,6 +11,7 @@ from faceshards.cli.options import (
     Command,
     backbone_option,
     embeddings_option,
+    loaded,
     model_option,
     one_of_model_and_embeddings,
     quiet_option,
@@ -49,16 +50,14 @@ def evaluate(
     from evaluation.report.table import table
     from evaluation.report.write import write
 
-    loaded = read_sets(sets)
+    found = read_sets(sets)
     if model is not None:
-        from evaluation.models.load import load_model  # MindSpore takes seconds
-
-        source = load_model(model, backbone)
-        backbone, trained_on = source.backbone, trained_on or str(source.card.get("dataset", ""))
-        entries = measure_model(source, loaded, quiet)
+        source, trained_on = loaded(model, backbone, trained_on)
+        backbone = source.backbone
+        entries = measure_model(source, found, quiet)
     else:
         assert embeddings is not None
-        entries = [measure_embeddings(embeddings, loaded[0])]
+        entries = [measure_embeddings(embeddings, found[0])]
     for line in table(entries, backbone, trained_on):
         click.echo(line)
     for measured in entries:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, Command, backbone_option, json_option
+from faceshards.cli.options import PATH, Command, backbone_option, json_option, show
 
 
 @click.command(cls=Command)
@@ -27,6 +26,4 @@ def export(model: Path, out: Path, backbone: str, licence: str, as_json: bool) -
     from evaluation.models.export import export as run
 
     card = run(model, out, backbone, licence)
-    click.echo(
-        json.dumps(card) if as_json else f"{out}: {card['parameters']:,} parameters, {out.stat().st_size:,} bytes"
-    )
+    show(card, [f"{out}: {card['parameters']:,} parameters, {out.stat().st_size:,} bytes"], as_json)

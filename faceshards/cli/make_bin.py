@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from evaluation.pair_lists import make_set
-from faceshards.cli.options import PATH, Command, json_option
+from faceshards.cli.options import PATH, Command, json_option, show
 from faceshards.formats.verification_bin import write_bin
 
 
@@ -33,4 +32,4 @@ def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
     found = make_set(root, pairs)
     write_bin(out, found.images, found.same)
     counts = {"pairs": len(found.same), "same": int(found.same.sum()), "bytes": out.stat().st_size}
-    click.echo(json.dumps(counts) if as_json else f"{out}: {counts['pairs']:,} pairs, {counts['same']:,} of one person")
+    show(counts, [f"{out}: {counts['pairs']:,} pairs, {counts['same']:,} of one person"], as_json)

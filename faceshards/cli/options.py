@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from faceshards.errors import FaceshardsError
+
+if TYPE_CHECKING:
+    from evaluation.models.load import Model
 
 PATH = click.Path(path_type=Path)
 
@@ -94,3 +99,17 @@ def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None) -> 
     """Refuses both, and neither."""
     if (model is None) == (embeddings is None):
         raise click.UsageError("one of --model and --embeddings")
+
+
+def loaded(model: Path, backbone: str, trained_on: str) -> tuple[Model, str]:
+    """Returns a model, and the dataset it was trained on: as --trained-on says, or as the model knows."""
+    from evaluation.models.load import load_model  # MindSpore takes seconds
+
+    found = load_model(model, backbone)
+    return found, trained_on or str(found.card.get("dataset", ""))
+
+
+def show(found: object, lines: Iterable[str], as_json: bool) -> None:
+    """Prints what a command found: as JSON, or as lines."""
+    for line in [json.dumps(found)] if as_json else lines:
+        click.echo(line)

@@ -6,39 +6,44 @@ import io
 import math
 import os
 import pickle
-import pickletools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
+from faceshards.formats.pickles import Guard, RefusedError, shown
 
-# What the pickles of verification sets ask for, by the names of NumPy 1 and 2 and of Python 2 and 3. None of these
-# runs code of its own: they build an array, a dtype, a NumPy scalar, or encode a text as bytes.
-ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-# Opcodes of texts, numbers, lists, tuples, and calls of the above. No dict: its keys are hashed, however deep they are.
-OPCODES = {
-    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1",
-    "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "LIST", "EMPTY_LIST",
-    "APPEND", "APPENDS", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE",
-    "BUILD", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
-}  # fmt: skip
+GUARD = Guard(
+    kind="verification set",
+    holds="a verification set holds only bytes, lists, booleans and arrays",
+    # By the names of NumPy 1 and 2 and of Python 2 and 3. None of these runs code of its own: they build an array, a
+    # dtype, a NumPy scalar, or encode a text as bytes.
+    names={
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.numeric", "_frombuffer"),
+        ("numpy._core.numeric", "_frombuffer"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    },
+    # Texts, numbers, lists, tuples, and calls of the above. No dict: its keys are hashed, however deep they are.
+    opcodes={
+        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        *("LIST", "EMPTY_LIST", "APPEND", "APPENDS", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    },
+)
 
 
 class SetError(FaceshardsError):
@@ -69,12 +74,15 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what a pickle asks for, if verification sets need it."""
-        if (module, name) not in ALLOWED:
-            raise _refusal(f"{module}.{name}")
+        GUARD.check_name(module, name)
         makers: dict[str, Callable[..., Any]] = {
-            "dtype": _dtype, "encode": _encode, "scalar": _scalar, "_frombuffer": self._from_buffer,
-            "_reconstruct": lambda *_: _Array(self._size), "ndarray": lambda *_: None,
-        }  # fmt: skip
+            "dtype": _dtype,
+            "encode": _encode,
+            "scalar": _scalar,
+            "_frombuffer": self._from_buffer,
+            "_reconstruct": lambda *_: _Array(self._size),
+            "ndarray": lambda *_: None,
+        }
         return _Maker(makers[name])
 
     def _from_buffer(self, data: Any, dtype: Any, shape: Any, _order: Any) -> _Array:
@@ -94,7 +102,7 @@ class _Maker:
         return self._make(*arguments)
 
     def __setstate__(self, _state: Any) -> None:
-        raise SetError("refused: it changes a function")
+        raise RefusedError("it changes a function")
 
 
 class _Dtype:
@@ -107,7 +115,7 @@ class _Dtype:
 def _dtype(code: Any, *_: Any) -> _Dtype:
     text = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
     if text not in ("u1", "|u1", "b1", "|b1", "uint8", "bool", "S1", "B", "?"):
-        raise SetError(f"refused: an array of dtype '{text[:20]}'; images are bytes (u1), flags are booleans (b1)")
+        raise RefusedError(f"an array of dtype '{shown(text, 20)}'; images are bytes (u1), flags are booleans (b1)")
     return _Dtype()
 
 
@@ -122,9 +130,9 @@ class _Array:
         if isinstance(data, str):
             data = data.encode("latin-1")
         if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) > self._limit:
-            raise SetError("refused: an array that does not hold plain bytes")
+            raise RefusedError("an array that does not hold plain bytes")
         if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
-            raise SetError("refused: an array whose shape is no numbers")
+            raise RefusedError("an array whose shape is no numbers")
         if math.prod(shape) != len(data):
             raise SetError(f"an array of shape {shape} with {len(data)} bytes")
         self.data = data
@@ -134,37 +142,15 @@ def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
     """Returns a text as bytes; Python 3 writes bytes so in old protocols."""
     name = encoding.decode("ascii", "replace") if isinstance(encoding, bytes) else encoding
     if not isinstance(text, str | bytes) or str(name).replace("-", "").lower() not in ("latin1", "ascii", "utf8"):
-        raise SetError(f"refused: a text encoded as {name!r}")
+        raise RefusedError(f"a text encoded as '{shown(str(name), 20)}'")
     return text if isinstance(text, bytes) else text.encode(str(name))
 
 
 def _scalar(_dtype: Any, data: Any) -> bool:
     """Returns a NumPy boolean as a bool."""
     if not isinstance(_dtype, _Dtype) or not isinstance(data, bytes | str) or len(data) != 1:
-        raise SetError("refused: a NumPy number that is no boolean")
+        raise RefusedError("a NumPy number that is no boolean")
     return data not in (b"\0", "\0")
-
-
-def _refusal(name: str) -> SetError:
-    shown = re.sub(r"[^\w.<>-]", "?", name)[:80]
-    return SetError(f"refused: it asks for {shown}; a verification set holds only bytes, lists, booleans and arrays")
-
-
-def _look_through(file: IO[bytes]) -> None:
-    """Refuses a pickle with an opcode that no verification set needs, before any of it is carried out.
-
-    Raises:
-        SetError: names it.
-        ValueError: the pickle is damaged or cut.
-    """
-    argument: Any
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in ("GLOBAL", "INST") and tuple(argument.split(" ", 1)) not in ALLOWED:
-            raise _refusal(argument.replace(" ", "."))
-        if opcode.name not in OPCODES:
-            raise SetError(f"refused: its pickle uses {opcode.name}, which no verification set needs")
-        if "PUT" in opcode.name and argument > count:  # the table of what was put would have that length
-            raise SetError("refused: it counts what it puts away wrongly")
 
 
 def printable(name: str) -> str:
@@ -181,9 +167,12 @@ def read_bin(path: Path | str) -> VerificationSet:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            _look_through(file)
+            for _ in GUARD.walk(file):  # before any of it is carried out
+                pass
             file.seek(0)
             loaded = _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+    except RefusedError as refusal:
+        raise SetError(f"{path}: refused: {refusal}") from None
     except SetError as error:
         raise SetError(f"{path}: {error}") from None
     except OSError as error:

@@ -16,6 +16,7 @@ from evaluation.during import raw_pixels
 from evaluation.ijb.alignment import REFERENCE, AlignmentError, align, similarity
 from evaluation.ijb.measure import embed_protocol, measure, pair_scores, template_features
 from evaluation.ijb.protocol import IjbError, Protocol, read_protocol
+from evaluation.protocol.figures import Figure, by_far, tar_name
 from faceshards.cli.main import main
 from pipelines.synthetic.faces import draw_face
 
@@ -42,8 +43,17 @@ def random_protocol(rng, images=60, templates=9, pairs=200):
     same = rng.random(pairs) < 0.4
     same[:2] = [True, False]
     names = [f"{i}.jpg" for i in range(images)]
-    return Protocol("ijbc", None, names, template, media, np.zeros((images, 5, 2), np.float32),
-                    rng.random(images).astype(np.float32) + 0.1, chosen, same)  # fmt: skip
+    return Protocol(
+        name="ijbc",
+        images=None,
+        names=names,
+        template=template,
+        media=media,
+        points=np.zeros((images, 5, 2), np.float32),
+        score=rng.random(images).astype(np.float32) + 0.1,
+        pairs=chosen,
+        same=same,
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -69,12 +79,12 @@ def test_tar_is_read_at_the_nearest_far(seed, ties):
     got = measure(protocol, rows, fars=(1e-6, 1e-2, 0.1, 0.5))
     names, features = template_features(rows, protocol.template, protocol.media, protocol.score)
     far, tar, _ = roc_curve(protocol.same, pair_scores(names, features, protocol.pairs))
-    assert got.tar[1e-6] is None  # some hundred impostor pairs cannot show one in a million
-    assert got.intervals[1e-6] is None
+    tars = by_far(got.figures)
+    assert tars[1e-6] == Figure(None)  # some hundred impostor pairs cannot show one in a million
     for wanted in (0.1, 0.5):
         best = min(zip(np.abs(far[::-1] - wanted).tolist(), range(len(far)), strict=True))[1]
-        assert got.tar[wanted] == tar[::-1][best]
-        assert 0 <= got.intervals[wanted][0] <= got.intervals[wanted][1] <= 1
+        assert tars[wanted].value == tar[::-1][best]
+        assert 0 <= tars[wanted].interval[0] <= tars[wanted].interval[1] <= 1
     assert got.impostors + int(protocol.same.sum()) == got.pairs == 200
 
 
@@ -91,7 +101,7 @@ def test_intervals_are_those_of_resampled_pairs():
         found.append(tar[::-1][np.abs(far[::-1] - 0.1).argmin()])
     low, high = np.quantile(found, [0.025, 0.975])
     # A quantile of 400 draws is itself uncertain by about a tenth of the interval.
-    np.testing.assert_allclose(got.intervals[0.1], (low, high), atol=0.2 * (high - low))
+    np.testing.assert_allclose(got.figures[tar_name(0.1)].interval, (low, high), atol=0.2 * (high - low))
 
 
 def test_images_and_templates_that_are_missing():
@@ -171,8 +181,8 @@ def test_a_benchmark_in_the_official_layout(benchmark):
     rows, problems = embed_protocol(protocol, raw_pixels, range(36))
     assert problems == {}
     result = measure(protocol, rows, fars=(0.1, 0.01))
-    assert result.auc > 0.6
-    assert result.tar[0.01] is None  # of 60 impostor pairs
+    assert result.figures["auc"].value > 0.6
+    assert result.figures[tar_name(0.01)].value is None  # of 60 impostor pairs
 
 
 def run(*arguments):

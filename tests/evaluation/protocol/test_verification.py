@@ -11,7 +11,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
-from evaluation.protocol.intervals import FINE, THRESHOLDS, Cells
+from evaluation.protocol.figures import Figure, by_far, middle, tar_name
+from evaluation.protocol.intervals import FINE, THRESHOLDS, Cells, Weighted
+from evaluation.protocol.metrics import METRICS, measure, over_folds, resample
 from evaluation.protocol.verification import VerificationError, distances, fold_of, mean_norm, verify, verify_distances
 from tests.evaluation.protocol import oracle as protocol
 
@@ -33,19 +35,34 @@ def overlapping(pairs, seed=0):
     return np.clip(np.where(same, rng.normal(1.2, 0.35, pairs), rng.normal(1.9, 0.2, pairs)), 0, 3.99), same
 
 
-def check(figures, row, dist, same, fold):
-    """Compares one row of figures with the loops."""
+def values(figures):
+    """Returns the values by name."""
+    return {name: figure.value for name, figure in figures.items()}
+
+
+def weighted(dist, same, fold, folds=10, exact=True):
+    """Returns the pairs as they are."""
+    cells = Cells(dist, same, fold, folds, exact=exact)
+    return Weighted(cells, cells.counts[None], FARS)
+
+
+def check(pairs, row, dist, same, fold):
+    """Compares one weighting with the loops over the pairs that it stands for."""
     accuracies, thresholds = protocol.ten_fold(dist, same, fold)
-    np.testing.assert_array_equal(figures.accuracies[row], accuracies)
-    np.testing.assert_array_equal(THRESHOLDS[figures.chosen[row]], thresholds)
+    measured, judged = measure(pairs), pairs.judged
+    np.testing.assert_array_equal(measured["accuracy"][row], accuracies)
+    np.testing.assert_array_equal(THRESHOLDS[judged.chosen[row]], thresholds)
     everything = range(len(dist))
-    assert THRESHOLDS[figures.best[row]] == protocol.best(dist, same, everything)
-    assert figures.best_accuracy[row] == protocol.accuracy(dist, same, THRESHOLDS[figures.best[row]], everything)
-    for found, wanted in zip((figures.vals[row], figures.met[row]), protocol.val(dist, same, fold), strict=True):
-        np.testing.assert_array_equal(found, np.array(wanted, float))  # None is NaN
-    assert figures.tar[row].tolist() == [protocol.tar_at(dist, same, wanted) for wanted in FARS]
-    assert figures.eer[row] == protocol.eer(dist, same)
-    assert figures.auc[row] == pytest.approx(protocol.auc(dist, same), abs=1e-12)
+    assert THRESHOLDS[judged.best[row]] == protocol.best(dist, same, everything)
+    assert judged.best_accuracy[row] == protocol.accuracy(dist, same, THRESHOLDS[judged.best[row]], everything)
+    for found, wanted in zip(pairs.vals, protocol.val(dist, same, fold), strict=True):
+        np.testing.assert_array_equal(found[row], np.array(wanted, float))  # None is NaN
+    np.testing.assert_array_equal(measured["val"], pairs.vals[0])
+    for far in FARS:
+        wanted = protocol.tar_at(dist, same, far) if far * pairs.cells.impostors >= 1 else np.nan
+        np.testing.assert_equal(measured[tar_name(far)][row], wanted)
+    assert measured["eer"][row] == protocol.eer(dist, same)
+    assert measured["auc"][row] == pytest.approx(protocol.auc(dist, same), abs=1e-12)
 
 
 @settings(max_examples=10, deadline=None)
@@ -59,17 +76,17 @@ def test_figures_are_the_protocols(pairs, seed, signal):
     dist, _ = distances(rows)
     np.testing.assert_allclose(dist, [protocol.squared(rows[2 * i], rows[2 * i + 1]) for i in range(pairs)], rtol=1e-12)
     fold = np.array(protocol.folds(pairs))
-    check(Cells(dist, same, fold, 10, exact=True).measure(FARS), 0, dist.tolist(), same.tolist(), fold.tolist())
+    check(weighted(dist, same, fold), 0, dist.tolist(), same.tolist(), fold.tolist())
     got = verify(rows, same, fars=FARS, bootstrap=0)
-    assert got.accuracy == np.mean(got.fold_accuracies)
+    assert got.value("accuracy") == np.mean(got.fold_accuracies)
     assert got.std == np.std(got.fold_accuracies)
     assert got.threshold == np.mean(got.fold_thresholds)
     assert got.threshold_cosine == 1 - got.threshold / 2
     assert got.impostors == np.count_nonzero(~same)
     vals = np.array(got.fold_vals)
-    assert (got.val, got.val_std) == (np.mean(vals[~np.isnan(vals)]), np.std(vals[~np.isnan(vals)]))
+    assert (got.value("val"), got.val_std) == (np.mean(vals[~np.isnan(vals)]), np.std(vals[~np.isnan(vals)]))
     assert got.far == np.nanmean(got.fold_fars)
-    assert got.auc == pytest.approx(roc_auc_score(same, -dist), abs=1e-12)
+    assert got.value("auc") == pytest.approx(roc_auc_score(same, -dist), abs=1e-12)
     assert got.xnorm == pytest.approx(np.linalg.norm(rows, axis=1).mean())
 
 
@@ -86,7 +103,7 @@ def test_ties_at_thresholds_to_the_last_digit(data):
     same = np.array(data.draw(st.lists(st.booleans(), min_size=pairs, max_size=pairs)))
     same[:2], same[-2:] = [True, False], [True, False]
     fold = np.array(protocol.folds(pairs))
-    check(Cells(dist, same, fold, 10, exact=True).measure(FARS), 0, dist.tolist(), same.tolist(), fold.tolist())
+    check(weighted(dist, same, fold), 0, dist.tolist(), same.tolist(), fold.tolist())
 
 
 @settings(max_examples=6, deadline=None)
@@ -97,14 +114,14 @@ def test_a_resample_is_the_protocol_on_the_pairs_drawn(seed):
     dist[::7] = dist[0]
     fold = np.array(protocol.folds(30, 3))
     cells = Cells(dist, same, fold, 3, exact=True)
-    weights = next(cells._drawings(2, np.random.default_rng(seed)))
+    weights = next(cells.drawings(2, seed))
     order = np.lexsort((dist, fold, ~same))
     np.testing.assert_array_equal(cells.low, dist[order])
-    figures = cells._figures(weights, FARS)
+    pairs = Weighted(cells, weights, FARS)
     for row in range(2):
         drawn = np.repeat(order, weights[row])
         assert np.bincount(fold[drawn]).tolist() == [10, 10, 10]
-        check(figures, row, dist[drawn].tolist(), same[drawn].tolist(), fold[drawn].tolist())
+        check(pairs, row, dist[drawn].tolist(), same[drawn].tolist(), fold[drawn].tolist())
 
 
 def test_intervals_are_a_literal_bootstraps():
@@ -113,27 +130,27 @@ def test_intervals_are_a_literal_bootstraps():
     samples = 2000
     got = verify_distances(dist, same, fars=FARS, bootstrap=samples, seed=1)
     point = verify_distances(dist, same, fars=FARS, bootstrap=0)
-    assert (got.accuracy, got.val, got.tar, got.eer, got.auc) == (
-        point.accuracy, point.val, point.tar, point.eer, point.auc)  # fmt: skip
+    assert values(got.figures) == values(point.figures)
     assert got == verify_distances(dist, same, fars=FARS, bootstrap=samples, seed=1)
     rng, drawn = np.random.default_rng(2), []
     for _ in range(samples):
         picked = np.concatenate([rng.integers(first, first + 30, 30) for first in range(0, 300, 30)])
-        one = verify_distances(dist[picked], same[picked], fars=FARS, bootstrap=0)
-        drawn.append([one.accuracy, one.val, one.eer, one.auc, *one.tar.values()])
-    intervals = [got.interval, got.val_interval, got.eer_interval, got.auc_interval, *got.tar_intervals.values()]
-    figures = Cells(dist, same, fold_of(300, 10), 10, exact=True).resample(FARS, samples, 1)
-    accuracy, val = figures.accuracies.mean(axis=1), np.nanmean(figures.vals, axis=1)
-    ours = np.column_stack([accuracy, val, figures.eer, figures.auc, figures.tar])
+        drawn.append([*values(verify_distances(dist[picked], same[picked], fars=FARS, bootstrap=0).figures).values()])
+    ours = resample(Cells(dist, same, fold_of(300, 10), 10, exact=True), FARS, samples, 1)
+    ours = {name: over_folds(found) for name, found in ours.items()}
+    assert {name: middle(found) for name, found in ours.items()} == {
+        name: figure.interval for name, figure in got.figures.items()
+    }
+    intervals, ours = [figure.interval for figure in got.figures.values()], np.column_stack([*ours.values()])
     # Two means of n draws differ by sd * sqrt(2 / n), two shares of p by sqrt(2 p (1 - p) / n); four times as much has
     # a chance below 1e-4.
     mean_error = 4 * np.std(drawn, axis=0) * np.sqrt(2 / samples)
     np.testing.assert_array_less(np.abs(np.mean(drawn, axis=0) - ours.mean(axis=0)), mean_error)
     share_error = 4 * np.sqrt(2 * 0.025 * 0.975 / samples)
-    for (low, high), values in zip(intervals, np.array(drawn).T, strict=True):
+    for (low, high), found in zip(intervals, np.array(drawn).T, strict=True):
         # Figures are on a lattice: a quantile has a share of the draws below it and a share not above it.
-        assert np.mean(values < low) - share_error < 0.025 < np.mean(values <= low) + share_error
-        assert np.mean(values > high) - share_error < 0.025 < np.mean(values >= high) + share_error
+        assert np.mean(found < low) - share_error < 0.025 < np.mean(found <= low) + share_error
+        assert np.mean(found > high) - share_error < 0.025 < np.mean(found >= high) + share_error
 
 
 def test_cells_of_a_grid_are_near_cells_of_a_pair():
@@ -141,19 +158,29 @@ def test_cells_of_a_grid_are_near_cells_of_a_pair():
     # are not evenly spread in a cell of 0.001 do.
     dist, same = overlapping(20_000)
     fold = fold_of(len(dist), 10)
-    exact, grid = (Cells(dist, same, fold, 10, exact=exact) for exact in (True, False))
-    one, other = exact.measure(FARS), grid.measure(FARS)
+    one, other = weighted(dist, same, fold), weighted(dist, same, fold, exact=False)
     for name in ("accuracies", "chosen", "best", "best_accuracy"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    for name, tolerance in (("vals", 1e-3), ("met", 1e-3), ("tar", 3e-4), ("eer", 3e-4), ("auc", 1e-5)):
-        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=0, atol=tolerance)
-    one, other = exact.resample(FARS, 300, 1), grid.resample(FARS, 300, 2)
-    for name in ("accuracies", "vals", "tar", "eer", "auc"):
-        a, b = (getattr(f, name).reshape(300, -1) for f in (one, other))
-        a, b = (v.mean(axis=1, keepdims=True) if name in ("accuracies", "vals") else v for v in (a, b))
+        np.testing.assert_array_equal(getattr(one.judged, name), getattr(other.judged, name))
+    np.testing.assert_allclose(one.vals, other.vals, rtol=0, atol=1e-3)
+    tolerances = {"accuracy": 0, "val": 1e-3, **dict.fromkeys(map(tar_name, FARS), 3e-4), "auc": 1e-5, "eer": 3e-4}
+    exact, grid = measure(one), measure(other)
+    assert list(exact) == list(grid) == list(tolerances)
+    for name, tolerance in tolerances.items():
+        np.testing.assert_allclose(exact[name], grid[name], rtol=0, atol=tolerance)
+    exact, grid = resample(one.cells, FARS, 300, 1), resample(other.cells, FARS, 300, 2)
+    for name in tolerances:
+        a, b = over_folds(exact[name]), over_folds(grid[name])
         # The deviation of n draws has a relative error of 1 / sqrt(2 n): 4 % each, and 5.8 % for a ratio.
-        np.testing.assert_allclose(a.std(axis=0) / b.std(axis=0), 1, atol=4 * 0.058)
-        assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 4 * a.std(axis=0) * np.sqrt(2 / 300) + 3e-4).all()
+        assert a.std() / b.std() == pytest.approx(1, abs=4 * 0.058)
+        assert abs(a.mean() - b.mean()) < 4 * a.std() * np.sqrt(2 / 300) + 3e-4
+
+
+def test_a_metric_is_one_function_and_one_line(monkeypatch):
+    monkeypatch.setitem(METRICS, "worst fold", lambda pairs: {"worst_fold": pairs.judged.accuracies.min(axis=1)})
+    got = verify_distances(*overlapping(300), bootstrap=100)
+    assert got.value("worst_fold") == min(got.fold_accuracies)
+    low, high = got.figures["worst_fold"].interval
+    assert low < high <= got.value("accuracy")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -224,7 +251,7 @@ def test_val_takes_the_largest_threshold_that_meets_the_rate():
 def test_val_is_zero_where_the_rate_is_never_met():
     dist = np.where(np.arange(40) % 2 == 0, 0.5, 3.9995)  # beyond the last threshold
     got = verify_distances(dist, np.arange(40) % 2 == 0, bootstrap=0)
-    assert (got.val, got.far) == (0, 0)
+    assert (got.value("val"), got.far) == (0, 0)
 
 
 def test_folds_that_lack_a_kind_are_left_out_of_val():
@@ -233,9 +260,9 @@ def test_folds_that_lack_a_kind_are_left_out_of_val():
     got = verify_distances(dist, same, bootstrap=100)
     assert np.isnan(got.fold_vals[0])
     assert np.isnan(got.fold_fars[-1])
-    assert got.val == 1
+    assert got.value("val") == 1
     assert got.far == np.nanmean(got.fold_fars) == 1  # all impostors are at 1.5, and the threshold is 1.50001
-    assert got.val_interval == (1, 1)
+    assert got.figures["val"].interval == (1, 1)
     lines = [line for line in got.warnings if "1 of 10 folds hold no pair of" in line]
     assert len(lines) == 2
 
@@ -248,7 +275,7 @@ def test_a_distance_at_a_threshold_is_not_below_it():
     dist, _ = distances(rows)
     assert set(dist.tolist()) == {0.0, 2.0}
     got = verify(rows, same, bootstrap=0)
-    assert got.accuracy == 1
+    assert got.value("accuracy") == 1
     assert set(got.fold_thresholds) == {0.01}
     flipped = verify(rows, ~same, bootstrap=0)  # best: the threshold 0, at which nothing is below, or above 2
     results, thresholds = protocol.ten_fold(dist, ~same, protocol.folds(20))
@@ -262,17 +289,19 @@ def test_rates_by_hand():
     same = np.tile([True, False], 20)
     dist[same], dist[~same] = np.tile(np.arange(1, 11) * 0.2, 2), np.tile([0.5] + [2.5] * 9, 2)
     got = verify_distances(dist, same, fars=(0.2, 0.1, 0.05, 0.01), bootstrap=200)
-    assert got.tar == {0.2: 1, 0.1: 1, 0.05: 0.2, 0.01: None}  # 20 impostors cannot show one in a hundred
-    assert got.tar_intervals[0.01] is None
-    assert got.auc == pytest.approx(1 - 0.1 * 0.8)  # a tenth of the impostors is nearer than 8 of 10 genuine
+    tars = by_far(got.figures)
+    assert values(tars) == {0.2: 1, 0.1: 1, 0.05: 0.2, 0.01: None}  # 20 impostors cannot show one in a hundred
+    assert tars[0.01] == Figure(None)
+    assert got.value("auc") == pytest.approx(1 - 0.1 * 0.8)  # a tenth of the impostors is nearer than 8 of 10 genuine
     # No impostor rate lies between 0.1 and 1: the errors meet at 2 (0 and 0.1) or at 1.8 (0.1 and 0.1).
-    assert got.eer == pytest.approx(0.1)
+    assert got.value("eer") == pytest.approx(0.1)
     assert got.best_threshold == pytest.approx(2.01)
     assert got.best_accuracy == 38 / 40
     assert got.best_threshold_cosine == pytest.approx(1 - 2.01 / 2)
-    assert 0 <= got.interval[0] <= got.accuracy <= got.interval[1] <= 1
+    low, high = got.figures["accuracy"].interval
+    assert 0 <= low <= got.value("accuracy") <= high <= 1
     compared = roc_curve(same, -dist, drop_intermediate=False)
-    assert got.tar[0.1] == compared[1][np.searchsorted(compared[0], 0.1, side="right") - 1]
+    assert tars[0.1].value == compared[1][np.searchsorted(compared[0], 0.1, side="right") - 1]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +345,7 @@ def test_unequal_folds_and_guessing_are_reported():
     got = verify(rows, np.array([True, False] * 12 + [True]), bootstrap=0)
     assert any("25 pairs do not make 10 equal folds" in line for line in got.warnings)
     constant = verify(np.ones((40, 4)), np.array([True, False] * 10))
-    assert constant.accuracy == 0.5
+    assert constant.value("accuracy") == 0.5
     assert constant.warnings == (
         "all embeddings are alike: the model says nothing, and 50 % is what guessing gives",)  # fmt: skip
     for bootstrap in (0, 500):

@@ -8,11 +8,12 @@ import re
 import numpy as np
 import pytest
 
+from evaluation.protocol.metrics import METRICS
 from evaluation.protocol.verification import verify_distances
 from evaluation.report.figures import POINTS, roc_points
 from evaluation.report.published import published, published_ijbc
 from evaluation.report.table import Entry, table
-from evaluation.report.write import hardest, write
+from evaluation.report.write import KEYS, hardest, write
 from tests.recs import jpeg
 
 PAIRS = 40
@@ -31,7 +32,7 @@ def test_the_fields_sets_come_first_with_published_figures():
     lines = table([entry("mine"), entry("CPLFW"), entry("lfw"), entry("AgeDB-30")], "r50", "CASIA-WebFace")
     assert [line.split()[0] for line in lines[1:]] == ["lfw", "AgeDB-30", "CPLFW", "mine"]
     assert lines[0].split()[-2:] == ["mindface", "CVLface"]
-    accuracy = 100 * entry("lfw").result.accuracy
+    accuracy = 100 * entry("lfw").result.value("accuracy")
     assert lines[1].split()[-4:] == ["98.67", f"{accuracy - 98.67:+.2f}", "99.37", f"{accuracy - 99.37:+.2f}"]
     assert max(map(len, lines)) <= 150
     assert "mindface" not in table([entry("lfw")], "r50", "synthetic")[0]
@@ -78,6 +79,15 @@ def test_json_has_every_figure_and_no_nan(tmp_path):
     for name in ("accuracy", "interval", "val", "val_interval", "eer_interval", "auc_interval", "impostors",
                  "accuracy_without_mirror", "accuracy_without_mirror_interval"):  # fmt: skip
         assert report[name] is not None
+
+
+def test_a_new_metric_comes_last_in_the_json(tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "worst fold", lambda pairs: {"worst_fold": pairs.judged.accuracies.min(axis=1)})
+    found = entry("lfw")
+    write(tmp_path, [found])
+    report = json.loads((tmp_path / "report.json").read_text())[0]
+    assert list(report) == [*KEYS, "worst_fold", "worst_fold_interval"]
+    assert report["worst_fold"] == min(found.result.fold_accuracies)
 
 
 def test_a_curve_of_many_pairs_has_few_points():

@@ -62,9 +62,14 @@ class Hostile:
 
 @pytest.mark.parametrize(
     ("act", "arguments", "name"),
-    [(os.system, ("touch {}",), "posix.system"), (eval, ("open('{}', 'w')",), "__builtin__.eval"),
-     (np.load, ("{}",), "numpy.load"), (np.fromfile, ("{}",), "numpy.*fromfile"), (getattr, (1, "real"), "getattr")],
-)  # fmt: skip
+    [
+        (os.system, ("touch {}",), "posix.system"),
+        (eval, ("open('{}', 'w')",), "__builtin__.eval"),
+        (np.load, ("{}",), "numpy.load"),
+        (np.fromfile, ("{}",), "numpy.*fromfile"),
+        (getattr, (1, "real"), "getattr"),
+    ],
+)
 def test_code_is_refused_by_name(tmp_path, act, arguments, name):
     mark = tmp_path / "ran"
     arguments = tuple(a.format(mark) if isinstance(a, str) else a for a in arguments)
@@ -78,14 +83,16 @@ def test_code_is_refused_by_name(tmp_path, act, arguments, name):
     ("content", "message"),
     [
         (b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.", "its pickle uses EMPTY_DICT"),  # hashed, it would end the process
-        (b"\x80\x02]r\xff\xff\xff\x0f.", "puts away"),  # a table of 4 GB
+        (b"\x80\x02]r\xff\xff\xff\x0f.", "it counts what it puts away wrongly"),  # a table of 4 GB
         (b"\x80\x02(c_codecs\nencode\nN}b.", "its pickle uses EMPTY_DICT"),
         (b"\x80\x02c_codecs\nencode\n)b.", "it changes a function"),
         (b"\x80\x02(ios\nsystem\n.", r"it asks for os\.system"),
         (b"\x80\x02c\x1b[2Jos\nsystem\n.", r"it asks for \?\?2Jos\.system"),
         (b"\x80\x02X\x01\x00\x00\x00aQ.", "its pickle uses BINPERSID"),
+        (b"\x80\x02cnumpy\ndtype\nX\x04\x00\x00\x00\x1b[2J\x85R.", r"an array of dtype '\?\?2J'"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00\x1b[J\x86R.", r"a text encoded as '\?\?J'"),
     ],
-)  # fmt: skip
+)
 def test_tricks_are_refused_before_they_work(tmp_path, content, message):
     (tmp_path / "set.bin").write_bytes(content)
     with pytest.raises(SetError, match=f"set.bin: refused: .*{message}") as failure:
