@@ -87,8 +87,15 @@ def test_two_ranks_gather_sum_and_take_the_maximum(pair):
         assert result["objects"] == [{"rank": 0}, {"rank": 1}]
 
 
-@pytest.mark.parametrize("case", ["rate 1", "rate 0.3", "adamw"])
-def test_two_ranks_train_as_one(pair, case):
+@pytest.mark.parametrize(
+    ("case", "compared"),
+    [
+        *[(case, "loss d_embeddings d_rows d_backbone rows") for case in ("rate 1", "rate 0.3", "adamw")],
+        ("backbone", "loss norm d_rows rows gradients weights statistics"),
+    ],
+)
+def test_two_ranks_train_as_one(pair, case, compared):
+    """What differs is rounding: at most ten times what a change of one unit in the last place makes."""
     for result in pair:
-        assert set(result[case]) == {"loss", "d_embeddings", "d_rows", "d_backbone", "rows"}
-        assert max(result[case].values()) < 1e-5, result[case]
+        assert result[case].keys() == set(compared.split())
+        assert max(result[case].values()) < 10, result[case]

@@ -1,30 +1,41 @@
 """Run by msrun in test_distributed: two ranks train a few steps, and one process alone repeats them.
 
-Writes, per rank, rank-R.json with the largest differences to one process and what the collectives returned.
+Writes, per rank, rank-R.json with the differences to one process and what the collectives returned.
+
+The sums of two ranks are added up in another order than one rank's, so that what should be the same differs by float32
+rounding, whose size depends on the processor. So it is measured here too: as what one process makes of values that are
+changed by one unit in their last place.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from training.centers.class_centers import ClassCenters
+from training.backbones.registry import create_backbone
+from training.centers.class_centers import ClassCenters, slice_of
 from training.centers.rules import RULES
+from training.config import TrainConfig
 from training.device.distributed import Group, init
+from training.device.prepare import prepare
 from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
+from training.step import Step
 
 CLASSES, DIM, BATCH, STEPS = 203, 32, 8, 5  # 203: slices of 102 and 101 classes
 MARGIN = CombinedMargin(1, 0.5, 0, 64.0, 0.3)
+UNIT = 2.0**-23  # between 1 and the next float32
+NUDGES = 3  # other roundings of one process
 
 
-class Step(nn.Cell):
+class Matrix(nn.Cell):
     """Backbone (one matrix), head and the backbone's gradient in one graph."""
 
     def __init__(self, group, matrix):
@@ -55,23 +66,40 @@ class Collectives(nn.Cell):
         return self.group.gather(x), self.group.sum(x), self.group.max(x)
 
 
-def train(group, rate, kind):
-    """Returns the largest difference to one process, by what was compared."""
+def nudged(array, rng):
+    """Returns a float32 array of which every value is changed by one unit in its last place, up or down."""
+    return (array * (1 + UNIT * rng.choice([-1, 1], array.shape))).astype(np.float32)
+
+
+class Differences:
+    """The largest differences to one process by what was compared, in units of what rounding makes of one process."""
+
+    def __init__(self):
+        self.worst: dict[str, float] = {}
+
+    def add(self, name, got, alone, changed):
+        """Args: got: of several ranks; alone: of one; changed: of one, from other roundings."""
+        rounding = max([UNIT * np.abs(alone).max(), *(np.abs(other - alone).max() for other in changed)])
+        self.worst[name] = max(self.worst.get(name, 0.0), float(np.abs(got - alone).max() / rounding))
+
+
+def train(group, many, one, rate, kind):
+    """Returns the differences of a few steps of the centres.
+
+    Args:
+        group: the ranks.
+        many: a Matrix on all ranks.
+        one: the same in this process alone.
+        rate: of the sample.
+        kind: of the centres' updates.
+    """
     rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(DIM, DIM)).astype(np.float32)
-    many, one = Step(group, matrix), Step(Group(), matrix)
     rule = RULES[kind]()
     mine = ClassCenters(CLASSES, DIM, rank=group.rank, world=group.world, seed=4, rule=rule)
-    whole = ClassCenters(CLASSES, DIM, seed=4, rule=rule)
+    others = [ClassCenters(CLASSES, DIM, seed=4, rule=rule) for _ in range(1 + NUDGES)]  # the first as it is
     sampler = Sampler(mine.start, mine.count, rate, 9, group.rank, CLASSES)
     sampler.check(BATCH * group.world)
-    worst: dict[str, float] = {}
-
-    def differ(name, got, want):
-        got, want = np.asarray(got), np.asarray(want)
-        assert got.shape == want.shape, (name, got.shape, want.shape)
-        worst[name] = max(worst.get(name, 0), float(np.abs(got - want).max() / max(1, np.abs(want).max())))
-
+    found = Differences()
     for step in range(STEPS):
         labels = rng.integers(0, CLASSES, BATCH * group.world)
         x = rng.normal(size=(BATCH * group.world, DIM)).astype(np.float32)  # (G, D), the same on both
@@ -80,31 +108,100 @@ def train(group, rate, kind):
         got = many(ms.Tensor(x[own]), ms.Tensor(mine.gather(ids)), ms.Tensor(targets))
         loss, d_embeddings, d_rows, slope = (part.asnumpy() for part in got)
         union = np.concatenate(group.gather_object(ids))
-        places = np.searchsorted(union, labels).astype(np.int32)
-        alone = one(ms.Tensor(x), ms.Tensor(whole.gather(union)), ms.Tensor(places))
-        differ("loss", loss, alone[0].asnumpy())
-        differ("d_embeddings", d_embeddings, alone[1].asnumpy()[own])
-        differ("d_rows", d_rows, alone[2].asnumpy()[np.isin(union, ids)])
-        differ("d_backbone", slope, alone[3].asnumpy())
+        places = ms.Tensor(np.searchsorted(union, labels).astype(np.int32))
+        alone = []
+        for number, centers in enumerate(others):
+            rows, images = centers.gather(union), x
+            if number:
+                rows, images = nudged(rows, rng), nudged(x, rng)
+            alone.append([part.asnumpy() for part in one(ms.Tensor(images), ms.Tensor(rows), places)])
+        losses, all_embeddings, all_rows, slopes = zip(*alone, strict=True)
         lr = (0.02 if kind == "sgd" else 1e-3) / (step + 1)
         mine.update(ids, d_rows, lr)
-        whole.update(union, alone[2].asnumpy(), lr)
-    rows = np.concatenate([block for _, block in mine.export_blocks(40)])
-    differ("rows", rows, np.concatenate([b for _, b in whole.export_blocks(64)])[mine.start : mine.start + mine.count])
-    return worst
+        for centers, gradient in zip(others, all_rows, strict=True):
+            centers.update(union, gradient, lr)
+        found.add("loss", loss, losses[0], losses[1:])
+        found.add("d_embeddings", d_embeddings, all_embeddings[0][own], [part[own] for part in all_embeddings[1:]])
+        here = np.isin(union, ids)
+        found.add("d_rows", d_rows, all_rows[0][here], [part[here] for part in all_rows[1:]])
+        found.add("d_backbone", slope, slopes[0], slopes[1:])
+    here = slice(mine.start, mine.start + mine.count)
+    ends = [np.concatenate([block for _, block in centers.export_blocks(64)])[here] for centers in others]
+    found.add("rows", np.concatenate([block for _, block in mine.export_blocks(40)]), ends[0], ends[1:])
+    return found.worst
+
+
+class WholeStep:
+    """A backbone with batch norm, head and centres, put together as the training loop does.
+
+    Calling it returns what one step from the first values gives, by kind and name.
+    """
+
+    def __init__(self, group):
+        self.group = group
+        backbone = create_backbone("mbf_narrow", DIM, seed=1)
+        config = TrainConfig(clip=0, weight_decay=0, sync_bn=True)  # the optimiser's momentum is the gradient then
+        prepare(backbone, config, group)
+        self.step = Step(config, backbone, Head(group, CombinedMargin(1, 0.5, 0, 16.0)), group)
+        self.weights = backbone.parameters_dict()
+        self.momentum = self.step.slots
+        self.first = {name: found.asnumpy().copy() for name, found in (self.weights | self.momentum).items()}
+
+    def __call__(self, images, labels, seed=None):
+        """Args: images (G, 3, 112, 112); labels (G,); seed: of a nudge of all first values, or None."""
+        rng = np.random.default_rng(seed)
+        change = (lambda array: array) if seed is None else partial(nudged, rng=rng)
+        for name, found in (self.weights | self.momentum).items():
+            ops.assign(found, ms.Tensor(change(self.first[name])))
+        group = self.group
+        centers = ClassCenters(CLASSES, DIM, rank=group.rank, world=group.world, seed=4, rule=RULES["sgd"]())
+        ids, targets = Sampler(centers.start, centers.count, 1.0, 9, group.rank, CLASSES).sample(labels, 0)
+        rows = change(centers.gather(ids))
+        own = len(images) // group.world
+        images = images[group.rank * own : (group.rank + 1) * own]
+        loss, norm, d_rows = self.step(images, rows, targets.reshape(1, -1), 0.1, 0)
+        d_rows = d_rows.asnumpy()
+        centers.update(ids, d_rows, 0.1)
+        found = {("loss", ""): np.array(loss), ("norm", ""): np.array(norm), ("d_rows", ""): d_rows}
+        found["rows", ""] = np.concatenate([block for _, block in centers.export_blocks()])
+        for name, weight in self.weights.items():
+            found["statistics" if "moving" in name else "weights", name] = weight.asnumpy().copy()
+        for name, gradient in self.momentum.items():
+            if name not in self.weights:
+                found["gradients", name] = gradient.asnumpy().copy()
+        return found
+
+
+def compare_steps(group):
+    """Returns the differences of one step, by kind."""
+    rng = np.random.default_rng(6)
+    images = rng.normal(size=(BATCH * group.world, 3, 112, 112)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, BATCH * group.world)
+    one, many = WholeStep(Group()), WholeStep(group)
+    alone = [one(images, labels, seed) for seed in (None, *range(NUDGES))]
+    start, count = slice_of(group.rank, group.world, CLASSES)
+    found = Differences()
+    for (kind, name), got in many(images, labels).items():
+        own = slice(start, start + count) if kind in ("rows", "d_rows") else ...
+        first, *changed = (part[kind, name][own] for part in alone)
+        found.add(kind, got, first, changed)
+    return found.worst
 
 
 def main():
     group = init("CPU")
     x = ms.Tensor(np.array([[1, -5], [2, 7]], np.float32) * (1 if group.rank == 0 else -2))
+    matrix = np.random.default_rng(1).normal(size=(DIM, DIM)).astype(np.float32)
+    cells = Matrix(group, matrix), Matrix(Group(), matrix)
     result = {
         "world": group.world,
         "objects": group.gather_object({"rank": group.rank}),
         "eager": [part.asnumpy().tolist() for part in (group.gather(x), group.sum(x), group.max(x))],
         "graph": [part.asnumpy().tolist() for part in Collectives(group)(x)],
-        "rate 1": train(group, 1.0, "sgd"),
-        "rate 0.3": train(group, 0.3, "sgd"),
-        "adamw": train(group, 0.3, "adamw"),
+        "rate 1": train(group, *cells, 1.0, "sgd"),
+        "rate 0.3": train(group, *cells, 0.3, "sgd"),
+        "adamw": train(group, *cells, 0.3, "adamw"),
+        "backbone": compare_steps(group),
     }
     Path(sys.argv[1], f"rank-{group.rank}.json").write_text(json.dumps(result), encoding="utf-8")
     group.barrier()
