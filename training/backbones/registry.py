@@ -7,6 +7,7 @@ from mindspore import nn
 from faceshards.errors import ConfigError
 from training.backbones import iresnet, mobilefacenet, vit
 from training.backbones.spec import Spec
+from training.device.numpy2 import settle_numpy
 
 BACKBONES: dict[str, Spec] = {
     **iresnet.SPECS,
@@ -38,4 +39,6 @@ def create_backbone(name: str, embedding_size: int = 512, recompute: bool = Fals
     Raises:
         ConfigError: see find_spec.
     """
-    return find_spec(name).build(embedding_size, seed, recompute)
+    spec = find_spec(name)
+    settle_numpy()
+    return spec.build(embedding_size, seed, recompute)

@@ -20,6 +20,7 @@ from mindspore import communication, ops
 
 from faceshards.errors import ConfigError, FaceshardsError
 from training.config import CHOICES
+from training.device.numpy2 import settle_numpy
 
 DEVICES = CHOICES["device"]
 
@@ -93,6 +94,7 @@ def init(device: str = "CPU", environ: Mapping[str, str] = os.environ) -> Group:
     if device not in DEVICES:
         raise ConfigError(f"device {device!r} is not one of {', '.join(DEVICES)}")
     _set_device(device)
+    settle_numpy()
     try:
         workers = int(environ.get("MS_WORKER_NUM", "1"))
     except ValueError:
