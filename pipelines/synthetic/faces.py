@@ -11,41 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.synthetic.ranges import NUISANCES, TRAITS
+
 SIZE = 112
 """Height and width of a face in pixels; InsightFace's aligned crops."""
 
 _CANVAS = 2  # drawn at twice the size and averaged down: cheaper than cv2's anti-aliased polygons
 _SHIFT = 4  # fractional bits of the coordinates handed to cv2
-
-# Uniform ranges. Lengths are pixels of the 112 px picture from the head's centre, y downwards.
-_TRAITS: dict[str, tuple[float, float]] = {
-    "head_width": (29, 40), "head_top": (38, 47), "chin": (41, 54), "jaw": (1.5, 3.2), "crown": (1.8, 2.8),
-    "ear": (3, 9), "ear_y": (-4, 6), "neck": (15, 27),
-    "tone": (0, 1), "warmth": (-14, 14), "flush": (-10, 10),
-    "hair_light": (0, 1), "hair_red": (0, 1), "hair_gray": (-1.2, 1),
-    "hair_volume": (1.0, 1.32), "hair_length": (-32, 62), "hair_flare": (0.75, 1.3),
-    "hairline": (0.30, 1.0), "fringe_tilt": (-0.35, 0.35), "fringe_bend": (-14, 16),
-    "eye_x": (13, 20), "eye_y": (-9, -2), "eye_width": (4.6, 8.0), "eye_height": (2.0, 4.4), "eye_slant": (-0.30, 0.30),
-    "iris": (0.62, 1.0), "iris_hue": (0, 1), "iris_light": (0.15, 1), "lid": (0.4, 2.0),
-    "brow_y": (6, 12), "brow_width": (5.5, 11), "brow_thick": (0.8, 4.4), "brow_angle": (-0.35, 0.35),
-    "brow_bend": (0, 4), "brow_gap": (-3, 3),
-    "nose_length": (15, 26), "nose_width": (3.5, 9), "nose_bridge": (1.0, 4.0), "nose_dark": (0.66, 0.9),
-    "mouth_y": (8, 14), "mouth_width": (8, 17), "lip_top": (1.0, 4.0), "lip_low": (1.5, 5.5), "lip_red": (0, 1),
-    "lip_dark": (0.55, 1.0), "cheek": (0, 1),
-    "beard": (-1.6, 1), "beard_top": (0.1, 0.9), "moustache": (-1.4, 1),
-    "glasses": (-2.2, 1), "glasses_round": (1.6, 4.5), "glasses_size": (8.5, 12.5), "glasses_thick": (0.7, 2.4),
-    "glasses_dark": (0, 130),
-    "mole_a": (-1, 1), "mole_a_x": (-0.75, 0.75), "mole_a_y": (-0.5, 0.7),
-    "mole_b": (-2, 1), "mole_b_x": (-0.75, 0.75), "mole_b_y": (-0.5, 0.7),
-}  # fmt: skip
-
-# Standard deviations of normal draws, cut at 2.5. Angles in radians, shifts in pixels, gains as logarithms.
-_NUISANCES: dict[str, float] = {
-    "roll": 0.09, "yaw": 0.22, "pitch": 0.14, "x": 3.0, "y": 3.0, "zoom": 0.055,
-    "mouth_open": 1.0, "smile": 1.0, "eye_open": 0.22, "brow_lift": 1.3, "gaze": 0.22,
-    "exposure": 0.26, "gamma": 0.22, "cast_blue": 0.12, "cast_green": 0.06, "cast_red": 0.12,
-    "light_x": 0.30, "light_y": 0.22, "contrast": 0.16,
-}  # fmt: skip
 
 _TURN = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _RING = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)  # (28, 2) unit circle, from the right, clockwise on screen
@@ -64,8 +36,8 @@ def generator(*words: int) -> np.random.Generator:
 
 def traits(seed: int, identity: int) -> dict[str, float]:
     """Returns what all photographs of an identity share: a value for each name in the table of ranges."""
-    draws = generator(seed, identity).random(len(_TRAITS)).tolist()
-    return {name: low + (high - low) * draw for (name, (low, high)), draw in zip(_TRAITS.items(), draws, strict=True)}
+    draws = generator(seed, identity).random(len(TRAITS)).tolist()
+    return {name: low + (high - low) * draw for (name, (low, high)), draw in zip(TRAITS.items(), draws, strict=True)}
 
 
 class _Sheet:
@@ -223,8 +195,8 @@ def draw_face(seed: int, identity: int, image: int) -> tuple[NDArray[np.uint8], 
     """Returns a photograph, (112, 112, 3) uint8 in OpenCV's blue-green-red order, and its JPEG quality (60..95)."""
     who = traits(seed, identity)
     rng = generator(seed, identity, image)
-    draws = np.clip(rng.standard_normal(len(_NUISANCES)), -2.5, 2.5).tolist()
-    how = {name: spread * draw for (name, spread), draw in zip(_NUISANCES.items(), draws, strict=True)}
+    draws = np.clip(rng.standard_normal(len(NUISANCES)), -2.5, 2.5).tolist()
+    how = {name: spread * draw for (name, spread), draw in zip(NUISANCES.items(), draws, strict=True)}
 
     backdrop = rng.uniform(30, 220, 3).astype(np.float32) + _texture(rng, 3, 3, 32) + _texture(rng, 14, 1, 22)
     large = cv2.resize(np.clip(backdrop, 0, 255).astype(np.uint8), (SIZE * _CANVAS, SIZE * _CANVAS))

@@ -107,6 +107,8 @@ def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]
         env={**os.environ, **environment},
         text=True,
         start_new_session=True,
+        # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -76,6 +76,28 @@ def shards_done(pieces: dict[str, int]) -> dict[str, int]:
     return {name: at for name, at in pieces.items() if whole(name)}
 
 
+def clean_row(source: Path, dataset: Manifest) -> dict:
+    """Returns a kept row, from the middle of the set, that no planted defect refers to."""
+    named = {row[field] for row in read_defects(source) for field in ("key", "of_key")}
+    rows = [row for row in dataset.table("images").to_pylist() if row["key"] not in named]
+    return sorted(rows, key=lambda row: row["sid"])[len(rows) // 2]
+
+
+def bytes_of(tiny_source: Path, row: dict) -> bytes:
+    return read_rec(tiny_source / "train.rec")[int(row["key"])][1]
+
+
+def held_in_sign(source: Path, dataset: Manifest, out: Path, *more: str) -> subprocess.Popen[str]:
+    """Returns a build that has signed some partitions and waits in another one until it is stopped."""
+    mark = bytes_of(source, clean_row(source, dataset))[-64:]
+    held = out.with_name("held")
+    held.touch()
+    environment = preload(out.parent, "pipelines.stages.signatures:_decode", mark, "hold", held)
+    process = start(command(source, out, *more), **environment)
+    assert wait_for(lambda: STAGES["sign"](workspace.work_folder(out)), process)
+    return process
+
+
 def test_an_uninterrupted_command_says_nothing(tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path) -> None:
     code, _, err = run(command(tiny_source, tmp_path / "tiny"))
     assert (code, err) == (0, "")
@@ -130,12 +152,8 @@ def test_partitions_that_were_finished_are_not_done_again(
 def test_interrupted_says_so_in_a_line_and_goes_on(
     tiny_source: Path, tiny_dataset: Manifest, tiny_digests: dict[str, str], tmp_path: Path
 ) -> None:
-    out, work, held = tmp_path / "tiny", tmp_path / ".tiny.building", tmp_path / "held"
-    held.touch()
-    mark = _bytes_of(tiny_source, clean_row(tiny_source, tiny_dataset))[-64:]
-    environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "hold", held)
-    process = start(command(tiny_source, out), **environment)
-    assert wait_for(lambda: STAGES["sign"](work), process)
+    out = tmp_path / "tiny"
+    process = held_in_sign(tiny_source, tiny_dataset, out)
     kill_group(process, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 1
@@ -164,11 +182,11 @@ def test_a_place_that_can_never_be_made_is_one_line(tiny_source: Path) -> None:
     assert err.splitlines() == ["Error: /proc/x: No such file or directory"]
 
 
-def test_going_on_with_another_setting_refuses(tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path) -> None:
+def test_going_on_with_another_setting_refuses(
+    tiny_source: Path, tiny_dataset: Manifest, tiny_digests: dict[str, str], tmp_path: Path
+) -> None:
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
-    process = start(command(tiny_source, out, "--set", "seed=5"))
-    assert wait_for(lambda: STAGES["sign"](work), process)
-    kill_group(process)
+    kill_group(held_in_sign(tiny_source, tiny_dataset, out, "--set", "seed=5"))
     before = digests(work)
     code, _, err = run(command(tiny_source, out))
     assert (code, len(err.splitlines())) == (1, 1)
@@ -226,12 +244,10 @@ def test_an_output_that_is_no_dataset_is_not_touched(
     assert digests(tmp_path).keys() == {"home/letter.txt", "file"}
 
 
-def test_a_source_that_changed_since_is_said(tiny_source: Path, tmp_path: Path) -> None:
+def test_a_source_that_changed_since_is_said(tiny_source: Path, tiny_dataset: Manifest, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_source, tmp_path / "copy")
-    out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
-    process = start(command(copy, out))
-    assert wait_for(lambda: STAGES["sign"](work), process)
-    kill_group(process)
+    out = tmp_path / "tiny"
+    kill_group(held_in_sign(copy, tiny_dataset, out))
     os.utime(copy / "train.rec", ns=(1, 1))
     code, _, err = run(command(copy, out))
     assert (code, len(err.splitlines())) == (1, 1)
@@ -239,18 +255,11 @@ def test_a_source_that_changed_since_is_said(tiny_source: Path, tmp_path: Path) 
     assert not out.exists()
 
 
-def clean_row(source: Path, dataset: Manifest) -> dict:
-    """Returns a kept row, from the middle of the set, that no planted defect refers to."""
-    named = {row[field] for row in read_defects(source) for field in ("key", "of_key")}
-    rows = [row for row in dataset.table("images").to_pylist() if row["key"] not in named]
-    return sorted(rows, key=lambda row: row["sid"])[len(rows) // 2]
-
-
 def test_a_record_that_kills_its_worker_is_quarantined(
     tiny_source: Path, tiny_dataset: Manifest, tmp_path: Path
 ) -> None:
     victim = clean_row(tiny_source, tiny_dataset)
-    mark = _bytes_of(tiny_source, victim)[-64:]
+    mark = bytes_of(tiny_source, victim)[-64:]
     out = tmp_path / "tiny"
     environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "kill")
     code, _, err = run(command(tiny_source, out, "--workers", "2"), **environment)
@@ -269,7 +278,7 @@ def test_a_record_that_kills_its_worker_is_quarantined(
 def test_a_worker_that_dies_once_is_survived(
     tiny_source: Path, tiny_dataset: Manifest, tiny_digests: dict[str, str], tmp_path: Path
 ) -> None:
-    mark = _bytes_of(tiny_source, clean_row(tiny_source, tiny_dataset))[-64:]
+    mark = bytes_of(tiny_source, clean_row(tiny_source, tiny_dataset))[-64:]
     died = tmp_path / "died"
     environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "kill_once", died)
     code, _, err = run(command(tiny_source, tmp_path / "tiny"), **environment)
@@ -277,10 +286,6 @@ def test_a_worker_that_dies_once_is_survived(
     assert died.exists()
     assert "a worker died; its task is run again alone" in err
     assert digests(tmp_path / "tiny") == tiny_digests
-
-
-def _bytes_of(tiny_source: Path, row: dict) -> bytes:
-    return read_rec(tiny_source / "train.rec")[int(row["key"])][1]
 
 
 @pytest.fixture

@@ -354,10 +354,10 @@ def test_a_file_that_vanishes_is_a_source_error(tmp_path, faces):
     files, _ = find_files(tmp_path)
     parts, _ = cut(files, tmp_path, 0)
     (tmp_path / "train.rec").unlink()
-    with pytest.raises(SourceError, match=r"train\.rec"):
+    with pytest.raises(SourceError, match=r"train\.rec: No such file or directory"):
         scan(parts[0])
     (tmp_path / "train.idx").unlink()
-    with pytest.raises(SourceError, match=r"train\.idx"):
+    with pytest.raises(SourceError, match=r"train\.idx.*No such file or directory"):
         cut(files, tmp_path, 0)
 
 
@@ -384,9 +384,9 @@ def test_train_rec_leaves_its_neighbours_aside(tmp_path, faces):
 
 def test_known_datasets():
     assert {"synthetic"} <= set(known_datasets())
-    with pytest.raises(SourceError, match="unknown dataset 'nobody'"):
+    with pytest.raises(SourceError, match="unknown dataset 'nobody'; known: casia, ms1mv2, "):
         dataset_folder("nobody", Path("data"))
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file or directory"):
         known_datasets(Path("nowhere.yaml"))
 
 

@@ -165,17 +165,17 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     tiny = SyntheticSpec(identities=2, images=4, defects=0, unseen=0, pairs=0)
     write_set(tmp_path / "set", tiny)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]  # the stale temporary folder went, too
-    with pytest.raises(FaceshardsError, match="exists already"):
+    with pytest.raises(FaceshardsError, match="set: exists already"):
         write_set(tmp_path / "set", tiny)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": 59}, "two each"),
-        ({"pairs": 50}, "multiple of 20"),
-        ({"unseen": 1}, "unseen identities"),
-        ({"defects": -1}, "negative"),
+        ({"images": 59}, "59 images for 30 identities: two each are needed"),
+        ({"pairs": 50}, "pairs: 50 is no multiple of 20"),
+        ({"unseen": 1}, "60 pairs need 2 unseen identities"),
+        ({"defects": -1}, "defects: -1 is negative"),
     ],
 )
 def test_impossible_specs_are_refused(changes: dict[str, int], message: str) -> None:
@@ -184,7 +184,7 @@ def test_impossible_specs_are_refused(changes: dict[str, int], message: str) -> 
 
 
 def test_more_conflicts_than_room_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no room"):
+    with pytest.raises(ConfigError, match="no room for 2 defects of kind "):
         write_set(tmp_path / "set", SyntheticSpec(identities=5, images=11, defects=2, unseen=0, pairs=0))
 
 
