@@ -78,9 +78,13 @@ settings_option = click.option(  # the command gets `settings`, a dict with each
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_parse, help="One setting; may be repeated."
 )
 data_root_option = click.option(
-    "--data-root", type=PATH, default=Path("data/raw"), envvar="DATA_ROOT", show_default=True,
+    "--data-root",
+    type=PATH,
+    default=Path("data/raw"),
+    envvar="DATA_ROOT",
+    show_default=True,
     help="Where the known sets lie, each in DATA_ROOT/NAME.",
-)  # fmt: skip
+)
 _MODEL = "A checkpoint, a run's folder, weights, .onnx or .mindir."
 model_option = click.option("--model", type=PATH, help=_MODEL)
 required_model_option = click.option("--model", type=PATH, required=True, help=_MODEL)
