@@ -142,8 +142,12 @@ def test_alignment_is_the_least_squares_similarity(angle, scale, x, y, seed):
 
 
 def test_landmarks_that_fix_nothing():
-    for points in (np.zeros((5, 2)), np.full((5, 2), np.nan), np.zeros((4, 2))):
-        with pytest.raises(AlignmentError):
+    for points, message in (
+        (np.zeros((5, 2)), "the landmarks lie on one point"),
+        (np.full((5, 2), np.nan), "a landmark is not finite"),
+        (np.zeros((4, 2)), r"landmarks of shape \[4, 2\], not \[5, 2\]"),
+    ):
+        with pytest.raises(AlignmentError, match=message):
             similarity(points)
 
 
