@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 import numpy as np
@@ -92,7 +93,7 @@ SIDES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
 }
 
 
-def run(side: str, pairs: int, size: int) -> dict[str, object]:
+def run(side: str, pairs: int, size: int) -> dict[str, Any]:
     """Returns seconds and peak memory of one side, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_verification", "--side", side, "--pairs", str(pairs)]
     done = subprocess.run([*command, "--size", str(size)], check=True, capture_output=True, text=True)
@@ -130,14 +131,16 @@ def main(side: str | None, pairs: int, size: int) -> None:
             raise click.ClickException(f"the sides differ: {slow['figures']} and {fast['figures']}")
         drawn = run("verify, 1,000 resamples", count, 512)
         for name, got in (("loops", slow), ("verify", fast), ("verify, 1,000 resamples", drawn)):
-            ratio = slow["seconds"] / got["seconds"]  # type: ignore[operator]
-            print(f"{count:>9,} {512:>4} {name:<36} {1e3 * got['seconds']:>9,.1f} {ratio:>6.1f} "  # type: ignore[operator]
-                  f"{got['mb']:>8,.0f} {got['more']:>16,.0f}")  # fmt: skip
+            print(line(name, count, 512, got, f"{slow['seconds'] / got['seconds']:.1f}"))
     print("both sides gave the same figures to the last digit")
     for name in ("distances", "verify", "verify, 1,000 resamples", "of distances", "of distances, 1,000 resamples"):
-        got = run(name, 1_000_000, 128)
-        print(f"{1_000_000:>9,} {128:>4} {name:<36} {1e3 * got['seconds']:>9,.1f} {'':>6} "  # type: ignore[operator]
-              f"{got['mb']:>8,.0f} {got['more']:>16,.0f}")  # fmt: skip
+        print(line(name, 1_000_000, 128, run(name, 1_000_000, 128)))
+
+
+def line(side: str, pairs: int, size: int, got: dict[str, Any], ratio: str = "") -> str:
+    """Returns a line of the table."""
+    times, peak = f"{1e3 * got['seconds']:>9,.1f} {ratio:>6}", f"{got['mb']:>8,.0f} {got['more']:>16,.0f}"
+    return f"{pairs:>9,} {size:>4} {side:<36} {times} {peak}"
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ import cv2
 import mindspore as ms
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from safetensors.numpy import save_file
 
 from evaluation.during import Verifier
 from evaluation.embedder import Embedder
 from evaluation.models.backbone_model import cell_forward
-from faceshards.cli.main import main
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import write_bin
+from tests.evaluation.commands import run
 from tests.recs import jpeg
 from training.backbones.registry import create_backbone
 from training.data.transforms import decode
-from training.weights.assign import to_torch
 
 PAIRS = 20
 
@@ -36,10 +33,6 @@ def pairs(tmp_path):
     path = tmp_path / "lfw.bin"
     write_bin(path, images, same)
     return path, images, same
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def test_embeddings_from_elsewhere(pairs, tmp_path):
@@ -62,21 +55,26 @@ def test_the_sum_of_both_views_whatever_the_batch(pairs):
     backbone = create_backbone("mbf_narrow", 32)
     whole = Embedder(cell_forward(backbone), batch=64).views(images[:5])[0]
     parts = Embedder(cell_forward(backbone), batch=2).views(images[:5])[0]
-    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
     backbone.set_train(False)
     first = (decode(images[0]).transpose(2, 0, 1).astype(np.float32) / 255 - 0.5) / 0.5
-    np.testing.assert_allclose(whole[0, 0], backbone(ms.Tensor(first[None])).asnumpy()[0], rtol=1e-4, atol=1e-5)
-    mirror = np.ascontiguousarray(first[None, :, :, ::-1])
-    np.testing.assert_allclose(whole[1, 0], backbone(ms.Tensor(mirror)).asnumpy()[0], rtol=1e-4, atol=1e-5)
+    pair = np.stack([first, first[:, :, ::-1]])
+    alone = [backbone(ms.Tensor(view[None])).asnumpy()[0] for view in pair]
+    # A processor may add in another order for another shape. What that can do is what rounding the pixels does: to
+    # change them by float32's epsilon moves the embedding by as much as the layers let it.
+    rng = np.random.default_rng(0)
+    nudged = pair * (1 + rng.choice([-1, 1], pair.shape) * np.finfo(np.float32).eps)
+    moved = np.abs(backbone(ms.Tensor(nudged.astype(np.float32))).asnumpy() - alone).max()
+    tolerance = 100 * max(moved, np.finfo(np.float32).eps * np.abs(alone).max())
+    assert tolerance < 0.01 * np.abs(whole[0] - whole[1]).max()  # far below what tells a view from its mirror image
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(whole[:, 0], alone, rtol=0, atol=tolerance)
 
 
-def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path):
+def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path, narrow_weights):
     images = list(pairs[1])
     images[3], images[8] = b"junk", jpeg(1, 50, 50)
     write_bin(tmp_path / "odd.bin", images, pairs[2])
-    weights = tmp_path / "narrow.safetensors"
-    save_file(to_torch(create_backbone("mbf_narrow", 32)), weights)
-    options = ("--model", weights, "--backbone", "mbf_narrow", "--quiet")
+    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--quiet")
     result = run("eval", *options, "--set", tmp_path / "odd.bin", "--set", pairs[0], "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert [line.split()[:2] for line in result.stdout.splitlines()[1:3]] == [["lfw", "20"], ["odd", "18"]]
@@ -88,10 +86,12 @@ def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [(np.zeros((3, 4), np.float32), r"e.npy: float32 \[3, 4\]; lfw needs floats \[40, D\]"),
-     (np.full((40, 4), np.nan, np.float32), "lfw: embedding 0 is not finite"),
-     (np.zeros((40, 4), int), r"int64 \[40, 4\]")],
-)  # fmt: skip
+    [
+        (np.zeros((3, 4), np.float32), r"e.npy: float32 \[3, 4\]; lfw needs floats \[40, D\]"),
+        (np.full((40, 4), np.nan, np.float32), "lfw: embedding 0 is not finite"),
+        (np.zeros((40, 4), int), r"int64 \[40, 4\]"),
+    ],
+)
 def test_embeddings_that_cannot_be(pairs, tmp_path, rows, message):
     np.save(tmp_path / "e.npy", rows)
     result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", pairs[0])
@@ -109,11 +109,9 @@ def test_files_that_are_no_arrays(pairs, tmp_path, content):
     assert "e.npy: no array in NumPy's format" in result.stderr
 
 
-def test_a_set_without_a_pair_left_says_why(pairs, tmp_path):
+def test_a_set_without_a_pair_left_says_why(pairs, tmp_path, narrow_weights):
     write_bin(tmp_path / "large.bin", [jpeg(i, 250, 250) for i in range(2 * PAIRS)], pairs[2])
-    weights = tmp_path / "narrow.safetensors"
-    save_file(to_torch(create_backbone("mbf_narrow", 32)), weights)
-    options = ("--model", weights, "--backbone", "mbf_narrow", "--quiet")
+    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--quiet")
     result = run("eval", *options, "--set", tmp_path / "large.bin")
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
     assert "large: 0 pairs do not make 10 folds; 20 of 20 pairs are left out, the first: pair 0" in result.stderr
