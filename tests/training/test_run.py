@@ -31,7 +31,7 @@ def straight(data, tmp_path_factory):
     return out, json.loads(said), errors
 
 
-# Training amplifies rounding, as chaos does, and AdamW makes whole steps of gradients that are noise around zero. So the
+# Training amplifies rounding: AdamW, say, makes whole steps of gradients that are nothing but noise around zero. So the
 # losses of a run are what they are within a distance that grows with the steps and depends on the processor. It is
 # measured: first weights that are changed by 1e-7 show how far a run of one rank parts from itself.
 CALM = {"optimizer": "adamw", "lr": 3e-4, "global_batch": 32, "checkpoint_steps": 5, "keep": 9}
