@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard's events and text, for known steps on a clock of the tests."""
+"""What a run tells while it goes: metrics.jsonl, TensorBoard's events and text, for known steps on a set clock."""
 
 from __future__ import annotations
 
