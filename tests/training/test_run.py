@@ -12,14 +12,9 @@ from safetensors.numpy import save_file
 
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import external, run_build
-from tests.training.runs import SETTINGS, finish, start, steps, tiny_dataset, trace, train, wait_for_step
+from tests.training.runs import SETTINGS, finish, start, steps, trace, train, wait_for_step
 from training import checkpoint
 from training.backbones.registry import create_backbone
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
