@@ -31,7 +31,7 @@ class TrainConfig:
             from 0 at the first.
         mask_ratio: of a ViT: part of its tokens that an image hides in training.
         recompute: computes activations again in the backward pass instead of keeping them.
-        sync_bn: batch norm over the images of all ranks, so that the losses do not depend on their number. The
+        sync_bn: batch norm over the images of all ranks, whose number then changes the losses by rounding alone. The
             reference normalises each rank's images apart.
         margin: [m1, m2, m3] of the combined margin: [1, 0.5, 0] is ArcFace, [1, 0, 0.4] CosFace.
         scale: s, the factor of the cosines before the softmax.
