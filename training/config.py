@@ -31,8 +31,8 @@ class TrainConfig:
             from 0 at the first.
         mask_ratio: of a ViT: part of its tokens that an image hides in training.
         recompute: computes activations again in the backward pass instead of keeping them.
-        sync_bn: batch norm over the images of all ranks, so that the losses depend on their number by rounding alone.
-            The reference normalises each rank's images apart.
+        sync_bn: batch norm over the images of all ranks, whose number then changes the losses by rounding alone. The
+            reference normalises each rank's images apart.
         margin: [m1, m2, m3] of the combined margin: [1, 0.5, 0] is ArcFace, [1, 0, 0.4] CosFace.
         scale: s, the factor of the cosines before the softmax.
         interclass_threshold: negatives with a cosine above this get logit 0 (label noise); 0 turns it off.

@@ -12,15 +12,10 @@ from tests.training.runs import tiny_dataset, train
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("tiny")).path
-
-
-@pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     """A finished run of one epoch."""
     out = tmp_path_factory.mktemp("run") / "run"
-    done = train(data, out, epochs=1, warmup_epochs=0)
+    done = train(data.path, out, epochs=1, warmup_epochs=0)
     assert done.exit_code == 0, done.output
     return out
 
@@ -54,7 +49,7 @@ def refused(result) -> str:
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(data, tmp_path, options, settings, message):
-    result = train(data, tmp_path / "run", *options, **settings)
+    result = train(data.path, tmp_path / "run", *options, **settings)
     if message is None:  # click's own two lines of usage
         assert result.exit_code == 2
         return
@@ -65,7 +60,7 @@ def test_settings_that_cannot_be(data, tmp_path, options, settings, message):
 def damaged(data, tmp_path, how):
     """Returns a copy of the dataset after something happened to it."""
     copy = tmp_path / "copy"
-    shutil.copytree(data, copy)
+    shutil.copytree(data.path, copy)
     manifest = Manifest(copy)
     shard = manifest.shard_path(manifest.table("shards", ["file"])["file"][0].as_py())
     if how == "unpublished":
@@ -106,14 +101,14 @@ def test_a_dataset_that_is_not_what_was_published(data, tmp_path, how, message):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(data, run):
-    assert "holds a run already: --resume goes on with it" in refused(train(data, run, epochs=1, warmup_epochs=0))
+    assert "holds a run already: --resume goes on with it" in refused(train(data.path, run, epochs=1, warmup_epochs=0))
 
 
 def test_other_settings_are_another_run(data, run):
-    result = train(data, run, "--resume", epochs=2, warmup_epochs=0)
+    result = train(data.path, run, "--resume", epochs=2, warmup_epochs=0)
     assert "made with epochs 1, now 2; choose another --out" in refused(result)
     # As many steps as the run has done, but others.
-    result = train(data, run, "--resume", epochs=1, warmup_epochs=0, lr=0.5)
+    result = train(data.path, run, "--resume", epochs=1, warmup_epochs=0, lr=0.5)
     assert "made with lr 0.05, now 0.5; choose another --out" in refused(result)
     assert "lr: 0.05" in (run / "config.yaml").read_text()
 
@@ -123,7 +118,7 @@ def test_killed_before_its_result_it_has_the_same(data, run, tmp_path):
     shutil.copytree(run, copy)
     want = json.loads((copy / "result.json").read_text())
     (copy / "result.json").unlink()
-    result = train(data, copy, "--resume", epochs=1, warmup_epochs=0)
+    result = train(data.path, copy, "--resume", epochs=1, warmup_epochs=0)
     assert result.exit_code == 0, result.output
     got = json.loads((copy / "result.json").read_text())
     assert (got["first_loss"], got["last_loss"]) == (want["first_loss"], want["last_loss"])
@@ -148,13 +143,13 @@ def test_another_dataset_needs_finetune(run, tmp_path):
 
 def test_weights_of_another_model(data, run, tmp_path):
     checkpoint = next((run / "checkpoints").iterdir())
-    result = train(data, tmp_path / "run", "--finetune", str(checkpoint), embedding_size=64)
+    result = train(data.path, tmp_path / "run", "--finetune", str(checkpoint), embedding_size=64)
     assert "of another model" in refused(result)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(data, tmp_path):
     out = tmp_path / "run"
-    result = train(data, out, lr=1000, clip=0, weight_decay=0.9, warmup_epochs=0, checkpoint_steps=1)
+    result = train(data.path, out, lr=1000, clip=0, weight_decay=0.9, warmup_epochs=0, checkpoint_steps=1)
     message = refused(result)
     assert "not finite; lr" in message
     left = sorted(path.name for path in (out / "checkpoints").iterdir())
@@ -163,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(data, tmp_pat
 
 
 def test_the_plan_is_printed_and_nothing_is_made(data, tmp_path):
-    result = train(data, tmp_path / "run", "--dry-run", "--devices", "2")
+    result = train(data.path, tmp_path / "run", "--dry-run", "--devices", "2")
     assert result.exit_code == 0
     assert "epochs of" in result.stdout
     assert "rank 1: 8 images a step from 4 files" in result.stdout

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import external, run_build
-from tests.training.runs import finish, start, steps, tiny_dataset, trace, wait_for_step
+from tests.training.runs import SETTINGS, finish, start, steps, trace, train, wait_for_step
 from training import checkpoint
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+from training.backbones.registry import create_backbone
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +26,39 @@ def straight(data, tmp_path_factory):
     return out, json.loads(said), errors
 
 
-# Training amplifies rounding: with SGD and these few images a weight changed by 1e-7 changes the third loss by 1e-4 and
-# the tenth by 1e-1, on one rank as well. With small steps of AdamW it is 1e-6 after ten steps and 1e-4 after twenty.
-CALM = {"optimizer": "adamw", "lr": 3e-4, "global_batch": 48, "epochs": 4, "checkpoint_steps": 5, "keep": 9}
+# Training amplifies rounding: AdamW, say, makes whole steps of gradients that are nothing but noise around zero. So the
+# losses of a run are what they are within a distance that grows with the steps and depends on the processor. It is
+# measured: first weights that are changed by 1e-7 show how far a run of one rank parts from itself.
+CALM = {"optimizer": "adamw", "lr": 3e-4, "global_batch": 32, "checkpoint_steps": 5, "keep": 9}
+NUDGES, FACTOR = 2, 10
 
 
 @pytest.fixture(scope="module")
 def calm(data, tmp_path_factory):
-    """The losses of one rank with settings that do not amplify rounding."""
-    out = tmp_path_factory.mktemp("calm") / "run"
-    code, _, errors = finish(start(data.path, out, **CALM))
-    assert code == 0, errors
-    return trace(out)
+    """Losses of one rank, one array; and of others that began 1e-7 beside it, (NUDGES, steps)."""
+    folder = tmp_path_factory.mktemp("calm")
+    first = create_backbone(SETTINGS["backbone"], SETTINGS["embedding_size"], seed=0).parameters_dict()
+    traces = []
+    for number in range(1 + NUDGES):
+        rng = np.random.default_rng(number)
+        nudge = 1e-7 if number else 0
+        arrays = {name: found.asnumpy() for name, found in first.items()}
+        arrays = {name: value * (1 + nudge * rng.choice([-1, 1], value.shape)) for name, value in arrays.items()}
+        weights = folder / f"{number}.safetensors"
+        save_file({name: value.astype(np.float32) for name, value in arrays.items()}, weights)
+        done = train(data.path, folder / f"run-{number}", "--finetune", str(weights), **CALM)
+        assert done.exit_code == 0, done.output
+        traces.append(list(trace(folder / f"run-{number}").values()))
+    return np.array(traces[0]), np.array(traces[1:])
 
 
-def assert_same_losses(got, want):
-    assert got.keys() == want.keys()
-    got, want = np.array(list(got.values())), np.array(list(want.values()))
-    np.testing.assert_allclose(got[:8], want[:8], rtol=1e-4)
-    np.testing.assert_allclose(got, want, rtol=2e-3)
+def assert_same_losses(out, calm):
+    """Checks that a run's losses are those of one rank, as far as these are determined."""
+    want, nudged = calm
+    found = trace(out)
+    assert list(found) == list(range(1, 1 + len(want)))
+    apart = np.maximum.accumulate(np.abs(nudged - want).max(axis=0))
+    np.testing.assert_array_less(np.abs(np.array(list(found.values())) - want), FACTOR * np.maximum(apart, 1e-6 * want))
 
 
 def test_a_run_learns_and_says_so(straight, data):
@@ -96,22 +106,21 @@ def test_two_ranks_have_the_losses_of_one(calm, data, tmp_path):
     code, said, errors = finish(start(data.path, out, "--devices", "2", "--json", **CALM))
     assert code == 0, errors
     assert "rank 1: centres 6 of 12 from 6 on" in errors
-    assert_same_losses(trace(out), calm)
-    assert json.loads(said)["steps"] == len(calm)
+    assert_same_losses(out, calm)
+    assert json.loads(said)["steps"] == len(calm[0])
     assert checkpoint.read_meta(checkpoint.known(out / "checkpoints")[-1]).world == 2
 
 
-def test_a_rank_that_dies_is_named_and_one_rank_goes_on(calm, data, tmp_path):
+def test_a_rank_that_dies_is_named_and_one_rank_goes_on(calm, data, tmp_path, caplog):
     out = tmp_path / "run"
     job = start(data.path, out, "--devices", "2", **CALM)
     wait_for_step(job, out, 7)
     os.kill(int((out / "logs" / "rank-1.pid").read_text()), signal.SIGKILL)
-    began = time.monotonic()
     code, _, errors = finish(job)
-    assert time.monotonic() - began < 30  # the promise, not a measurement
     assert code == 1
     assert "Error: rank 1 was killed by signal 9 (SIGKILL)" in errors
-    code, _, errors = finish(start(data.path, out, "--resume", **CALM))
-    assert code == 0, errors
-    assert "written by 2 ranks" in errors
-    assert_same_losses(trace(out), calm)
+    caplog.clear()
+    done = train(data.path, out, "--resume", **CALM)
+    assert done.exit_code == 0, done.output
+    assert "written by 2 ranks" in caplog.text
+    assert_same_losses(out, calm)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import ops
 
-from tests.training.runs import tiny_dataset, trace, train
+from tests.training.runs import trace, train
 from training import loop
 from training.backbones.registry import BACKBONES
 from training.backbones.spec import Spec
@@ -109,9 +109,8 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
         np.testing.assert_array_equal(np.concatenate([chance(rank, 3, 5)[i] for rank in range(3)]), whole[i])
 
 
-def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, caplog):
+def test_interrupted_it_goes_on_with_identical_losses(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(BACKBONES, "vit_t", Spec(partial(VisionTransformer, 16, 2, 4), "feature.3"))
-    data = tiny_dataset(tmp_path / "tiny").path
     settings = {
         "backbone": "vit_t",
         "optimizer": "adamw",
@@ -124,7 +123,7 @@ def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, cap
         "sync_bn": False,
         "drop_path": 0.5,
     }
-    straight = train(data, tmp_path / "straight", **settings)
+    straight = train(data.path, tmp_path / "straight", **settings)
     assert straight.exit_code == 0, straight.output
 
     class Stops(loop.Progress):
@@ -135,8 +134,8 @@ def test_interrupted_it_goes_on_with_identical_losses(tmp_path, monkeypatch, cap
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "Progress", Stops)
-        assert "interrupted" in train(data, tmp_path / "run", **settings).stderr
-    resumed = train(data, tmp_path / "run", "--resume", **settings)
+        assert "interrupted" in train(data.path, tmp_path / "run", **settings).stderr
+    resumed = train(data.path, tmp_path / "run", "--resume", **settings)
     assert resumed.exit_code == 0, resumed.output
     assert "going on from" in caplog.text
     assert trace(tmp_path / "run") == trace(tmp_path / "straight")

@@ -20,15 +20,9 @@ from hypothesis import strategies as st
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from tests.training.runs import tiny_dataset
 from training.data.layout import Layout, StreamError, lane_order
 from training.data.stream import Stream
 from training.data.transforms import SCALED
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
 def stream(data, world=1, rank=0, batch=16, **options):
