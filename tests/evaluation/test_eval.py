@@ -23,6 +23,8 @@ from training.backbones.registry import create_backbone
 from training.data.transforms import decode
 from training.weights.assign import to_torch
 
+pytestmark = pytest.mark.numeric
+
 PAIRS = 20
 
 

@@ -59,6 +59,7 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             kill_group(process)
 
 
+@pytest.mark.slow
 def test_an_external_scheduler_changes_no_byte(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
     note = tmp_path / "scheduler.json"
     with running(

@@ -19,6 +19,8 @@ from evaluation.ijb.protocol import IjbError, Protocol, read_protocol
 from faceshards.cli.main import main
 from pipelines.synthetic.faces import draw_face
 
+pytestmark = pytest.mark.numeric
+
 
 def literal_features(embeddings, template, media, score):
     """Returns each template's feature by the equations, one image after the other."""

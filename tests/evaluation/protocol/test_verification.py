@@ -15,6 +15,8 @@ from evaluation.protocol.intervals import FINE, THRESHOLDS, Cells
 from evaluation.protocol.verification import VerificationError, distances, fold_of, mean_norm, verify, verify_distances
 from tests.evaluation.protocol import oracle as protocol
 
+pytestmark = pytest.mark.numeric
+
 FARS = (0.5, 0.1, 0.03)
 
 

@@ -17,12 +17,17 @@ from training.head.partial_fc import Head
 from training.step import Gradients
 from training.weights.assign import from_torch, load, to_torch
 
+pytestmark = pytest.mark.numeric
+
 # Millions, counted in PyTorch; the reference's pages give multiply-adds only (counts.PUBLISHED).
 PARAMETERS = {"r18": 24.026, "r34": 34.139, "r50": 43.591, "r100": 65.156, "r200": 118.834, "mbf": 2.060,
               "mbf_narrow": 0.308, "vit_t": 19.138, "vit_s": 76.023, "vit_b": 113.833, "vit_l": 255.684}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize(
+    "name",
+    ["mbf_narrow", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(BACKBONES) if name != "mbf_narrow")],
+)
 def test_sizes_are_the_published_ones(name, capsys):
     cell = create_backbone(name)
     parameters = count_parameters(cell) / 1e6

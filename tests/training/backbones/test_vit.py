@@ -18,6 +18,8 @@ from training.head.partial_fc import Head
 from training.step import Step
 from training.weights.assign import from_torch, load
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def cell():
@@ -106,6 +108,7 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
         np.testing.assert_array_equal(np.concatenate([chance(rank, 3, 5)[i] for rank in range(3)]), whole[i])
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_with_identical_losses(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(BACKBONES, "vit_t", lambda size, seed, recompute: VisionTransformer(16, 2, 4, size, seed))
     settings = {"backbone": "vit_t", "optimizer": "adamw", "accumulate": 2, "checkpoint_steps": 5, "keep": 9,

@@ -14,6 +14,8 @@ from training.centers.first_values import initial_rows
 from training.centers.rules import CenterUpdate
 from training.centers.store import StoreError
 
+pytestmark = pytest.mark.numeric
+
 CLASSES, DIM, SAMPLE, STEPS = 400, 24, 40, 300
 STORES = ("memory", "disk", "device")
 Plan = namedtuple("Plan", "ids grads rates")

@@ -11,6 +11,8 @@ import pytest
 from faceshards.errors import ConfigError
 from training.head.margins.combined import Margin, TargetCosine
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     "margin", [Margin.arcface(), Margin.cosface(), Margin(1, 0.3, 0.2), Margin(1.35, 0, 0), Margin(2, 0.1, 0.1)]

@@ -20,6 +20,8 @@ from training.backbones.registry import create_backbone
 from training.weights.assign import load_weights, to_torch
 from training.weights.read import read_weights
 
+pytestmark = pytest.mark.numeric
+
 STATE = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b": np.array([7], np.int64)}
 STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
 
