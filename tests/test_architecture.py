@@ -154,6 +154,7 @@ def test_every_contract_is_kept(tree):
     assert f"{len(CONTRACTS)} kept, 0 broken" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_a_forbidden_import_breaks_its_contract(tree, contract):
     before = {}

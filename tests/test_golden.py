@@ -22,6 +22,8 @@ from pipelines.config import BuildConfig
 from pipelines.sources.find import find_files
 from pipelines.synthetic.write import SyntheticSpec, write_set
 
+pytestmark = pytest.mark.numeric
+
 UNSTABLE = ("db_bytes", "db_sha256")  # of shards: an index file's bytes are those of the SQLite at hand
 # Of each dataset: its fingerprint (over the shards), a digest of each table (see content), and one of its books.
 GOLDEN = {

@@ -23,6 +23,8 @@ from tests.pipelines.build_fixtures import run_build, synthetic_set
 from tests.recs import jpeg
 from training.data.transforms import decode
 
+pytestmark = pytest.mark.numeric
+
 IMAGES = [jpeg(i) for i in range(5)]
 
 

@@ -20,6 +20,8 @@ from tests.recs import jpeg
 from training.backbones.registry import create_backbone
 from training.data.transforms import decode
 
+pytestmark = pytest.mark.numeric
+
 PAIRS = 20
 
 

@@ -33,6 +33,8 @@ from tests.pipelines.build_fixtures import (
     wait_for,
 )
 
+pytestmark = pytest.mark.slow
+
 Stage = Callable[[Path], object]
 PARTS = 6
 

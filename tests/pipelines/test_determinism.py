@@ -50,6 +50,7 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             kill_group(process)
 
 
+@pytest.mark.slow
 def test_an_external_scheduler_changes_no_byte(tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path) -> None:
     note = tmp_path / "scheduler.json"
     host = ("--host", "127.0.0.1")

@@ -11,6 +11,8 @@ from faceshards.errors import ConfigError
 from training.config import RECIPES, TrainConfig, load_recipe
 from training.schedule import learning_rate
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("recipe", ["casia", "ms1mv2", "ms1mv3", "glint360k", "webface12m", "webface42m", "synthetic"])
 def test_recipes(recipe):

@@ -100,10 +100,12 @@ def test_a_dataset_that_is_not_what_was_published(data, tmp_path, how, message):
     assert message in refused(train(damaged(data, tmp_path, how), tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_overwritten(data, run):
     assert "holds a run already: --resume goes on with it" in refused(train(data.path, run, epochs=1, warmup_epochs=0))
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_run(data, run):
     result = train(data.path, run, "--resume", epochs=2, warmup_epochs=0)
     assert "made with epochs 1, now 2; choose another --out" in refused(result)
@@ -113,6 +115,7 @@ def test_other_settings_are_another_run(data, run):
     assert "lr: 0.05" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_killed_before_its_result_it_has_the_same(data, run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -125,6 +128,7 @@ def test_killed_before_its_result_it_has_the_same(data, run, tmp_path):
     assert got["first_loss"] > 0
 
 
+@pytest.mark.slow
 def test_another_dataset_needs_finetune(run, tmp_path):
     other = tiny_dataset(tmp_path, seed=4).path
     message = refused(train(other, run, "--resume", epochs=1, warmup_epochs=0, global_batch=8))
@@ -141,12 +145,14 @@ def test_another_dataset_needs_finetune(run, tmp_path):
     assert first["tuned"] == first["file"] != first["fresh"]
 
 
+@pytest.mark.slow
 def test_weights_of_another_model(data, run, tmp_path):
     checkpoint = next((run / "checkpoints").iterdir())
     result = train(data.path, tmp_path / "run", "--finetune", str(checkpoint), embedding_size=64)
     assert "of another model" in refused(result)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(data, tmp_path):
     out = tmp_path / "run"
     result = train(data.path, out, lr=1000, clip=0, weight_decay=0.9, warmup_epochs=0, checkpoint_steps=1)

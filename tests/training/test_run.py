@@ -16,6 +16,8 @@ from tests.training.runs import SETTINGS, finish, start, steps, trace, train, wa
 from training import checkpoint
 from training.backbones.registry import create_backbone
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory):

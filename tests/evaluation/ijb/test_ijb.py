@@ -19,6 +19,8 @@ from evaluation.protocol.figures import Figure, by_far, tar_name
 from pipelines.synthetic.faces import draw_face
 from tests.evaluation.commands import run
 
+pytestmark = pytest.mark.numeric
+
 
 def literal_features(embeddings, template, media, score):
     """Returns each template's feature by the equations, one image after the other."""

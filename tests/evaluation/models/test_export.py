@@ -20,6 +20,8 @@ from training.backbones.registry import BACKBONES, create_backbone
 from training.backbones.vit import VisionTransformer
 from training.weights.assign import to_torch
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {"r18": partial(IResNet, (1, 1, 1, 1)), "vit_t": partial(VisionTransformer, 64, 2, 8)}
 
 
@@ -41,13 +43,23 @@ def weights(folder, name):
     return folder / f"{name}.safetensors"
 
 
+SUFFIXES = (".onnx", ".mindir", ".safetensors")
+
+
 def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [("mbf", ".onnx"), *itertools.product(("r18", "mbf_narrow", "vit_t"), (".onnx", ".mindir", ".safetensors"))],
+    [
+        ("mbf_narrow", ".onnx"),
+        *(
+            pytest.param(name, suffix, marks=pytest.mark.slow)
+            for name, suffix in [("mbf", ".onnx"), *itertools.product(("r18", "mbf_narrow", "vit_t"), SUFFIXES)]
+            if (name, suffix) != ("mbf_narrow", ".onnx")
+        ),
+    ],
 )
 def test_there_and_back(tmp_path, name, suffix):
     path, out = weights(tmp_path, name), tmp_path / f"out{suffix}"

@@ -17,6 +17,8 @@ from evaluation.protocol.verification import VerificationError, distances, fold_
 from tests.evaluation.protocol import oracle as protocol
 from tests.evaluation.protocol.pairs import EPSILON, overlapping, values
 
+pytestmark = pytest.mark.numeric
+
 
 def from_angles(angles):
     """Returns pairs of embeddings (2P, 2) at these angles (P,) in radians."""

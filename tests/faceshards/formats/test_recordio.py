@@ -201,6 +201,7 @@ def damaged_files(mixed):
     yield "hole", put(data, offsets[2] - 4, bytes(offsets[3] - offsets[2]))
 
 
+@pytest.mark.slow
 def test_every_single_cut_gives_the_same_rows(folder, mixed):
     for name, data in damaged_files(mixed):
         expected = scan_bytes(folder, data)

@@ -13,6 +13,8 @@ from pipelines.dedupe import equal, near
 from pipelines.dedupe.equal import Groups, equal_groups, member_pairs
 from pipelines.dedupe.near import across_pairs, hamming, plan_tables, within_pairs
 
+pytestmark = pytest.mark.numeric
+
 WORD = (1 << 64) - 1
 
 

@@ -14,6 +14,8 @@ from faceshards.hashing import splitmix64
 from pipelines.config import BuildConfig
 from pipelines.stages.balance import balance, shard_count
 
+pytestmark = pytest.mark.numeric
+
 SMALL, LARGE = CODE["min_images"], CODE["max_images"]
 SETS = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=80)
 

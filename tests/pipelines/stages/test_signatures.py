@@ -21,6 +21,8 @@ from pipelines.stages import signatures
 from pipelines.stages.signatures import image_size, perceptual_hash, sign
 from tests.recs import encode, jpeg, png, texture
 
+pytestmark = pytest.mark.numeric
+
 ANY_SIZE = BuildConfig(image_size=(0, 0))
 
 

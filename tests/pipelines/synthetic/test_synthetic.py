@@ -19,6 +19,8 @@ from pipelines.synthetic.faces import draw_face
 from pipelines.synthetic.write import SyntheticSpec, write_set
 from tests import mxnet_compat
 
+pytestmark = pytest.mark.numeric
+
 SMALL = SyntheticSpec(identities=30, images=300, defects=3, unseen=12, pairs=60, seed=5)
 Records = dict[int, tuple[Any, bytes]]  # key -> (header, image)
 Defect = tuple[int, int, str, int]  # key, identity, kind, of_key or 0
@@ -202,6 +204,7 @@ def accuracy(embedding: np.ndarray, same: np.ndarray) -> float:
     return float(np.mean([right[fold == k][:, right[fold != k].mean(0).argmax()].mean() for k in range(10)]))
 
 
+@pytest.mark.slow
 def test_unseen_identities_can_be_learned_but_not_read_off_the_pixels(tmp_path: Path) -> None:
     spec = SyntheticSpec(identities=200, images=3000, defects=0, unseen=60, pairs=800, seed=1)
     write_set(tmp_path / "set", spec)

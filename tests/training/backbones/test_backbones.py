@@ -17,6 +17,8 @@ from training.head.partial_fc import Head
 from training.step import Gradients
 from training.weights.assign import set_weights, to_torch
 
+pytestmark = pytest.mark.numeric
+
 # Millions, counted in PyTorch; the reference's pages give multiply-adds only.
 PARAMETERS = {
     "r18": 24.026,
@@ -33,7 +35,10 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize(
+    "name",
+    ["mbf_narrow", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(BACKBONES) if name != "mbf_narrow")],
+)
 def test_sizes_are_the_published_ones(name, capsys):
     cell = create_backbone(name)
     parameters = count_parameters(cell) / 1e6

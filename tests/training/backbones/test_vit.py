@@ -21,6 +21,8 @@ from training.head.partial_fc import Head
 from training.step import Step
 from training.weights.assign import set_weights
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def cell():
@@ -109,6 +111,7 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
         np.testing.assert_array_equal(np.concatenate([chance(rank, 3, 5)[i] for rank in range(3)]), whole[i])
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_with_identical_losses(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(BACKBONES, "vit_t", Spec(partial(VisionTransformer, 16, 2, 4), "feature.3"))
     settings = {

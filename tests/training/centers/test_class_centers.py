@@ -16,6 +16,8 @@ from training.centers.registry import STORES
 from training.centers.rules import RULES, LazyAdamW, Sgd
 from training.centers.store import StoreError
 
+pytestmark = pytest.mark.numeric
+
 CLASSES, DIM, SAMPLE, STEPS = 400, 24, 40, 300
 Plan = namedtuple("Plan", "ids grads rates")
 

@@ -9,6 +9,8 @@ import pytest
 from tests.recs import encode, texture
 from training.data.transforms import RATE, ImageError, augment, decode, scaled
 
+pytestmark = pytest.mark.numeric
+
 
 def test_decoded_is_rgb_and_scaled_is_channels_first():
     picture = texture(1)

@@ -77,6 +77,7 @@ def pair(tmp_path_factory):
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_two_ranks_gather_sum_and_take_the_maximum(pair):
     x, y = [[1, -5], [2, 7]], [[-2, 10], [-4, -14]]
     want = [x + y, [[-1, 5], [-2, -7]], [[1, 10], [2, 7]]]
@@ -87,6 +88,7 @@ def test_two_ranks_gather_sum_and_take_the_maximum(pair):
         assert result["objects"] == [{"rank": 0}, {"rank": 1}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "compared"),
     [

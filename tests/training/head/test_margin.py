@@ -15,6 +15,8 @@ from training.head.margins.registry import MARGINS, make_margin
 
 ARCFACE, COSFACE = CombinedMargin(1, 0.5, 0), CombinedMargin(1, 0, 0.4)
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     "margin",

@@ -17,6 +17,8 @@ from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.head.sampling import LabelError, Sampler
 
+pytestmark = pytest.mark.numeric
+
 
 @given(st.integers(1, 9), st.integers(0, 1000))
 def test_slices_cover_every_class_once(world, more):

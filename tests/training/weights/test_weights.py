@@ -21,6 +21,8 @@ from training.backbones.vit import VisionTransformer
 from training.weights.assign import embedding_size, load_weights, set_parameters, to_torch
 from training.weights.read import read_weights
 
+pytestmark = pytest.mark.numeric
+
 STATE = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b": np.array([7], np.int64)}
 STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
 
