@@ -1,7 +1,10 @@
-"""What a process tells about itself: progress of a stage on stderr (tqdm), and its peak of memory."""
+"""What a process tells about itself: progress of a stage on stderr (tqdm), what is logged, and its peak of memory."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
@@ -45,3 +48,15 @@ def peak_memory() -> int:
     """
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) * 1024
+
+
+@contextmanager
+def logging_at(name: str, level: int) -> Iterator[None]:
+    """Has a logger, and those below it, say what is of a level or above; as before afterwards."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

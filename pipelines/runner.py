@@ -13,13 +13,14 @@ import pickle
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
 
 from faceshards.errors import BuildError
+from faceshards.progress import logging_at
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +40,6 @@ class WorkerKilledError(BuildError):
 
     def __init__(self) -> None:
         super().__init__("the worker died (killed, out of memory, or a crash in the decoder)")
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Dask reports every connection, and a worker's death as a traceback of its own; what matters is said here."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 class _Behave(WorkerPlugin):
@@ -135,7 +124,8 @@ class Runner:
             },
         }
         with ExitStack() as stack:
-            stack.enter_context(_silence())
+            # It reports every connection, and the death of a worker as a traceback of its own; what matters is said here.
+            stack.enter_context(logging_at("distributed", logging.CRITICAL))
             stack.enter_context(dask.config.set(settings))  # until the end: workers that died are started again by it
             try:
                 cluster = stack.enter_context(self._local_cluster()) if self._scheduler is None else None

@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, WeightsError
 from faceshards.files import file_digest, fsync, write_json
 from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
 from training.centers.class_centers import ClassCenters, slice_of
 from training.device.distributed import Group
 from training.state import FORMAT, Meta
+from training.weights.assign import set_parameters
 
 log = logging.getLogger(__name__)
 
@@ -206,24 +208,20 @@ def open_file(path: Path, meta: Meta, name: str) -> TensorFile:
     return TensorFile(path / name)
 
 
-def read_arrays(path: Path, meta: Meta, name: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns the arrays of ``backbone`` or ``optimizer``, by parameter name and in the shapes wanted.
+def set_from(path: Path, meta: Meta, name: str, parameters: Mapping[str, ms.Parameter]) -> None:
+    """Sets parameters from the file ``backbone`` or ``optimizer`` of a checkpoint.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or damaged; nothing was set then.
     """
-    with open_file(path, meta, f"{name}.safetensors") as file:
+    file_name = f"{name}.safetensors"
+    with open_file(path, meta, file_name) as file:
         found = file.arrays()
-    for parameter in (*wanted, *found):
-        if parameter not in wanted or parameter not in found:
-            state = "lacks" if parameter not in found else "has"
-            raise CheckpointError(f"{path / name}.safetensors: of another model: it {state} {parameter}")
-        if found[parameter].size != int(np.prod(wanted[parameter], dtype=np.int64)):
-            raise CheckpointError(
-                f"{path / name}.safetensors: of another model: {parameter} is {list(found[parameter].shape)}, "
-                f"not {list(wanted[parameter])}"
-            )
-    return {parameter: found[parameter].reshape(shape) for parameter, shape in wanted.items()}
+    scalars = {key for key, parameter in parameters.items() if parameter.ndim == 0}  # written as arrays of one
+    try:
+        set_parameters(parameters, {key: array[0] if key in scalars else array for key, array in found.items()})
+    except WeightsError as error:
+        raise CheckpointError(f"{path / file_name}: {error}") from None
 
 
 def restore_rank(path: Path, meta: Meta, centers: ClassCenters) -> None:

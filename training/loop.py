@@ -14,7 +14,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 from training import checkpoint
 from training.device.distributed import Group
-from training.metrics import Progress
+from training.metrics import RunLog
 from training.plan import Plan
 from training.schedule import learning_rate
 from training.setup import Parts, restore, save, set_up, write_config
@@ -63,7 +63,7 @@ def train(
     state = restore(saved, plan, parts) if saved else RunState()
     if group.rank == 0:
         write_config(config, out / "config.yaml")
-    progress = Progress(
+    log = RunLog(
         out if group.rank == 0 else None,
         total=plan.steps,
         steps_per_epoch=plan.steps_per_epoch,
@@ -97,18 +97,18 @@ def train(
 
                 # What came of it.
                 state.count(loss, plan.steps_per_epoch)
-                progress.step(state.step, loss, lr, norm, parts.step.scale)
+                log.step(state.step, loss, lr, norm, parts.step.scale)
                 began = time.perf_counter()
                 if config.verify and plan.due(state.step, config.verify_steps):
-                    _measure(state, parts, group, verify, progress)
+                    _measure(state, parts, group, verify, log)
                 if plan.due(state.step, config.checkpoint_steps):
-                    state.loss_scale, state.pending = (parts.step.scale, parts.step.good), progress.pending
+                    state.loss_scale, state.pending = (parts.step.scale, parts.step.good), log.pending
                     saved = save(state, plan, parts, data, folder, group)
-                progress.pause(time.perf_counter() - began)
+                log.pause(time.perf_counter() - began)
                 if state.batch == 0 or state.step == plan.steps:
                     break
     finally:
-        progress.close()
+        log.close()
         parts.close()
     best = checkpoint.best(folder) if group.rank == 0 else None  # which may be pruning while another rank looks
     return {
@@ -121,12 +121,12 @@ def train(
     }
 
 
-def _measure(state: RunState, parts: Parts, group: Group, verify: Verify | None, progress: Progress) -> None:
+def _measure(state: RunState, parts: Parts, group: Group, verify: Verify | None, log: RunLog) -> None:
     """Has rank 0 verify the backbone, while the others wait."""
     if group.rank == 0 and verify is not None:
         found = verify(parts.backbone)
         parts.backbone.set_train()
         state.verification = {name: accuracy for name, (accuracy, _) in found.items()}
         state.thresholds = {name: threshold for name, (_, threshold) in found.items()}
-        progress.write(state.step, {f"accuracy/{name}": value for name, value in state.verification.items()})
+        log.write(state.step, {f"accuracy/{name}": value for name, value in state.verification.items()})
     group.barrier()

@@ -19,7 +19,7 @@ from faceshards.progress import peak_memory
 log = logging.getLogger(__name__)
 
 
-class Progress:
+class RunLog:
     """The record of a run. Another rank's (or a silent) one keeps the counts and writes nothing.
 
     Args:

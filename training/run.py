@@ -14,6 +14,7 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 from faceshards.files import exclusive_folder, write_json
+from faceshards.progress import logging_at
 from training.config import TrainConfig, load_recipe
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
@@ -112,7 +113,6 @@ def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
     from training.device.distributed import init
     from training.loop import train
 
-    logging.getLogger("training").setLevel(logging.INFO)
     config, out = request.config(), request.out
     group = init(config.device)
     manifest = Manifest(request.data)
@@ -121,7 +121,8 @@ def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
     if config.verify and group.rank == 0:
         verifier = make_verifier(verification_sets(config, request.data_root))
     # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
-    with exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext():
+    own = exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext()
+    with own, logging_at("training", logging.INFO):
         result = train(plan, manifest, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
         if verifier is not None:
             result["raw_pixels"] = verifier.raw_pixels

@@ -110,7 +110,7 @@ def take_over(start: Path, backbone: ms.nn.Cell, weights: dict[str, ms.Parameter
     if start.is_file():
         load_weights(start, backbone)  # goes by the cells' names, which a device's layers change
     else:
-        _load(start, checkpoint.read_meta(start), "backbone", weights)
+        checkpoint.set_from(start, checkpoint.read_meta(start), "backbone", weights)
     log.info("backbone of %s", start)
 
 
@@ -123,8 +123,8 @@ def restore(path: Path, plan: Plan, parts: Parts) -> RunState:
     """
     meta = checkpoint.read_meta(path)
     plan.check_same(path, meta.fingerprint, meta.config)
-    _load(path, meta, "backbone", parts.weights)
-    _load(path, meta, "optimizer", parts.step.slots)
+    checkpoint.set_from(path, meta, "backbone", parts.weights)
+    checkpoint.set_from(path, meta, "optimizer", parts.step.slots)
     checkpoint.restore_rank(path, meta, parts.centers)
     state = meta.state
     parts.step.scale, parts.step.good = state.loss_scale
@@ -167,10 +167,3 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
 def _arrays(parameters: dict[str, ms.Parameter]) -> dict[str, np.ndarray]:
     return {name: parameter.asnumpy() for name, parameter in parameters.items()}
-
-
-def _load(path: Path, meta: Meta, name: str, parameters: dict[str, ms.Parameter]) -> None:
-    """Sets parameters from a checkpoint's file."""
-    wanted = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
-    for key, array in checkpoint.read_arrays(path, meta, name, wanted).items():
-        parameters[key].set_data(ms.Tensor(array, parameters[key].dtype))

@@ -16,7 +16,7 @@ from faceshards.errors import WeightsError
 from training import checkpoint
 from training.backbones.registry import BACKBONES, create_backbone, find_spec
 from training.device.prepare import prepare_to_embed
-from training.weights.assign import embedding_size, set_parameters, set_weights
+from training.weights.assign import embedding_size, set_weights
 from training.weights.read import SUFFIXES, read_weights
 
 
@@ -84,9 +84,7 @@ def _of_checkpoint(path: Path) -> Backbone:
     meta = checkpoint.read_meta(path)
     name, size = str(meta.config["backbone"]), int(meta.config["embedding_size"])
     cell = create_backbone(name, size)
-    parameters = cell.parameters_dict()
-    shapes = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
-    set_parameters(parameters, checkpoint.read_arrays(path, meta, "backbone", shapes))
+    checkpoint.set_from(path, meta, "backbone", cell.parameters_dict())
     cell.set_train(False)
     card = {
         "backbone": name,

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 import click
 
 from faceshards import __version__
-from faceshards.cli.options import Group
+from faceshards.cli.options import Commands
 
 ENTRY_POINTS = "faceshards.commands"  # the group in which other packages register commands
 
@@ -34,7 +34,7 @@ COMMANDS = {
 }
 
 
-class Main(Group):
+class Main(Commands):
     """The commands of COMMANDS, and those that other packages register as `faceshards.commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

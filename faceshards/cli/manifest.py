@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from faceshards.cli.options import PATH, Group, json_option
+from faceshards.cli.options import PATH, Commands, json_option
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import FaceshardsError
 from faceshards.formats.mindrecord.reader import Shard
 
 
-@click.group(cls=Group)
+@click.group(cls=Commands)
 def manifest() -> None:
     """Look into a published dataset.
 

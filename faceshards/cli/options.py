@@ -53,7 +53,7 @@ class Command(click.Command):
             raise click.ClickException(f"interrupted{self.go_on}") from None
 
 
-class Group(click.Group):
+class Commands(click.Group):
     """A group of such commands."""
 
     command_class = Command

@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -100,16 +101,23 @@ def test_arrays_come_back(tmp_path):
     found = checkpoint.read_meta(path)
     assert (found.state.step, found.state.verification, found.world) == (12, {"lfw": 0.9}, 2)
     shapes = {"conv.weight": (2, 3), "step": ()}
-    arrays = checkpoint.read_arrays(path, found, "backbone", shapes)
-    assert all((arrays[name] == ARRAYS[name]).all() for name in ARRAYS)
-    assert arrays["step"].shape == ()
+    wanted = parameters(shapes)
+    checkpoint.set_from(path, found, "backbone", wanted)
+    assert all((wanted[name].asnumpy() == ARRAYS[name]).all() for name in ARRAYS)
     for wrong, message in (
-        ({"conv.weight": (2, 3)}, "it has step"),
-        ({**shapes, "fc.bias": (2,)}, "it lacks fc.bias"),
-        ({**shapes, "conv.weight": (3, 3)}, r"conv.weight is \[2, 3\], not \[3, 3\]"),
+        ({"conv.weight": (2, 3)}, "has unknown step"),
+        ({**shapes, "fc.bias": (2,)}, "lacks fc.bias"),
+        ({**shapes, "conv.weight": (3, 3)}, r"has conv.weight \[2, 3\] instead of \[3, 3\]"),
     ):
         with pytest.raises(CheckpointError, match=f"backbone.safetensors: of another model: {message}"):
-            checkpoint.read_arrays(path, found, "backbone", wrong)
+            checkpoint.set_from(path, found, "backbone", parameters(wrong))
+
+
+def parameters(shapes):
+    return {
+        name: ms.Parameter(ms.Tensor(np.zeros(shape, ARRAYS.get(name, ARRAYS["conv.weight"]).dtype)), name=name)
+        for name, shape in shapes.items()
+    }
 
 
 def test_damage_is_named(tmp_path):

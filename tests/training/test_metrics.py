@@ -36,7 +36,7 @@ def clock(monkeypatch):
 
 def record(out, total=10, every=4, start=0, pending=()):
     """Returns the record of a run of `total` steps, five an epoch."""
-    return metrics.Progress(out, total, 5, IMAGES, every, start, pending)
+    return metrics.RunLog(out, total, 5, IMAGES, every, start, pending)
 
 
 def go(progress, clock, steps, seconds=0.5, scale=1.0):

@@ -51,7 +51,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Where a row group is: rows start..end, blob page and its used bytes, raw page and the bytes within it."""
 
     number: int
@@ -91,7 +91,7 @@ def checked_columns(*columns: np.ndarray) -> Iterator[np.ndarray]:
         yield np.asarray(column).astype(np.int64)
 
 
-def lay_out(sizes: np.ndarray, raw_sizes: np.ndarray, page_size: int) -> tuple[list[Page], list[Group]]:
+def lay_out(sizes: np.ndarray, raw_sizes: np.ndarray, page_size: int) -> tuple[list[Page], list[RowGroup]]:
     """Returns pages, blob pages first, and row groups; a group ends before its blobs or raw rows outgrow a page."""
     ends = np.cumsum(sizes + 8)  # (N,) bytes of blob up to and including each row
     raw_ends = np.cumsum(raw_sizes)  # (N,)
@@ -111,7 +111,7 @@ def lay_out(sizes: np.ndarray, raw_sizes: np.ndarray, page_size: int) -> tuple[l
     return pages, row_groups(pages)
 
 
-def row_groups(pages: list[Page]) -> list[Group]:
+def row_groups(pages: list[Page]) -> list[RowGroup]:
     """Returns the row groups in order of rows.
 
     Raises:
@@ -131,7 +131,7 @@ def row_groups(pages: list[Page]) -> list[Group]:
         rows = page.end - page.start
         if page.start != row or rows < 1 or rows * 9 > page.used or rows * (RAW_FIXED + 2) > high - low:
             raise ValueError(f"blob page {page.number} cannot hold rows {page.start}..{page.end} after row {row}")
-        groups.append(Group(number, page.start, page.end, page.number, page.used, raw, low, high))
+        groups.append(RowGroup(number, page.start, page.end, page.number, page.used, raw, low, high))
         row = page.end
     return groups
 

@@ -19,7 +19,7 @@ from faceshards.formats.mindrecord.layout import (
     HEADER_SIZES,
     PAGE_SIZES,
     TABLES,
-    Group,
+    RowGroup,
     frames,
     read_header,
     read_raw_rows,
@@ -49,9 +49,9 @@ class Shard:
             self.close()
             raise ShardError(path, f"not a whole shard: {error}") from None
         self._starts = [group.start for group in self._groups]
-        self._cached: tuple[Group, bytes, list[int]] | None = None
+        self._cached: tuple[RowGroup, bytes, list[int]] | None = None
 
-    def _open(self) -> list[Group]:
+    def _open(self) -> list[RowGroup]:
         """Returns the row groups, all of them inside the file."""
         status = os.fstat(self._file)
         if not stat.S_ISREG(status.st_mode):
@@ -78,7 +78,7 @@ class Shard:
             raise ValueError(f"ends within {count} bytes at {offset}")
         return data
 
-    def _blobs(self, group: Group) -> tuple[bytes, list[int]]:
+    def _blobs(self, group: RowGroup) -> tuple[bytes, list[int]]:
         """Returns a group's blob page and where its (n,) framed images start, and the end."""
         try:
             data = self._read(self._header_size + group.blob * self._page_size, group.blob_used)
@@ -86,7 +86,7 @@ class Shard:
         except (OSError, ValueError) as error:
             raise ShardError(self.path, f"blob page {group.blob}: {error}") from None
 
-    def _fields(self, group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fields(self, group: RowGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns labels, sids, framed lengths of a group's raw rows, (n,) int64 each."""
         try:
             offset = self._header_size + group.raw * self._page_size + group.raw_start

@@ -21,7 +21,7 @@ from faceshards.formats.mindrecord.layout import (
     PAGE_SIZES,
     RAW_FIXED,
     TABLES,
-    Group,
+    RowGroup,
     checked_columns,
     header,
     int_widths,
@@ -112,7 +112,7 @@ def write_shard(
 
 
 def _blob_blocks(
-    path: Path, groups: list[Group], page_size: int, images: Iterator[Any], sizes: np.ndarray
+    path: Path, groups: list[RowGroup], page_size: int, images: Iterator[Any], sizes: np.ndarray
 ) -> Iterator[bytes]:
     """Yields the blob pages, each followed by its padding."""
     for group in groups:
@@ -133,7 +133,7 @@ def _blob_blocks(
         raise ShardError(path, f"there are more images than {groups[-1].end} sizes")
 
 
-def _raw_blocks(groups: list[Group], page_size: int, labels: np.ndarray, sids: np.ndarray) -> Iterator[bytes]:
+def _raw_blocks(groups: list[RowGroup], page_size: int, labels: np.ndarray, sids: np.ndarray) -> Iterator[bytes]:
     """Yields the raw pages a row group at a time, with padding between pages but not after the last."""
     for group, following in zip(groups, [*groups[1:], None], strict=True):
         yield raw_rows(labels[group.start : group.end], sids[group.start : group.end])

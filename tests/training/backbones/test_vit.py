@@ -129,14 +129,14 @@ def test_interrupted_it_goes_on_with_identical_losses(data, tmp_path, monkeypatc
     straight = train(data.path, tmp_path / "straight", **settings)
     assert straight.exit_code == 0, straight.output
 
-    class Stops(loop.Progress):
+    class Stops(loop.RunLog):
         def step(self, step, *values):
             super().step(step, *values)
             if step == 8:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Progress", Stops)
+        patch.setattr(loop, "RunLog", Stops)
         assert "interrupted" in train(data.path, tmp_path / "run", **settings).stderr
     resumed = train(data.path, tmp_path / "run", "--resume", **settings)
     assert resumed.exit_code == 0, resumed.output
