@@ -124,7 +124,7 @@ class Runner:
             },
         }
         with ExitStack() as stack:
-            # It reports every connection, and the death of a worker as a traceback of its own; what matters is said here.
+            # It reports every connection, and a death as a traceback of its own; what matters is said here.
             stack.enter_context(logging_at("distributed", logging.CRITICAL))
             stack.enter_context(dask.config.set(settings))  # until the end: workers that died are started again by it
             try:
