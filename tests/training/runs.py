@@ -19,9 +19,19 @@ from tests.pipelines.build_fixtures import run_build, synthetic_set
 
 LIMIT = 120  # seconds until a process counts as lost
 SETTINGS = {
-    "backbone": "mbf_narrow", "embedding_size": 32, "sync_bn": True, "margin": [1, 0, 0.2], "scale": 16,
-    "global_batch": 16, "lr": 0.05, "lr_batch": 0, "epochs": 2, "warmup_epochs": 0.5, "log_steps": 1, "threads": 1,
-}  # fmt: skip
+    "backbone": "mbf_narrow",
+    "embedding_size": 32,
+    "sync_bn": True,
+    "margin": [1, 0, 0.2],
+    "scale": 16,
+    "global_batch": 16,
+    "lr": 0.05,
+    "lr_batch": 0,
+    "epochs": 2,
+    "warmup_epochs": 0.5,
+    "log_steps": 1,
+    "threads": 1,
+}
 
 
 def tiny_dataset(folder: Path, seed: int = 3) -> Manifest:

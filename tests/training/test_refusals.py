@@ -47,7 +47,7 @@ def refused(result) -> str:
         (("--host-rank", "1"), {}, None),
         (("--hosts", "a,b"), {}, "several hosts need one --port"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(data, tmp_path, options, settings, message):
     result = train(data.path, tmp_path / "run", *options, **settings)
     if message is None:  # click's own two lines of usage
