@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pytest
 
 from evaluation.embedder import Embedder
 from evaluation.protocol.verification import verify
@@ -19,6 +20,7 @@ def forward(images):
     return images.reshape(len(images), -1)[:, : 72 * DIM : 72].copy()
 
 
+@pytest.mark.slow
 def test_seven_thousand_pairs(tmp_path):
     pictures = [jpeg(i) for i in range(40)]
     # A comment behind the end of each image makes 14,000 different ones.

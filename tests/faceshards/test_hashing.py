@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from faceshards.hashing import mix, splitmix64
 
+pytestmark = pytest.mark.numeric
+
 MASK = (1 << 64) - 1
 
 

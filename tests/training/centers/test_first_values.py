@@ -8,6 +8,8 @@ import pytest
 from training.centers.class_centers import ClassCenters
 from training.centers.first_values import initial_rows
 
+pytestmark = pytest.mark.numeric
+
 
 def test_first_values_are_normal():
     stats = pytest.importorskip("scipy.stats")

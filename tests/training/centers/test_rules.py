@@ -9,6 +9,8 @@ from training.centers.registry import STORES
 from training.centers.rules import RULES, LazyAdamW, Sgd
 from training.config import CHOICES, TrainConfig
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("rule", "arguments", "named"),

@@ -10,6 +10,8 @@ from mindspore import nn, ops
 from training.backbones.registry import create_backbone
 from training.device.cpu import BandedConv2d, SteadyPReLU, UnfoldedConv2d, adapt_to_cpu
 
+pytestmark = pytest.mark.numeric
+
 
 def slopes(cell, x):
     """Returns output, gradient of the input and of the weights, for a fixed direction."""

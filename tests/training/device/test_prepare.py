@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mindspore import nn
 
 from training.backbones.registry import create_backbone
@@ -10,6 +12,8 @@ from training.device.cpu import BandedConv2d, SteadyPReLU, UnfoldedConv2d
 from training.device.distributed import Group
 from training.device.prepare import prepare, prepare_to_embed
 from training.device.sync_batch_norm import SyncBatchNorm
+
+pytestmark = pytest.mark.numeric
 
 
 class TwoRanks(Group):

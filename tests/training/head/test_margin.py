@@ -25,7 +25,9 @@ pytestmark = pytest.mark.numeric
 def test_target_is_cos_of_the_wider_angle(margin):
     theta = np.linspace(0.01, math.pi - 0.01, 200)
     got = margin.target_cosine()(ms.Tensor(np.cos(theta).astype(np.float32))).asnumpy()
-    np.testing.assert_allclose(got, np.cos(margin.m1 * theta + margin.m2) - margin.m3, atol=2e-6)
+    np.testing.assert_allclose(
+        got, np.cos(margin.m1 * theta + margin.m2) - margin.m3, atol=4e-6
+    )  # 1 / sin(theta) times float32's rounding of the cosine
 
 
 def test_the_margin_of_a_run_is_that_of_its_settings():
