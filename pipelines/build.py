@@ -202,10 +202,14 @@ class _Build:
         if not path.exists():
             partitions, warnings = cut(self.files, self.work, self.execution.partition_bytes)
             write_json([warnings, [dataclasses.asdict(part) for part in partitions]], path)
-        warnings, rows = json.loads(path.read_text())
+        try:
+            warnings, rows = json.loads(path.read_text())
+            partitions = [Partition(**row) for row in rows]
+        except (ValueError, TypeError):
+            raise BuildError(f"{path}: damaged, or of another release; pass --restart to begin anew") from None
         for warning in warnings:
             log.warning("%s", warning)
-        return [Partition(**row) for row in rows], warnings
+        return partitions, warnings
 
     def _sign(self, runner: Runner, partitions: list[Partition]) -> None:
         """Scans and signs every partition that has no record table yet; quarantines records that kill workers."""

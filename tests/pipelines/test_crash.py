@@ -196,6 +196,13 @@ def test_going_on_with_another_setting_refuses(
     assert "'seed': 0" in err
     assert "--restart" in err
     assert digests(work).items() >= {name: sha for name, sha in before.items() if name != "lock"}.items()
+    # Of a release that cut sources otherwise.
+    (work / "partitions.json").write_text(json.dumps([[], [{"number": 0, "index": None}]]))
+    code, _, err = run(command(tiny_source, out, "--set", "seed=5"))
+    assert (code, err) == (
+        1,
+        f"Error: {work}/partitions.json: damaged, or of another release; pass --restart to begin anew\n",
+    )
     assert run(command(tiny_source, out, "--restart"))[0] == 0
     assert digests(out) == tiny_digests
 

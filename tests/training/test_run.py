@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tests.pipelines.build_fixtures import external, run_build
 from tests.training.runs import SETTINGS, finish, start, steps, trace, train, wait_for_step
 from training import checkpoint
 from training.backbones.registry import create_backbone
+from training.config import TrainConfig, verification_sets
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +76,28 @@ def test_a_run_learns_and_says_so(straight, data):
     assert (out / "config.yaml").read_text().startswith("backbone: mbf_narrow")
     assert len(list((out / "tensorboard").glob("events.out.tfevents.*"))) == 1
     assert checkpoint.known(out / "checkpoints")[-1].name == f"step-{result['steps']:09d}"
+
+
+def test_a_finished_run_is_known_wherever_it_is(straight, data, tmp_path, monkeypatch):
+    out, result, _ = straight
+    shutil.copytree(out, tmp_path / "moved" / "run")
+    written = json.loads((tmp_path / "moved" / "run" / "result.json").read_text())
+    assert written["checkpoint"] == f"checkpoints/{Path(result['checkpoint']).name}"
+    monkeypatch.chdir(tmp_path)
+    done = train(data.path, Path("moved/run"), "--resume", "--json", checkpoint_steps=5, keep=9)
+    assert (done.exit_code, "moved/run: finished already; this is its result" in done.stderr) == (0, True), done.output
+    assert json.loads(done.stdout) == result | {"checkpoint": f"moved/run/{written['checkpoint']}"}
+
+
+def test_verification_sets_are_found_below_the_data_root(tmp_path, monkeypatch):
+    (tmp_path / "raw" / "faces").mkdir(parents=True)
+    (tmp_path / "raw" / "faces" / "lfw.bin").touch()
+    (tmp_path / "mine.bin").touch()
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(verify=("faces/lfw.bin", "mine.bin", str(tmp_path / "mine.bin")))
+    found = verification_sets(config, Path("raw"))
+    assert [path.is_file() for path in found] == [True] * 3
+    assert found == [Path("raw/faces/lfw.bin"), Path("mine.bin"), tmp_path / "mine.bin"]
 
 
 def test_real_faces_train(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from mindspore import nn
 
 from training.backbones.registry import create_backbone
