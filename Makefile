@@ -54,10 +54,10 @@ lint: $(INSTALLED)-dev ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 test: $(INSTALLED)-dev ## run the tests; FAST=1 leaves out those that take seconds
-	$(BIN)/python -m pytest $(if $(FAST),-m "not slow" -n auto) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(FAST),-m "not slow") $(ARGS)
 
 test-isa: $(INSTALLED)-dev ## run the fast numeric tests as on an older processor
-	DNNL_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL" $(BIN)/python -m pytest -m "numeric and not slow" -n auto $(ARGS)
+	DNNL_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL" $(BIN)/python -m pytest -m "numeric and not slow" -n auto --maxprocesses 4 $(ARGS)
 
 smoke: $(INSTALLED)-dev ## build the wheel, and use it in a fresh environment and an empty folder
 	.ci/smoke

@@ -377,9 +377,12 @@ def test_one_mutation_outside_the_payloads_invents_nothing(folder, mixed, data):
 @given(st.data())
 def test_mutations_of_plain_headers_invent_nothing(folder, plain, data):
     offsets, raw = plain
-    raw = mutate(raw, data, outside_payloads(raw, offsets), data.draw(st.integers(1, 4)))
+    times = data.draw(st.integers(1, 4))
+    raw = mutate(raw, data, outside_payloads(raw, offsets), times)
+    # A length that grows takes in padding, which a second mutation may have changed, and what was inserted there.
+    more = 3 + 12 * times
     for payload in sound(scan_bytes(folder, raw)):
-        assert any(payload.startswith(original) and not payload[len(original) :].strip(b"\0") for original in PLAIN)
+        assert any(payload.startswith(original) and len(payload) - len(original) <= more for original in PLAIN)
 
 
 @settings(FUZZ, max_examples=500)
