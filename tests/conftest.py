@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from faceshards.dataset.manifest import Manifest
 
 
-# A developer's machine looks for new examples each time; CI repeats the same ones, so that what it says is of the change.
+# A developer's machine looks for new examples each time; CI repeats the same ones: what it says is of the change.
 settings.register_profile("repeat", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("repeat")
