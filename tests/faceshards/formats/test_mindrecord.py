@@ -278,7 +278,10 @@ def test_limits_are_found_before_anything_is_written(tmp_path, name, sizes, labe
 
 @pytest.mark.parametrize("images", [[b"abc"], [b"abc", b"ab"], [b"abc", b"abc", b"abc"]])
 def test_broken_promises_about_images(tmp_path, images):
-    with pytest.raises(ShardError, match="sizes"):
+    with pytest.raises(
+        ShardError,
+        match=r"a\.mindrecord: (images 0\.\.2 do not have the sizes promised|there are more images than 2 sizes)",
+    ):
         write_shard(tmp_path / "a.mindrecord", images, np.array([3, 3]), np.array([1, 2]), np.array([1, 2]))
     assert not (tmp_path / "a.mindrecord.db").exists()
 
@@ -426,7 +429,7 @@ def test_an_index_that_differs(tmp_path, sample, change):
 def test_an_index_missing_cut_or_damaged(tmp_path, sample):
     path = tmp_path / "a.mindrecord"
     shutil.copy(sample[0], path)
-    with pytest.raises(ShardError, match="missing"):
+    with pytest.raises(ShardError, match=r"a\.mindrecord\.db: is missing, or its journal says"):
         verify_index(path)
     index, whole = Path(f"{path}.db"), Path(f"{sample[0]}.db").read_bytes()
     for place in (0, 50, 100, 4096, 5000, len(whole) - 4096, len(whole) - 1):
