@@ -160,7 +160,7 @@ def compare(root: Path, images: int, png_images: int) -> None:
     size = rec.stat().st_size
     print(f"{images} images, {size / images:.0f} bytes a record, {size / 1e6:.0f} MB")
     python = [sys.executable]
-    child = [*python, __file__, "--images"]
+    child = [*python, "-m", "benchmarks.bench_build", "--images"]
     _, text = measure([*child, str(images), "--side", "decode", str(rec), "-"], root / "none")
     decode = float(text)
     print(f"cv2 reduced gray decode alone: {decode / images * 1e6:.1f} CPU us/image")
