@@ -101,9 +101,10 @@ def _render_synthetic(folder: Path, quiet: bool, workers: int) -> None:
 
     from pipelines.synthetic.write import SyntheticSpec, write_set
 
-    with tqdm(desc="render  ", unit=" images", disable=quiet, mininterval=0.5) as bar:
+    spec = SyntheticSpec()
+    with tqdm(desc="render  ", total=spec.records, unit=" images", disable=quiet, mininterval=0.5) as bar:
 
         def progress(count: int) -> None:
             bar.update(count)
 
-        write_set(folder, SyntheticSpec(), progress, workers or len(os.sched_getaffinity(0)))
+        write_set(folder, spec, progress, workers or len(os.sched_getaffinity(0)))
