@@ -17,7 +17,7 @@ from pipelines.config import BuildConfig
 from pipelines.synthetic.write import SyntheticSpec
 from tests.pipelines.build_fixtures import run_build, synthetic_set
 
-LIMIT = 120  # seconds until a process counts as lost
+LIMIT = 600  # seconds until a process counts as lost; beside other work they take a few times what they take alone
 SETTINGS = {
     "backbone": "mbf_narrow",
     "embedding_size": 32,
