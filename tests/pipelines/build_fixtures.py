@@ -30,9 +30,8 @@ SPEC = SyntheticSpec(identities=12, images=240, defects=4, unseen=0, pairs=0, se
 CONFIG = BuildConfig(shards=4)
 PARTITION_BYTES = 160_000  # several partitions of a set of about 0.8 MB
 
-LIMIT = (
-    300  # seconds until a process that should end, or a file that should appear, counts as lost: also on a busy machine
-)
+# Seconds until a process that should end, or a file that should appear, counts as lost.
+LIMIT = 300
 
 
 def synthetic_set(folder: Path, spec: SyntheticSpec = SPEC) -> Path:
