@@ -59,7 +59,7 @@ class TrainConfig:
         sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
             (``identity``) or by the square root of their images (``sqrt``).
         mirror: mirrors each image with probability 1/2.
-        augment: the augmentations of training.data.transforms.
+        augment: the augmentations of arcface_torch's DALI pipeline (training.data.transforms).
         seed: decides first values, order, mirroring and samples.
         device: ``CPU``, ``GPU`` or ``Ascend``.
         threads: that decode images, in each rank; 0: one per core.
