@@ -68,11 +68,16 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: no such file, not YAML, or of another shape. Keys and values are looked at by resolve().
     """
     content = load_yaml(path)
-    backbones = content.pop("backbones", None) or {}
+    backbones = _or_empty(content.pop("backbones", None))
     if not isinstance(backbones, dict) or not all(isinstance(name, str) for name in backbones):
         raise ConfigError(f"{path}: backbones: holds no mapping of backbones to settings")
-    entries = {name: _figures(entry or {}, _place(path, name)) for name, entry in backbones.items()}
+    entries = {name: _figures(_or_empty(entry), _place(path, name)) for name, entry in backbones.items()}
     return Recipe(path, _figures(content, str(path)), entries)
+
+
+def _or_empty(content: Any) -> Any:
+    """Returns {} for what YAML has where nothing follows the colon."""
+    return {} if content is None else content
 
 
 def _place(path: Path, backbone: str) -> str:

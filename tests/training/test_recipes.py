@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -91,6 +92,13 @@ def test_a_recipe_has_the_figures_of_the_peer_it_names(recipe, backbone):
     own = {"drop_path", "mask_ratio"} if peer.drop_path is not None else set()
     named = {name for name in vars(config) if found.source_of(name) != OURS}
     assert named == FIGURES - {"drop_path", "mask_ratio", "milestones", "gamma"} | own
+
+
+def test_what_the_docs_say_of_wf12m_pfc02_r100():
+    found = resolved("webface12m", {"backbone": "r100", "sample_rate": 0.2})
+    whole = resolved("webface12m", {"backbone": "r100"})
+    assert (found.config.sample_rate, found.changed) == (0.2, ("sample_rate",))
+    assert dataclasses.replace(found.config, sample_rate=1.0) == whole.config
 
 
 @pytest.mark.parametrize("recipe", ALL)
@@ -190,6 +198,8 @@ def test_without_explain_a_run_needs_its_folders(tmp_path):
         ("backbones: {mbf: {1: 2}}", "mine.yaml: backbones: mbf: holds no mapping of names to values"),
         ("backbones: {50: {lr: 1}}", "mine.yaml: backbones: holds no mapping of backbones to settings"),
         ("backbones: [mbf]", "mine.yaml: backbones: holds no mapping of backbones to settings"),
+        ("backbones: []", "mine.yaml: backbones: holds no mapping of backbones to settings"),
+        ("backbones: {mbf: false}", "mine.yaml: backbones: mbf: holds no mapping of names to values"),
         ("backbones: mbf", "mine.yaml: backbones: holds no mapping of backbones to settings"),
         ("backbone: {mbf: {lr: 1}}", "mine.yaml: backbone: {'mbf': {'lr': 1}} is not of type str"),
         ("source: 3", "mine.yaml: source: 3 is not a peer's configuration, or ours"),
@@ -216,7 +226,9 @@ def test_a_setting_that_cannot_be(setting, message):
     assert message in refused(explain("ms1mv3", "--set", setting))
 
 
-def test_an_empty_mapping_of_backbones_is_none(tmp_path):
+def test_nothing_behind_a_colon_is_nothing(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 2\nbackbones:\n  mbf:\n")
+    assert load_recipe(str(tmp_path / "mine.yaml"), {"backbone": "mbf"}) == TrainConfig(backbone="mbf", epochs=2)
     (tmp_path / "mine.yaml").write_text("epochs: 2\nbackbones:\n")
     assert load_recipe(str(tmp_path / "mine.yaml"), {}) == TrainConfig(epochs=2)
 
