@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.errors import FaceshardsError
+from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
-from training.config import TrainConfig, load_recipe
+from faceshards.settings import make_config
+from training.backbones.registry import BACKBONES, find_spec
+from training.config import TrainConfig, find_recipe
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
+from training.recipes import Resolved, read_recipe, resolve
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,24 @@ class Request:
 
     def config(self) -> TrainConfig:
         """Returns the settings of the run."""
-        return load_recipe(self.recipe, self.settings)
+        return self.resolved().config
+
+    def resolved(self) -> Resolved[TrainConfig]:
+        """Returns the settings of the run and where they come from.
+
+        Where recipe and settings are silent, a run that goes on keeps what it began with, whatever today's defaults.
+
+        Raises:
+            ConfigError: see training.recipes.resolve; or an entry for a backbone that there is not.
+            CheckpointError: the last checkpoint of the run is damaged.
+        """
+        recipe = read_recipe(find_recipe(self.recipe))
+        for name in recipe.backbones:
+            if name not in BACKBONES:
+                raise ConfigError(f"{recipe.path}: backbones: '{name}' is not one of {', '.join(BACKBONES)}")
+        found = resolve(recipe, self.settings, _begun(self.out) if self.resume else TrainConfig())
+        find_spec(found.config.backbone)  # refuses an unknown one
+        return found
 
     def arguments(self) -> list[str]:
         """Returns the arguments of ``faceshards train`` for a rank."""
@@ -58,6 +78,17 @@ class Request:
         for key, value in self.settings.items():
             found += ["--set", f"{key}={json.dumps(value)}"]
         return found
+
+
+def _begun(out: Path) -> TrainConfig:
+    """Returns the settings that the run in `out` began with and must keep; the defaults if it has no checkpoint."""
+    from training.checkpoint import known, read_meta
+
+    for path in known(out / "checkpoints")[-1:]:
+        settings = read_meta(path).config
+        names = [name for name in vars(TrainConfig()) if name in settings and name not in Plan.FREE]
+        return make_config({name: settings[name] for name in names}, str(path), TrainConfig())
+    return TrainConfig()
 
 
 def plan_run(request: Request, hosts: Hosts) -> Plan:
@@ -72,6 +103,10 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
         FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
     """
     plan, out = plan_run(request, hosts), request.out
+    origins, settings = request.resolved().origins, vars(plan.config)
+    kept = [f"{name} {settings[name]}" for name, origin in origins.items() if origin == "checkpoint"]
+    if kept:
+        log.warning("%s: goes on with %s, as it began; the defaults are others", out, ", ".join(kept))
     result = _finished(out, plan) if request.resume else None
     if result is not None:
         log.warning("%s: finished already; this is its result", out)

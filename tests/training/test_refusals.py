@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from faceshards.dataset.manifest import Manifest
-from tests.training.runs import tiny_dataset, train
+from tests.training.runs import refused, tiny_dataset, train
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +18,6 @@ def run(data, tmp_path_factory):
     done = train(data.path, out, epochs=1, warmup_epochs=0)
     assert done.exit_code == 0, done.output
     return out
-
-
-def refused(result) -> str:
-    """Returns the one line of a refusal."""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith(("INFO", "WARNING", "[WARNING"))]
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.mark.parametrize(
