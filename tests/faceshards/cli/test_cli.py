@@ -220,7 +220,9 @@ def test_a_folder_without_a_dataset(name: str, tmp_path: Path) -> None:
         ("[]", "damaged: list indices must be integers"),
         ("{}", "damaged: 'schema_version'"),
         ('{"schema_version": 1}', "damaged: 'name'"),
-        ('{"schema_version": 99}', "schema version 99; this release reads 1"),
+        ('{"schema_version": 2}', "damaged: 'sha256'"),
+        ('{"schema_version": 2, "sha256": "0"}', "damaged: its SHA-256 (sha256) is not that of the rest of it"),
+        ('{"schema_version": 99}', "schema version 99; this release reads 1 and 2"),
     ],
 )
 def test_a_dataset_json_that_is_none(text: str, line: str, tmp_path: Path) -> None:
