@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.errors import FaceshardsError, ShardError
@@ -166,17 +167,22 @@ class Manifest:
         where: ds.Expression | None = None,
         shard: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Yields a table's rows in order, a few thousand at a time, of which few are held; see table().
+        """Yields a table's rows in order, a few thousand at a time; see table(). No more than a row group is held.
 
         Raises:
-            ManifestError: the table is missing or damaged.
+            ManifestError: the table is missing or damaged; before the first row.
         """
-        found = self.dataset(table, shard)
-        names = list(columns) if columns else None
-        scan = found.scanner(names, filter=where, batch_size=_BATCH, batch_readahead=1, fragment_readahead=1)
+        wanted = list(columns or SCHEMAS[table].names)
+        names = self.files(table, shard)
+        self._check(names)
         try:
-            yield from scan.to_batches()
-        except (OSError, pa.ArrowException) as error:
+            for name in names:
+                # Not Arrow's scanner, which reads ahead of a slow reader without end.
+                with pq.ParquetFile(self.path / name) as file:
+                    for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
+                        rows = pa.Table.from_batches([batch])
+                        yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
     def count(self, table: str, where: ds.Expression | None = None) -> int:

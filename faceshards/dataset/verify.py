@@ -72,12 +72,13 @@ def verify(manifest: Manifest) -> Iterator[str]:
 
 
 def _beyond_tables(manifest: Manifest) -> Iterator[str]:
-    """Yields each mismatch of the books, the fingerprint and the shards."""
+    """Yields each mismatch of the books, the fingerprint and the shards, and files that do not belong there."""
     try:
         shards = manifest.table("shards")
     except FaceshardsError as error:
         yield str(error)
         return
+    yield from _strangers(manifest, shards["file"].to_pylist())
     if fingerprint(shards) != manifest.fingerprint:
         yield f"{manifest.path}: the fingerprint is not that of the table shards"
     try:
@@ -86,6 +87,15 @@ def _beyond_tables(manifest: Manifest) -> Iterator[str]:
         yield str(error)
     for entry in shards.to_pylist():
         yield from _verify_shard(manifest, entry)
+
+
+def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[str]:
+    """Yields each file among tables and shards that nobody published: other readers would take it for a part."""
+    known = {*manifest.info["files"], *(f"shards/{name}{more}" for name in shards for more in ("", ".db"))}
+    for folder in ("manifest", "shards"):
+        for path in sorted((manifest.path / folder).rglob("[!.]*")):
+            if path.is_file() and str(path.relative_to(manifest.path)) not in known:
+                yield f"{path}: was not published with the dataset"
 
 
 def _verify_shard(manifest: Manifest, entry: dict) -> Iterator[str]:

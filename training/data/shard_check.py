@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from faceshards.files import difference
 
-_NICE = 19  # the lowest priority of Linux: the thread gets what training leaves over
+_NICE = 10  # a tenth of a core where training wants them all (Linux weighs 110 to 1024), and a whole one where it waits
 
 
 class Written(NamedTuple):
@@ -23,7 +23,7 @@ class Written(NamedTuple):
 
 
 class ShardCheck:
-    """A thread of the lowest priority that hashes files, one after the other, until one differs or all are the same.
+    """A thread of low priority that hashes files, one after the other, until one differs or all are the same.
 
     hashlib and reads leave Python's lock to others; nothing here is drawn at random, and nothing that a batch is made
     of is touched.

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
-import pyarrow.dataset as ds
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
@@ -124,7 +123,7 @@ class Stream:
             raise StreamError(f"{path}: {path.stat().st_size} bytes, the manifest says {layout.bytes[number]}")
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
         labels, lengths = np.full(end - first, -1, np.int32), np.zeros(end - first, np.int32)
-        for batch in data.batches("images", ["row", "label", "bytes"], ds.field("shard") == number, number):
+        for batch in data.batches("images", ["row", "label", "bytes"], shard=number):
             rows = batch["row"].to_numpy()
             if len(rows) and not (rows.min() >= 0 and rows.max() < end - first):
                 raise StreamError(f"{data.path}: the manifest has rows of {path.name} that its table shards has not")

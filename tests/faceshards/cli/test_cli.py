@@ -168,6 +168,8 @@ TABLE = "manifest/images.parquet/part-00001.parquet"
         (lambda out: (out / "manifest/dropped.parquet").unlink(), "manifest/dropped.parquet"),
         (lambda out: flip(out / TABLE, 900), TABLE),
         (lambda out: (out / TABLE).unlink(), TABLE),
+        (lambda out: shutil.copy(out / TABLE, out / f"{TABLE}.copy.parquet"), f"{TABLE}.copy.parquet"),
+        (lambda out: shutil.copy(out / SHARD, out / "shards/shard-00099.mindrecord"), "shards/shard-00099.mindrecord"),
     ],
     ids=[
         "byte",
@@ -181,6 +183,8 @@ TABLE = "manifest/images.parquet/part-00001.parquet"
         "parquet-gone",
         "part",
         "part-gone",
+        "part-more",
+        "shard-more",
     ],
 )
 def test_verify_names_what_is_damaged(
