@@ -1,6 +1,6 @@
 """What `check_shards: background` costs: an epoch of the stream with it, beside one without.
 
-    python -m benchmarks.bench_check [--images 12000] [--rounds 5]
+    python -m benchmarks.bench_check [--images 8000] [--rounds 7]
 
 The epoch is nothing but the stream: all cores decode, no step is computed, so that the check can hide behind nothing.
 A training step only makes the epoch longer and the share of the check smaller. An epoch begins with opening the dataset
@@ -46,8 +46,8 @@ def epoch(folder: Path, check: bool | str) -> tuple[float, float]:
 
 
 @click.command()
-@click.option("--images", default=12_000, show_default=True, help="Size of the set.")
-@click.option("--rounds", default=5, show_default=True, help="Epochs of each side.")
+@click.option("--images", default=8000, show_default=True, help="Size of the set.")
+@click.option("--rounds", default=7, show_default=True, help="Epochs of each side.")
 def main(images: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         build_set(Path(temporary), images)

@@ -62,8 +62,8 @@ class Request:
 
 def plan_run(request: Request, hosts: Hosts) -> Plan:
     """Returns what a run would do, after the tables that it reads were compared with their checksums."""
-    data = Manifest(request.data)
-    plan = make_plan(request.config(), data, hosts.world)
+    config, data = request.config(), Manifest(request.data)
+    plan = make_plan(config, data, hosts.world)
     data.check_table("images")
     return plan
 
@@ -74,8 +74,8 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
     Raises:
         FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
     """
-    data, out = Manifest(request.data), request.out
-    plan = make_plan(request.config(), data, hosts.world)
+    config, data, out = request.config(), Manifest(request.data), request.out
+    plan = make_plan(config, data, hosts.world)
     result = _finished(out, plan) if request.resume else None
     if result is not None:
         log.warning("%s: finished already; this is its result", out)

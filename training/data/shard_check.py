@@ -26,7 +26,7 @@ class ShardCheck:
     """A thread of low priority that hashes files, one after the other, until one differs or all are the same.
 
     hashlib and reads leave Python's lock to others; nothing here is drawn at random, and nothing that a batch is made
-    of is touched.
+    of is touched. What goes wrong in the thread is a problem too: it cannot pass for files that are the same.
 
     Args:
         files: to be compared.
@@ -52,17 +52,21 @@ class ShardCheck:
                     return
         except _Closed:
             pass
-        except BaseException as error:  # whatever it is, these shards are not known to be whole
+        except Exception as error:
             self.problem = f"{file.path}: cannot be compared with its checksum: {error!r}"
 
     def _go_on(self) -> None:
         if self._closed.is_set():
             raise _Closed
 
-    def wait(self) -> str | None:
-        """Returns `problem` after all files were compared."""
+    @property
+    def busy(self) -> bool:
+        """Whether there are files left to compare."""
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Returns after all files were compared."""
         self._thread.join()
-        return self.problem
 
     def close(self) -> None:
         """Gives up what is left to compare."""

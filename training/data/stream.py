@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from training.config import CHECKS, CHOICES
 from training.data.layout import Layout, StreamError, lane_order
 from training.data.shard_check import ShardCheck, Written
 from training.data.transforms import ImageError, augment, decode, scaled
+
+log = logging.getLogger(__name__)
 
 SAMPLING = CHOICES["sampling"]
 
@@ -105,9 +108,10 @@ class Stream:
         Raises:
             StreamError: one is not what was published.
         """
-        if self._check is not None:
+        if self._check is not None and self._check.busy:
+            log.info("rank %d: waiting until its shards are compared with their checksums", self._rank)
             self._check.wait()
-            self._refuse_damage()
+        self._refuse_damage()
 
     def _refuse_damage(self) -> None:
         """Raises StreamError if a shard is known to be damaged."""
