@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,7 +82,10 @@ def difference(
         before_block: see file_digest.
     """
     try:
-        found = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path}: no regular file; {where} lists one"
+        found = status.st_size
         if found == size and file_digest(path, before_block)[1] == sha256:
             return None
     except FileNotFoundError:
