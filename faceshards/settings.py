@@ -51,14 +51,15 @@ def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _plain(value: Any, kind: type, where: str) -> Any:
-    """Returns a value of exactly the type wanted; a float, a finite one, may be an integer, or what YAML 1.1 calls a
-    text: 5e-05."""
+def _plain(value: Any, kind: Any, where: str) -> Any:
+    """Returns a value of exactly the type wanted, or of one of `bool | str`; a float, a finite one, may be an integer,
+    or what YAML 1.1 calls a text: 5e-05."""
+    kinds = get_args(kind) or (kind,)
     if kind is float and type(value) in (int, str):
         with suppress(ValueError, OverflowError):
             value = float(value)
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
+    if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{where}: {value!r} is not of type {' or '.join(one.__name__ for one in kinds)}")
     return value
 
 

@@ -20,6 +20,7 @@ CHOICES = {
     "sampling": ("instance", "identity", "sqrt"),
     "device": ("CPU", "GPU", "Ascend"),
 }
+CHECKS = ("background", True, False)  # of check_shards; YAML reads true and false as truth values
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class TrainConfig:
         seed: decides first values, order, mirroring and samples.
         device: ``CPU``, ``GPU`` or ``Ascend``.
         threads: that decode images, in each rank; 0: one per core.
-        check_shards: compares the shards with their checksums before the first step.
+        check_shards: compares a rank's shards with their checksums: ``background`` beside the first epoch, and no
+            checkpoint is written before that is done; ``true`` before the first step; ``false`` never. Tables of the
+            dataset are always compared.
         log_steps: steps between two lines of progress.
         checkpoint_steps: steps between two checkpoints; 0: one an epoch.
         keep: the last checkpoints that stay, beside the best.
@@ -104,7 +107,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "CPU"
     threads: int = 0
-    check_shards: bool = True
+    check_shards: bool | str = "background"
     log_steps: int = 10
     checkpoint_steps: int = 0
     keep: int = 3
@@ -115,6 +118,8 @@ class TrainConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+        if self.check_shards not in CHECKS:
+            raise ConfigError(f"check_shards: '{self.check_shards}' is not one of background, true, false")
         check_ranges(
             self,
             {

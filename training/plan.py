@@ -108,6 +108,18 @@ class Plan:
                 f"on, {self.sample[rank]:,} in a step; {whole:.2f} GiB in {config.centers}, {step + batch:.2f} GiB "
                 f"in a step"
             )
+        yield self._checks()
+
+    def _checks(self) -> str:
+        """Returns what of the dataset is compared with its checksums, and when."""
+        sizes = (sum(self.layout.bytes[i] for i in self.layout.files(rank)) for rank in range(self.world))
+        largest = f"up to {max(sizes) / 2**30:.2f} GiB of shards on each rank"
+        shards = {
+            "background": f"{largest}, beside the first epoch and before any checkpoint",
+            True: f"{largest}, before the first step",
+            False: "no shards",
+        }[self.config.check_shards]
+        return f"compared with their checksums: the dataset's tables; {shards} (check_shards)"
 
 
 def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:

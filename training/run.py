@@ -92,8 +92,11 @@ def _begun(out: Path) -> TrainConfig:
 
 
 def plan_run(request: Request, hosts: Hosts) -> Plan:
-    """Returns what a run would do; nothing is started."""
-    return make_plan(request.config(), Manifest(request.data), hosts.world)
+    """Returns what a run would do, after the tables that it reads were compared with their checksums."""
+    config, data = request.config(), Manifest(request.data)
+    plan = make_plan(config, data, hosts.world)
+    data.check_table("images")
+    return plan
 
 
 def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str, Any]:
@@ -102,9 +105,9 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
     Raises:
         FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
     """
-    plan, out = plan_run(request, hosts), request.out
-    origins, settings = request.resolved().origins, vars(plan.config)
-    kept = [f"{name} {settings[name]}" for name, origin in origins.items() if origin == "checkpoint"]
+    found, data, out = request.resolved(), Manifest(request.data), request.out
+    plan = make_plan(found.config, data, hosts.world)
+    kept = [f"{name} {getattr(found.config, name)}" for name, origin in found.origins.items() if origin == "checkpoint"]
     if kept:
         log.warning("%s: goes on with %s, as it began; the defaults are others", out, ", ".join(kept))
     result = _finished(out, plan) if request.resume else None
@@ -113,9 +116,10 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
         return _located(result, out)
     if not request.resume and any(out.glob("checkpoints/step-*")):
         raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
+    data.check_table("images")  # once on each host; a rank then looks at the parts of its own shards only
     with exclusive_folder(out, f".lock-{hosts.rank}"):
         if plan.world == 1:
-            return _located(run_rank(request, make_verifier), out)
+            return _located(run_rank(request, data, make_verifier), out)
         logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
         launch(request.arguments(), logs, hosts)
         return _located(json.loads((out / "result.json").read_text(encoding="utf-8")), out)
@@ -139,10 +143,12 @@ def run_role(request: Request, make_verifier: MakeVerifier) -> None:
         init(request.config().device)
         return
     announce()
-    run_rank(request, make_verifier)
+    with logging_at("faceshards.dataset", logging.ERROR):  # what is to be said of it, the launcher has said
+        data = Manifest(request.data)
+    run_rank(request, data, make_verifier)
 
 
-def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
+def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> dict[str, Any]:
     """Returns the result of a run in this process, which is one of its ranks."""
     from training.config import verification_sets
     from training.device.distributed import init
@@ -150,15 +156,14 @@ def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
 
     config, out = request.config(), request.out
     group = init(config.device)
-    manifest = Manifest(request.data)
-    plan = make_plan(config, manifest, group.world)
+    plan = make_plan(config, data, group.world)
     verifier = None
     if config.verify and group.rank == 0:
         verifier = make_verifier(verification_sets(config, request.data_root))
     # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
     own = exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext()
     with own, logging_at("training", logging.INFO):
-        result = train(plan, manifest, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
+        result = train(plan, data, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
         if verifier is not None:
             result["raw_pixels"] = verifier.raw_pixels
         if group.rank == 0:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from faceshards.dataset.manifest import Manifest
+from tests.pipelines.build_fixtures import rewrite_info
 from tests.training.runs import refused, tiny_dataset, train
 
 
@@ -70,9 +71,7 @@ def damaged(data, tmp_path, how):
     elif how == "cut":
         next((copy / "manifest" / "images.parquet").iterdir()).write_bytes(b"PAR1")
     elif how == "larger":
-        content = json.loads((copy / "dataset.json").read_text())
-        content["config"]["image_size"] = [128, 128]
-        (copy / "dataset.json").write_text(json.dumps(content))
+        rewrite_info(copy, lambda info: info["config"].update(image_size=[128, 128]))
     return copy
 
 
@@ -83,7 +82,7 @@ def damaged(data, tmp_path, how):
         ("schema", "99"),
         ("flipped", "changed since it was published: its SHA-256 is not the manifest's"),
         ("gone", "missing; the manifest lists it"),
-        ("cut", "table images: "),
+        ("cut", ".parquet: 4 bytes, dataset.json says "),
         ("larger", "images of 128 x 128 pixels; the backbones take 112 x 112"),
     ],
 )
