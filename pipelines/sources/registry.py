@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from faceshards.errors import SourceError
 from pipelines.sources import folder, recordio
 from pipelines.sources.base import OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
@@ -29,6 +31,18 @@ def identity_names(part: Partition) -> list[str] | None:
         part: any partition of the source.
     """
     return SOURCES[part.kind].names(part)
+
+
+def labels(part: Partition) -> np.ndarray:
+    """Returns the labels in a partition that can be identities, (n,) int32, ascending.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        return SOURCES[part.kind].labels(part)
+    except OSError as error:
+        raise SourceError(f"{part.path}: {error.strerror or error}") from None
 
 
 def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:

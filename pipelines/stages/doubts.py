@@ -1,0 +1,87 @@
+"""What speaks against a set before it is published: broken records, counts that disagree, people lost whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.sources.base import SourceFile
+from pipelines.sources.catalog import Dataset
+from pipelines.sources.registry import SOURCES
+
+BROKEN = ("damaged", "missing", "undecodable", "too_large", "wrong_size", "bad_label", "quarantined")
+"""Reasons that lie in the source; the others are choices of the build."""
+
+_TOLD = 5  # names in a warning
+
+
+def broken(name: str, totals: Mapping[str, Any]) -> list[str]:
+    """Returns a line with the broken records by reason, or none.
+
+    Args:
+        name: of the dataset.
+        totals: scanned, and dropped by reason.
+    """
+    counts = {reason: totals["dropped"][reason] for reason in BROKEN if totals["dropped"].get(reason)}
+    if not counts:
+        return []
+    each = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    return [f"{name}: {sum(counts.values())} of {totals['scanned']} records are broken and left out ({each})"]
+
+
+def disagreements(
+    files: Sequence[SourceFile],
+    images: np.ndarray,
+    unindexed: np.ndarray,
+    scanned: int,
+    identities: int,
+    expected: Dataset | None,
+) -> list[str]:
+    """Returns a line for each count that is not what a file says of itself, or the publisher of a known set.
+
+    Args:
+        files: the build's files.
+        images: (files,) image records that each holds, damaged ones too.
+        unindexed: (files,) records that the .idx of each does not name.
+        scanned, identities: in all.
+        expected: the known set.
+    """
+    lines = []
+    for file, found, lacking in zip(files, images.tolist(), unindexed.tolist(), strict=True):
+        claims = SOURCES[file.kind].claims(file)
+        if claims.images is not None and found not in claims.images:
+            lines.append(f"{file.name}: {found} images found, its header record says {claims.images[0]}")
+        if lacking:
+            lines.append(f"{file.name}: its .idx lacks {lacking} of the records that are there")
+        if claims.identities is not None and len(files) == 1 and identities != claims.identities:
+            lines.append(f"{file.name}: {identities} identities found, the file property says {claims.identities}")
+    if expected and expected.images and scanned != expected.images:
+        lines.append(f"{expected.name}: {scanned} images scanned, {expected.images} expected")
+    if expected and expected.identities and identities != expected.identities:
+        lines.append(f"{expected.name}: {identities} identities scanned, {expected.identities} expected")
+    return lines
+
+
+def lost_people(identities: pa.Table) -> list[str]:
+    """Returns warnings about people of whom nothing is left because others have the same photographs, and about a lone
+    identity.
+
+    Args:
+        identities: the manifest's table.
+    """
+    columns = {name: identities[name].to_numpy() for name in ("kept", "label_conflict")}
+    gone = np.flatnonzero((columns["kept"] == 0) & (columns["label_conflict"] > 0))
+    names = [name for name in identities["label_original"].take(gone).to_pylist() if name is not None]
+    lines = []
+    if names:
+        more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+        lines.append(
+            f"{len(names)} identities are left out whole, as their photographs stand under other identities too "
+            f"(label_conflict): {', '.join(names[:_TOLD])}{more}; one may be a copy of the other"
+        )
+    if np.count_nonzero(columns["kept"]) == 1:
+        lines.append("only one identity is left, and nothing can be learned from one: is there a folder per person?")
+    return lines
