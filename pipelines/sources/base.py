@@ -103,7 +103,7 @@ class Scanned:
         images: encoded image, (bytes,) uint8, None for rows that have none.
         records: all records of the partition, header and identity records included.
         structural: header and identity records among them.
-        unindexed: those that the .idx does not name; 0 without an .idx.
+        unindexed: sound rows that the .idx does not name; 0 without an .idx.
     """
 
     offset: np.ndarray

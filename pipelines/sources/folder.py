@@ -44,6 +44,8 @@ def _state(root: Path) -> tuple[int, int]:
         total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
     if newest < 0:
         told = "".join(f"; {line.removeprefix(f'{root}: ')}" for line in warnings)
+        if deeper := next(root.rglob("*.rec"), None):
+            told += f"; a .rec lies deeper: --source {deeper.parent}"
         raise SourceError(f"{root}: no .rec file, and no sub-folder with .jpg or .png images{told}")
     return total, newest
 

@@ -1,8 +1,10 @@
-"""What systems and tools leave beside pictures: previews, resource forks, bins, checkpoints. None of it is a person."""
+"""What names tell: pictures, words, and what systems and tools leave beside them, which is no person: previews,
+resource forks, bins, checkpoints."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -33,6 +35,11 @@ def is_leftover(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Returns whether a file of this name is taken for a picture."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def words(name: str) -> set[str]:
+    """Returns the words of a name in lower case: x_val, LfwTest, test2, train-images."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
 class Leftovers:

@@ -8,16 +8,18 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.sources.leftovers import words
+
 _SPLITS = frozenset(
     ("train", "training", "trainset", "val", "valid", "validation", "test", "testing", "testset", "eval", "evaluation")
 )
-"""Folders that hold a part of a set, in lower case."""
+"""Words in the name of a folder that holds a part of a set."""
 
 _HOLDERS = _SPLITS.union(
-    ("images", "image", "imgs", "img", "pictures", "photos", "faces", "data", "dataset", "raw"),
+    ("images", "image", "imgs", "img", "pictures", "photos", "faces", "data", "dataset", "set", "raw"),
     ("aligned", "crops", "cropped", "people", "identities", "persons", "ids"),
 )
-"""Folders that hold people rather than pictures of one."""
+"""Words in the name of a folder that holds people rather than pictures of one."""
 
 _TOLD = 3  # names in a message
 
@@ -33,7 +35,7 @@ def doubt(root: str, paths: pa.ChunkedArray) -> str:
     deep, shallow = paths.filter(is_deep), paths.filter(pc.invert(is_deep))
     people = pc.unique(pc.replace_substring_regex(paths, "/(?s:.*)", "")).to_pylist()
     if not len(deep):
-        if not all(name.lower() in _SPLITS for name in people):
+        if not all(words(name) & _SPLITS and words(name) <= _HOLDERS for name in people):
             return ""
         return (
             f"{root}: its folders ({_some(people)}) are named like parts of a set, and each would be one person; put "
@@ -73,7 +75,7 @@ def _hold_people(holders: Counter[str], tops: int) -> bool:
         holders: how many folders with pictures each has.
         tops: folders in the root.
     """
-    named = any(os.path.basename(path).lower() in _HOLDERS for path in holders)
+    named = any(words(os.path.basename(path)) & _HOLDERS for path in holders)
     return bool(holders) and (tops == 1 or named or holders.total() > len(holders) ** 2)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from faceshards.errors import SourceError
 from faceshards.formats import recordio
 from pipelines.sources.base import Claims, SourceFile
-from pipelines.sources.leftovers import Leftovers
+from pipelines.sources.leftovers import Leftovers, words
 
 IR_HEADER = 24
 """Bytes of an image record's header: u32 flag, f32 label, u64 id, u64 id2 (MXNet recordio.py, format "IfQQ")."""
@@ -51,8 +51,8 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
 
 def _is_held_out(stem: str) -> bool:
     """Returns whether the name of a .rec says that no one trains on it: x_val, LfwTest, test2."""
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", stem)}
-    return bool(words & _HELD_OUT) and not words & {"train", "training"}
+    found = words(stem)
+    return bool(found & _HELD_OUT) and not found & {"train", "training"}
 
 
 def _rec_file(path: Path) -> SourceFile:

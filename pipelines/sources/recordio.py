@@ -88,7 +88,7 @@ def scan(part: Partition) -> Scanned:
     every = _headers(found)
     rows = np.flatnonzero(~every.structural)
     heads = _Headers(*(column[rows] for column in every))
-    keys, unindexed, *missing = _match_index(part, found.offset, rows)
+    keys, named, *missing = _match_index(part, found.offset, rows)
     n = len(rows)
     out = Scanned(
         offset=found.offset[rows],
@@ -104,7 +104,7 @@ def scan(part: Partition) -> Scanned:
         images=[None] * n,
         records=len(found.offset),
         structural=len(found.offset) - n,
-        unindexed=unindexed,
+        unindexed=int(np.count_nonzero(heads.sound & ~named)),
     )
     _drop_broken(out, found, heads, rows)
     _take_images(out, found, rows)
@@ -143,9 +143,9 @@ def _flags_and_labels(found: recordio_scan.Records, sound: np.ndarray) -> tuple[
 
 def _match_index(
     part: Partition, found: np.ndarray, rows: np.ndarray
-) -> tuple[list[str | None], int, np.ndarray, np.ndarray]:
-    """Returns the key of each row, how many records the .idx lacks, and offsets and keys (int64) of its entries where
-    no record begins.
+) -> tuple[list[str | None], np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the key of each row, whether the .idx, if any, names it (bool), and offsets and keys (int64) of the .idx
+    entries where no record begins.
 
     Args:
         part: the partition.
@@ -153,7 +153,7 @@ def _match_index(
         rows: (n,) those that are rows.
     """
     if part.table is None:
-        return [None] * len(rows), 0, np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return [None] * len(rows), np.ones(len(rows), bool), np.zeros(0, np.int64), np.zeros(0, np.int64)
     entries = np.load(part.table, mmap_mode="r")
     low = 0 if part.start == 0 else np.searchsorted(entries[0], part.start)
     high = entries.shape[1] if part.last else np.searchsorted(entries[0], part.stop)
@@ -164,9 +164,9 @@ def _match_index(
     left = np.ones(len(offsets), bool)
     left[entry[hit]] = False
     names, at = keys.tolist(), found[rows].tolist()
-    named = zip(np.where(hit, entry, -1)[rows].tolist(), at, strict=True)
-    keyed: list[str | None] = [str(names[i]) if i >= 0 else f"@{byte}" for i, byte in named]
-    return keyed, int(np.count_nonzero(~hit)), offsets[left], keys[left]
+    entry = np.where(hit, entry, -1)[rows]
+    keyed = [str(names[i]) if i >= 0 else f"@{byte}" for i, byte in zip(entry.tolist(), at, strict=True)]
+    return list(keyed), entry >= 0, offsets[left], keys[left]
 
 
 def _drop_broken(out: Scanned, found: recordio_scan.Records, heads: _Headers, rows: np.ndarray) -> None:

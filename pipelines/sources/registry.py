@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from faceshards.errors import SourceError
 from pipelines.sources import folder, recordio
-from pipelines.sources.base import OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
+from pipelines.sources.base import Claims, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
 SOURCES: dict[str, SourceKind] = {"recordio": recordio, "folder": folder}
 """By kind, as manifests name it, in the order in which they are asked whether a path is theirs."""
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Tells an OSError as a SourceError."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from None
 
 
 def scan(part: Partition) -> Scanned:
@@ -18,10 +30,8 @@ def scan(part: Partition) -> Scanned:
     Raises:
         SourceError: the file cannot be read.
     """
-    try:
+    with _reading(part.path):
         return SOURCES[part.kind].scan(part)
-    except OSError as error:
-        raise SourceError(f"{part.path}: {error.strerror or error}") from None
 
 
 def identity_names(part: Partition) -> list[str] | None:
@@ -39,10 +49,18 @@ def labels(part: Partition) -> np.ndarray:
     Raises:
         SourceError: the file cannot be read.
     """
-    try:
+    with _reading(part.path):
         return SOURCES[part.kind].labels(part)
-    except OSError as error:
-        raise SourceError(f"{part.path}: {error.strerror or error}") from None
+
+
+def claims(file: SourceFile) -> Claims:
+    """Returns what a file says of itself.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    with _reading(file.path):
+        return SOURCES[file.kind].claims(file)
 
 
 def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
@@ -51,7 +69,5 @@ def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     Raises:
         SourceError: the file changed, or went away, since it was scanned.
     """
-    try:
+    with _reading(file.path):
         return SOURCES[file.kind].read(file, place, opened)
-    except OSError as error:
-        raise SourceError(f"{file.path}: {error.strerror}") from None

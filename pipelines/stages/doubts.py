@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset
-from pipelines.sources.registry import SOURCES
+from pipelines.sources.registry import claims
 
 BROKEN = ("damaged", "missing", "undecodable", "too_large", "wrong_size", "bad_label", "quarantined")
 """Reasons that lie in the source; the others are choices of the build."""
@@ -45,19 +45,19 @@ def disagreements(
     Args:
         files: the build's files.
         images: (files,) image records that each holds, damaged ones too.
-        unindexed: (files,) records that the .idx of each does not name.
+        unindexed: (files,) sound image records that the .idx of each does not name.
         scanned, identities: in all.
         expected: the known set.
     """
     lines = []
     for file, found, lacking in zip(files, images.tolist(), unindexed.tolist(), strict=True):
-        claims = SOURCES[file.kind].claims(file)
-        if claims.images is not None and found not in claims.images:
-            lines.append(f"{file.name}: {found} images found, its header record says {claims.images[0]}")
+        said = claims(file)
+        if said.images is not None and found not in said.images:
+            lines.append(f"{file.name}: {found} images found, its header record says {said.images[0]}")
         if lacking:
-            lines.append(f"{file.name}: its .idx lacks {lacking} of the records that are there")
-        if claims.identities is not None and len(files) == 1 and identities != claims.identities:
-            lines.append(f"{file.name}: {identities} identities found, the file property says {claims.identities}")
+            lines.append(f"{file.name}: its .idx lacks {lacking} of the images that are there")
+        if said.identities is not None and len(files) == 1 and identities != said.identities:
+            lines.append(f"{file.name}: {identities} identities found, the file property says {said.identities}")
     if expected and expected.images and scanned != expected.images:
         lines.append(f"{expected.name}: {scanned} images scanned, {expected.images} expected")
     if expected and expected.identities and identities != expected.identities:

@@ -27,7 +27,7 @@ class PartitionFacts:
         rows: of its table.
         records: of its file, damaged places counted.
         structural: header and identity records among them.
-        unindexed: those that the .idx does not name.
+        unindexed: sound rows that the .idx does not name.
     """
 
     rows: int

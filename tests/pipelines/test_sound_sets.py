@@ -130,7 +130,7 @@ def test_an_index_of_fewer_records_is_told(half: Path, tmp_path: Path) -> None:
     lines = (source / "train.idx").read_text().splitlines(True)
     (source / "train.idx").write_text("".join(lines[:4]))
     found = run(tmp_path / "out", SMALL, source)
-    assert found.info["unsound"] == ["train.rec: its .idx lacks 5 of the records that are there"]
+    assert found.info["unsound"] == ["train.rec: its .idx lacks 3 of the images that are there"]
     assert found.totals["kept"] == 6
 
 

@@ -99,6 +99,7 @@ def test_leftovers_beside_a_rec_are_no_recs(tmp_path):
         (("validation/a", "validation/b", "train/a"), ["train (1 folders)", "validation (2 folders)"]),
         (("S/train/a", "S/train/b", "S/test/c"), ["S/train (2 folders)", "S/test (1 folders)"]),
         (("imgs/a", "imgs/b"), ["imgs (2 folders)"]),
+        (("Lfw-Train/a", "x/b"), ["Lfw-Train (1 folders)", "x (1 folders)"]),
         (("casia/a",), ["casia (1 folders)"]),
         (("0/a", "0/b", "0/c", "1/d", "1/e", "1/f"), ["0 (3 folders)", "1 (3 folders)"]),
     ],
@@ -136,7 +137,8 @@ def test_pictures_of_people_in_sub_folders_are_for_the_user_to_vouch_for(tmp_pat
 
 def test_parts_of_a_set_are_no_people(tmp_path):
     assert "(test, train) are named like parts of a set" in doubt(folders(tmp_path / "a", "train", "test"), tmp_path)
-    assert doubt(folders(tmp_path / "b", "train", "test", "ann"), tmp_path) == ""
+    assert "(test2, train_images)" in doubt(folders(tmp_path / "c", "train_images", "test2"), tmp_path)
+    assert doubt(folders(tmp_path / "b", "train", "test", "ann", "Test Pilot"), tmp_path) == ""
 
 
 def test_pictures_without_folders_are_counted_in_the_refusal(tmp_path):
