@@ -66,22 +66,29 @@ def disagreements(
 
 
 def lost_people(identities: pa.Table) -> list[str]:
-    """Returns warnings about people of whom nothing is left because others have the same photographs, and about a lone
-    identity.
+    """Returns warnings about people of whom nothing is left for another reason than a setting, and a lone identity.
 
     Args:
         identities: the manifest's table.
     """
-    columns = {name: identities[name].to_numpy() for name in ("kept", "label_conflict")}
-    gone = np.flatnonzero((columns["kept"] == 0) & (columns["label_conflict"] > 0))
-    names = [name for name in identities["label_original"].take(gone).to_pylist() if name is not None]
-    lines = []
-    if names:
-        more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-        lines.append(
-            f"{len(names)} identities are left out whole, as their photographs stand under other identities too "
-            f"(label_conflict): {', '.join(names[:_TOLD])}{more}; one may be a copy of the other"
-        )
-    if np.count_nonzero(columns["kept"]) == 1:
+    column = {name: identities[name].to_numpy() for name in ("kept", "label_conflict", *BROKEN)}
+    gone = (column["kept"] == 0) & ~identities["label_original"].is_null().to_numpy()
+    shared = gone & (column["label_conflict"] > 0)
+    unsound = gone & ~shared & (sum(column[reason] for reason in BROKEN) > 0)
+    causes = (
+        (shared, "their photographs stand under other identities too (label_conflict); one may be a copy of the other"),
+        (unsound, "too few of their records are sound"),
+    )
+    lines = [
+        f"{rows.sum()} identities are left out whole ({_some(identities['label_original'].filter(rows))}): {cause}"
+        for rows, cause in causes
+        if rows.any()
+    ]
+    if np.count_nonzero(column["kept"]) == 1:
         lines.append("only one identity is left, and nothing can be learned from one: is there a folder per person?")
     return lines
+
+
+def _some(names: pa.ChunkedArray) -> str:
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD].to_pylist()) + more

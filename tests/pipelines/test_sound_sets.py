@@ -140,14 +140,15 @@ def test_a_sound_set_is_strict_and_says_nothing(tmp_path: Path) -> None:
     assert found.info["warnings"] == found.info["unsound"] == []
 
 
-def test_a_folder_that_is_a_copy_takes_its_person_along_and_says_so(tmp_path: Path) -> None:
-    for name, first in {"ann": 0, "ann copy": 0, "bob": 10}.items():
+def test_people_who_are_left_out_whole_are_named(tmp_path: Path) -> None:
+    for name, first in {"ann": 0, "ann copy": 0, "bob": 10, "eve": 20, "lone": 30}.items():
         (tmp_path / "set" / name).mkdir(parents=True)
-        for n in range(2):
-            (tmp_path / "set" / name / f"{n}.jpg").write_bytes(jpeg(first + n))
+        for n in range(1 if name == "lone" else 2):
+            image = jpeg(first + n)
+            (tmp_path / "set" / name / f"{n}.jpg").write_bytes(image[:99] if name == "eve" else image)
     found = run_build(tmp_path / "set", tmp_path / "out")
-    gone, alone = found.info["warnings"]
-    assert gone.startswith("2 identities are left out whole")
-    assert "ann, ann copy" in gone
+    broken, copied, unsound, alone = found.info["warnings"]
+    assert copied.startswith("2 identities are left out whole (ann, ann copy): their photographs stand under other")
+    assert unsound == "1 identities are left out whole (eve): too few of their records are sound"
     assert alone.startswith("only one identity is left")
-    assert found.info["unsound"] == []
+    assert found.info["unsound"] == [broken]
