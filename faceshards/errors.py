@@ -48,5 +48,9 @@ class EmptyDatasetError(BuildError):
     """Every record was dropped; the same build can only end the same way."""
 
 
+class UnsoundError(BuildError):
+    """The sources of a build that has to be strict are not sound."""
+
+
 class WeightsError(FaceshardsError):
     """Weights do not belong to the backbone."""

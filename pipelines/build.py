@@ -17,55 +17,32 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import SCHEMA_VERSION
-from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError
-from faceshards.files import differences, write_json
+from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError, UnsoundError
+from faceshards.files import write_json
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
-from pipelines.runner import Runner, WorkerKilledError, check_dashboard
+from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.sources.find import cut
-from pipelines.sources.registry import identity_names
+from pipelines.sources.registry import SOURCES, labels
 from pipelines.stages.assemble import assemble
 from pipelines.stages.decide import decide, load_columns
+from pipelines.stages.doubts import broken, disagreements, lost_people
+from pipelines.stages.label_spaces import join, overlap, spaces
 from pipelines.stages.route import route
 from pipelines.stages.sign import PartitionFacts, count_rows, partition_facts, probe_rows, sign_partition
 from pipelines.stages.write import write
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a build is run; nothing here changes a byte of its result.
-
-    Args:
-        workers: local worker processes, 0 for one per core.
-        scheduler: address of a Dask scheduler to use instead.
-        partition_bytes: aimed size of a partition in bytes, 0 to choose.
-        dashboard: serve Dask's dashboard.
-        quiet: no progress.
-
-    Raises:
-        BuildError: a dashboard is wanted that this machine cannot serve.
-    """
-
-    workers: int = 0
-    scheduler: str | None = None
-    partition_bytes: int = 0
-    dashboard: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dashboard and self.scheduler is None:
-            check_dashboard()
 
 
 def build(
@@ -76,6 +53,8 @@ def build(
     execution: Execution,
     *,
     expected: Dataset | None = None,
+    warnings: Sequence[str] = (),
+    strict: bool = False,
     overwrite: bool = False,
     restart: bool = False,
 ) -> Manifest:
@@ -88,23 +67,26 @@ def build(
         config: what decides the result.
         execution: how it is run.
         expected: the known set, whose counts are compared.
+        warnings: about the files, from whoever found them; dataset.json has them too.
+        strict: publish nothing if records are broken, or counts are not what the sources say.
         overwrite: replace a dataset that is published at `out`.
         restart: throw away an interrupted build.
 
     Raises:
         BuildError: cannot start, go on, or publish; an interrupted build stays resumable.
-        SourceError: a source is unusable.
+        SourceError: a source is unusable, or its people cannot be told apart.
+        UnsoundError: strict, and the sources are not sound.
     """
     out = Path(os.path.abspath(out))
     for file in files:
         if os.path.isdir(file.path) and out.is_relative_to(file.path):
             raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
-    request = _request(name, files, config)
+    request = workspace.describe(name, files, config)
     workspace.check_output(out)
     with workspace.exclusive(out) as work:
         try:
             if (out / "dataset.json").exists() and not overwrite:
-                found = _already_built(out, request)
+                found = workspace.published(out, request, strict)
                 shutil.rmtree(work, ignore_errors=True)
                 return found
             if restart:
@@ -113,11 +95,11 @@ def build(
             room = sum(file.bytes for file in files) * 1.1 + (8 << 20)
             done = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
             workspace.check_space(work, int(room) - done)
-            _Build(request, list(files), work, config, execution, expected).run()
+            _Build(request, list(files), work, config, execution, expected, list(warnings), strict).run()
             workspace.publish(work / "dataset", out, work)
         except BaseException as error:
             # What holds nothing to go on from would only refuse the next request.
-            if isinstance(error, EmptyDatasetError) or not any((work / "records").glob("part-*")):
+            if isinstance(error, EmptyDatasetError | UnsoundError) or not any((work / "records").glob("part-*")):
                 shutil.rmtree(work, ignore_errors=True)
             if isinstance(error, ShardError) and error.errno:
                 error = OSError(error.errno, os.strerror(error.errno), str(error.path))
@@ -125,26 +107,6 @@ def build(
                 raise workspace.explain_os_error(error, work) from None
             raise
     return Manifest(out)
-
-
-def _request(name: str, files: Sequence[SourceFile], config: BuildConfig) -> dict[str, Any]:
-    """Returns what decides the published bytes, as JSON has it."""
-    request = {
-        "name": name,
-        "schema_version": SCHEMA_VERSION,
-        "config": dataclasses.asdict(config),
-        "sources": [dataclasses.asdict(file) for file in files],
-    }
-    return dict(json.loads(json.dumps(request)))
-
-
-def _already_built(out: Path, request: dict[str, Any]) -> Manifest:
-    found = Manifest(out)
-    asked = {key: request[key] for key in ("name", "config", "sources")}
-    if differences({key: found.info.get(key) for key in asked}, asked):
-        raise BuildError(f"{out}: a dataset is published there, from another request; --overwrite replaces it")
-    log.warning("%s: already built from the same sources and settings; nothing to do", out)
-    return found
 
 
 class _Build:
@@ -158,9 +120,11 @@ class _Build:
         config: BuildConfig,
         execution: Execution,
         expected: Dataset | None,
+        warnings: list[str],
+        strict: bool,
     ) -> None:
         self.request, self.files, self.work, self.config = request, files, work, config
-        self.execution, self.expected = execution, expected
+        self.execution, self.expected, self.warnings, self.strict = execution, expected, warnings, strict
         self.names = [file.name for file in files]
         for folder in ("records", "routed", "dropped", "done", "dataset/manifest/images.parquet", "dataset/shards"):
             (work / folder).mkdir(parents=True, exist_ok=True)
@@ -170,22 +134,21 @@ class _Build:
         partitions, warnings = self._cut()
         execution = self.execution
         with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
+            self._check_labels(runner, partitions)
             self._sign(runner, partitions)
             facts = [partition_facts(self._records(part)) for part in partitions]
-            warnings += self._count(facts)
+            if sum(fact.records for fact in facts) == 0:
+                raise SourceError(f"{', '.join(self.names)}: no record in it")
             decisions = self.work / "decisions"
             if not decisions.exists():
-                scanned = sum(fact.rows for fact in facts)
-                with Progress("decide", scanned, self.execution.quiet) as progress:
-                    columns = load_columns([self._records(part) for part in partitions], [fact.rows for fact in facts])
-                    decide(columns, identity_names(partitions[0]), self.config, runner.workers, decisions)
-                    progress.advance(scanned, scanned)
+                self._decide(partitions, facts, runner.workers, decisions)
+            decided = json.loads((decisions / "facts.json").read_text())
+            unsound, odd = self._doubts(partitions, facts, decided)
             self._route(runner, partitions, facts)
-            shards = json.loads((decisions / "facts.json").read_text())["shards"]
-            self._write(runner, partitions, shards)
+            self._write(runner, partitions, decided["shards"])
         structural = sum(fact.structural for fact in facts)
         dropped = [self._dropped(part) for part in partitions]
-        assemble(self.work, self.request, dropped, shards, structural, warnings, self.expected)
+        assemble(self.work, self.request, dropped, decided["shards"], structural, [*warnings, *unsound, *odd], unsound)
 
     def _records(self, part: Partition) -> Path:
         return self.work / "records" / f"part-{part.number:06d}.parquet"
@@ -200,8 +163,11 @@ class _Build:
         """Returns the partitions, as the first run of this build cut them, and warnings about the sources."""
         path = self.work / "partitions.json"
         if not path.exists():
-            partitions, warnings = cut(self.files, self.work, self.execution.partition_bytes)
-            write_json([warnings, [dataclasses.asdict(part) for part in partitions]], path)
+            partitions, told = cut(self.files, self.work, self.execution.partition_bytes)
+            for part in partitions:
+                if part.start == 0 and not self.config.nested and (doubt := SOURCES[part.kind].doubt(part)):
+                    raise SourceError(doubt)
+            write_json([[*self.warnings, *told], [dataclasses.asdict(part) for part in partitions]], path)
         try:
             warnings, rows = json.loads(path.read_text())
             partitions = [Partition(**row) for row in rows]
@@ -239,27 +205,63 @@ class _Build:
             raise BuildError(f"{where}: kills its worker as a whole, but no record of it does alone (out of memory?)")
         return result
 
-    def _count(self, facts: list[PartitionFacts]) -> list[str]:
-        """Returns a warning if the set does not have as many images as its publishers say."""
-        scanned = sum(fact.rows for fact in facts)
-        if sum(fact.records for fact in facts) == 0:
-            raise SourceError(f"{', '.join(self.names)}: no record in it")
-        warnings = []
-        if self.expected and self.expected.images and scanned != self.expected.images:
-            warnings.append(f"{self.expected.name}: {scanned} images scanned, {self.expected.images} expected")
-        for warning in warnings:
+    def _decide(self, partitions: list[Partition], facts: list[PartitionFacts], threads: int, out: Path) -> None:
+        """Decides over the whole set, once the label spaces of its files are one."""
+        rows = [fact.rows for fact in facts]
+        with Progress("decide", sum(rows), self.execution.quiet) as progress:
+            columns = load_columns([self._records(part) for part in partitions], rows)
+            ends = np.cumsum(np.bincount([part.source for part in partitions], rows, len(self.files)).astype(int))
+            own = np.split(columns.label, ends[:-1])
+            names = join(self.names, partitions, own, self.config.labels == "separate")
+            decide(columns, names, self.config, threads, out)
+            progress.advance(sum(rows), sum(rows))
+
+    def _check_labels(self, runner: Runner, partitions: list[Partition]) -> None:
+        """Raises SourceError if files share labels and no one said what that means; before anything is decoded."""
+        if len(self.files) == 1 or self.config.labels != "disjoint" or any((self.work / "records").glob("part-*")):
+            return
+        found: list[list[np.ndarray]] = [[] for _ in self.files]
+        with Progress("labels", len(partitions), self.execution.quiet) as progress:
+            for (part,), own in runner.map(labels, [(part,) for part in partitions]):
+                if isinstance(own, WorkerKilledError):
+                    raise BuildError(f"{part.path}: reading its labels kills the worker")
+                found[part.source].append(own)
+                progress.advance(1, len(own))
+        if shared := overlap(spaces(self.names, partitions, list(map(np.concatenate, found)))):
+            raise SourceError(shared)
+
+    def _doubts(
+        self, partitions: list[Partition], facts: list[PartitionFacts], totals: dict[str, Any]
+    ) -> tuple[list[str], list[str]]:
+        """Returns how the sources are unsound, and what else is odd, once it is said; raises UnsoundError if strict."""
+        sources = [part.source for part in partitions]
+        images, unindexed = (
+            np.bincount(sources, counts, len(self.files)).astype(int)
+            for counts in ([fact.records - fact.structural for fact in facts], [fact.unindexed for fact in facts])
+        )
+        identities = pq.read_table(self.work / "decisions" / "identities.parquet")
+        present = len(identities) - identities["label_original"].null_count
+        unsound = broken(self.request["name"], totals)
+        unsound += disagreements(self.files, images, unindexed, totals["scanned"], present, self.expected)
+        if unsound and self.strict:
+            raise UnsoundError(
+                f"--strict publishes nothing: {'; '.join(unsound)}; fetch or mend the source, or build without --strict"
+            )
+        odd = lost_people(identities)
+        for warning in (*unsound, *odd):
             log.warning("%s", warning)
-        return warnings
+        return unsound, odd
 
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
+        separate = self.config.labels == "separate"
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
             if not (self._routed(part).exists() and self._dropped(part).exists()):
                 paths = (self._routed(part), self._dropped(part))
-                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, self.names, *paths))
+                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, self.names, separate, *paths))
             sid += fact.rows
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:

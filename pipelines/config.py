@@ -8,6 +8,7 @@ from faceshards.errors import ConfigError
 from faceshards.settings import check_ranges
 
 POLICIES = ("drop", "keep-larger", "keep")
+LABELS = ("disjoint", "shared", "separate")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class BuildConfig:
         shards: number of shard files; 0 derives it from shard_bytes, rounded up to a multiple of 8.
         shard_bytes: aimed size of a shard file in bytes, when shards is 0.
         seed: decides which images go (max_images) and the order inside shards.
+        nested: an image folder's people have their pictures in sub-folders too; without it, such a root is refused, as
+            it may lie too high (train/PERSON/, val/PERSON/).
+        labels: of several files or folders. ``disjoint`` refuses those that share a label; in ``shared`` label spaces a
+            label is one person wherever it stands; ``separate`` ones tell people apart by file and label together.
     """
 
     image_size: tuple[int, int] = (112, 112)
@@ -41,6 +46,8 @@ class BuildConfig:
     shards: int = 0
     shard_bytes: int = 256 << 20
     seed: int = 0
+    nested: bool = False
+    labels: str = "disjoint"
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -60,7 +67,8 @@ class BuildConfig:
                 "recall": (0.5, 0.9999),
             },
         )
-        if self.conflict_policy not in POLICIES:
-            raise ConfigError(f"conflict_policy: '{self.conflict_policy}' is not one of {', '.join(POLICIES)}")
+        for name, known in (("conflict_policy", POLICIES), ("labels", LABELS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
         if 0 < self.max_images < self.min_images:
             raise ConfigError(f"max_images: {self.max_images} is below min_images {self.min_images}")

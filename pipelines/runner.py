@@ -14,6 +14,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import dask
@@ -59,6 +60,32 @@ def check_dashboard() -> None:
     """
     if importlib.util.find_spec("bokeh") is None:
         raise BuildError("--dashboard needs bokeh, which is not installed: pip install 'faceshards[dashboard]'")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a build is run; nothing here changes a byte of its result.
+
+    Args:
+        workers: local worker processes, 0 for one per core.
+        scheduler: address of a Dask scheduler to use instead.
+        partition_bytes: aimed size of a partition in bytes, 0 to choose.
+        dashboard: serve Dask's dashboard.
+        quiet: no progress.
+
+    Raises:
+        BuildError: a dashboard is wanted that this machine cannot serve.
+    """
+
+    workers: int = 0
+    scheduler: str | None = None
+    partition_bytes: int = 0
+    dashboard: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dashboard and self.scheduler is None:
+            check_dashboard()
 
 
 class _Failure:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError
 from faceshards.files import BusyError, differences, exclusive_folder, fsync, fsync_tree, write_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
+from pipelines.config import BuildConfig
+from pipelines.sources.base import SourceFile
+from pipelines.stages.doubts import broken
+
+log = logging.getLogger(__name__)
 
 
 def work_folder(out: Path) -> Path:
@@ -48,6 +57,42 @@ def exclusive(out: Path) -> Iterator[Path]:
             yield work
     except BusyError as error:
         raise BuildError(f"{out}: another build (process {error.holder}) is writing it") from None
+
+
+def describe(name: str, files: Sequence[SourceFile], config: BuildConfig) -> dict[str, Any]:
+    """Returns what decides the published bytes, as JSON has it."""
+    request = {
+        "name": name,
+        "schema_version": SCHEMA_VERSION,
+        "config": dataclasses.asdict(config),
+        "sources": [dataclasses.asdict(file) for file in files],
+    }
+    return dict(json.loads(json.dumps(request)))
+
+
+def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
+    """Returns the dataset at `out` if it is what was asked for.
+
+    Args:
+        out: where a dataset is published.
+        request: what is asked for.
+        strict: it may not be unsound.
+
+    Raises:
+        BuildError: it is another one.
+    """
+    found = Manifest(out)
+    asked = {key: request[key] for key in ("name", "config", "sources")}
+    published = {key: found.info.get(key) for key in asked}
+    published["config"] = {**dataclasses.asdict(BuildConfig()), **found.info["config"]}  # settings that came later
+    if differences(published, asked):
+        raise BuildError(f"{out}: a dataset is published there, from another request; --overwrite replaces it")
+    if strict and (lines := found.info.get("unsound") or broken(request["name"], found.totals)):
+        raise BuildError(
+            f"{out}: published there without --strict: {'; '.join(lines)}; remove it, or build without --strict"
+        )
+    log.warning("%s: already built from the same sources and settings; nothing to do", out)
+    return found
 
 
 def claim(work: Path, request: dict[str, Any]) -> None:

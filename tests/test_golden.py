@@ -55,7 +55,7 @@ GOLDEN = {
         "dropped": "57787776c126d0e9f524c56442ef0da0f6f6c451e1f80d6d0a960b8c96dddb88",
         "conflicts": "c91b7bfa558a7967de25d8a93c9325ad2cad044d780926fbd6c8095f2bffdce3",
         "identity_links": "8851f9ee3e99cc482b055978d757692c7e3f8bd1104bdd4b68b789b7e298558a",
-        "books": "aef6ffd0897da2d53a933f5ef2f02309740056540ddf40d78141918d878df5aa",
+        "books": "d673ca56dd9be8c85cbdece1c692e23eb40dfd08588915748794b95e4ae4471f",
     },
 }
 SYNTHETIC_FILES = {

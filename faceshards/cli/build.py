@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,13 @@ from pipelines.sources.find import find_files
 @click.command(cls=Command, go_on="; the same command goes on where it stopped")
 @click.argument("name", required=False)
 @click.option("--out", required=True, type=PATH, help="Folder to publish the dataset in.")
-@click.option("--source", type=PATH, help="A .rec, a folder with one, or an image folder.")
+@click.option(
+    "--source",
+    "sources",
+    type=PATH,
+    multiple=True,
+    help="A .rec, a folder with one, or an image folder; may be repeated.",
+)
 @data_root_option
 @click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
 @settings_option
@@ -30,6 +35,7 @@ from pipelines.sources.find import find_files
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system.")
 @click.option("--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input.")
 @click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard and print its address.")
+@click.option("--strict", is_flag=True, help="Publish nothing if records are broken or counts disagree.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
 @quiet_option
@@ -37,7 +43,7 @@ from pipelines.sources.find import find_files
 def build(
     name: str | None,
     out: Path,
-    source: Path | None,
+    sources: tuple[Path, ...],
     data_root: Path,
     config_file: Path | None,
     settings: dict[str, Any],
@@ -45,6 +51,7 @@ def build(
     scheduler: str | None,
     partition_bytes: int,
     dashboard: bool,
+    strict: bool,
     overwrite: bool,
     restart: bool,
     quiet: bool,
@@ -58,9 +65,10 @@ def build(
     Examples:
       faceshards build glint360k --out data/shards/glint360k
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
+      faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
     """
-    if (name is None) == (source is None):
+    if (name is None) == (not sources):
         raise click.UsageError("give either the NAME of a known set or --source PATH")
     from pipelines.build import Execution
     from pipelines.build import build as run  # Dask takes a second to import: not for every command
@@ -71,22 +79,22 @@ def build(
     expected = None
     if name is not None:
         expected, source = dataset_folder(name, data_root)
+        sources = (source,)
         if expected.rendered:
             _render_synthetic(source, quiet, workers)
         elif not source.exists():
             raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
-    assert source is not None
-    files, warnings = find_files(source)
-    for warning in warnings:
-        logging.getLogger(__name__).warning("%s", warning)
+    files, warnings = find_files(*sources)
     with logging_redirect_tqdm():
         found = run(
-            name or source.resolve().name,
+            name or "+".join(source.resolve().name for source in sources),
             files,
             out,
             config,
             execution,
             expected=expected,
+            warnings=warnings,
+            strict=strict,
             overwrite=overwrite,
             restart=restart,
         )

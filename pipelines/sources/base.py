@@ -80,6 +80,13 @@ class Place(NamedTuple):
     parts: int
 
 
+class Claims(NamedTuple):
+    """What a file says of itself, to be compared with what is found; None where it says nothing."""
+
+    images: range | None  # numbers that it may mean: float32 rounds them
+    identities: int | None
+
+
 @dataclass
 class Scanned:
     """The rows of a partition, in order of offset; lists have one entry per row.
@@ -96,6 +103,7 @@ class Scanned:
         images: encoded image, (bytes,) uint8, None for rows that have none.
         records: all records of the partition, header and identity records included.
         structural: header and identity records among them.
+        unindexed: sound rows that the .idx does not name; 0 without an .idx.
     """
 
     offset: np.ndarray
@@ -111,6 +119,7 @@ class Scanned:
     images: list[np.ndarray | None]
     records: int
     structural: int
+    unindexed: int = 0
 
     def drop(self, row: int, reason: str, detail: str) -> None:
         """Marks a row as dropped; the first reason stands."""
@@ -175,6 +184,19 @@ class SourceKind(Protocol):
 
     def names(self, part: Partition) -> list[str] | None:
         """Returns the names of the identities by label; None if labels are their own names.
+
+        Args:
+            part: any partition of the file.
+        """
+
+    def labels(self, part: Partition) -> np.ndarray:
+        """Returns the labels in a partition that can be identities, (n,) int32, ascending; decodes nothing."""
+
+    def claims(self, file: SourceFile) -> Claims:
+        """Returns what a file says of itself."""
+
+    def doubt(self, part: Partition) -> str:
+        """Returns why what the file's names stand for may be no people, and what to say instead; "" without doubt.
 
         Args:
             part: any partition of the file.

@@ -1,40 +1,117 @@
-"""A source's files, as a path of the user's names them, and how they are cut into partitions."""
+"""A source's files, as paths of the user's name them, and how they are cut into partitions."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
 
 from faceshards.errors import SourceError
 from pipelines.sources.base import Partition, SourceFile
+from pipelines.sources.leftovers import is_image, is_leftover
 from pipelines.sources.registry import SOURCES
 
 _PARTITIONS = 1024  # partitions aimed at: enough to balance and to resume from, few enough to shuffle between
 _SMALLEST, _LARGEST = 8 << 20, 128 << 20  # bytes of a partition: more than a task costs, less than a worker holds
+_TOLD = 6  # names in a warning
 
 
-def find_files(path: Path) -> tuple[list[SourceFile], list[str]]:
-    """Returns the files of a source and warnings about what is left aside.
+def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
+    """Returns the files of a source and warnings about what is left aside; their names are distinct.
 
-    A folder with a train.rec is that file (InsightFace); one with other .rec files is all of them, as one label space;
-    any other folder is an image folder, one sub-folder per identity.
+    A folder with a train.rec is that file (InsightFace); one with other .rec files is all of them but those named as
+    held out (x_val.rec); any other folder is an image folder, one sub-folder per identity.
 
     Args:
-        path: a .rec file, or a folder.
+        paths: each a .rec file, or a folder.
 
     Raises:
-        SourceError: nothing there, or nothing in it, or it cannot be read.
+        SourceError: nothing there, or nothing in it, or it cannot be read, or one folder lies in another.
     """
-    path = Path(os.path.abspath(path))
+    files: list[SourceFile] = []
+    warnings: list[str] = []
+    for path in paths:
+        found, told = _find(Path(os.path.abspath(path)))
+        files += found
+        warnings += told
+    files, told = _once(files)
+    _refuse_nested(files)
+    return _with_distinct_names(files), warnings + told
+
+
+def _find(path: Path) -> tuple[list[SourceFile], list[str]]:
+    """Returns the files that one path means, and warnings."""
     try:
         if path.is_file() or path.is_dir():
             for kind in SOURCES.values():
                 if found := kind.find(path):
-                    return found
+                    files, warnings = found
+                    return files, warnings + _beside(path, files)
     except OSError as error:
         raise SourceError(f"{error.filename or path}: {error.strerror}") from None
     raise SourceError(f"{path}: no such file or folder")
+
+
+def _beside(path: Path, files: list[SourceFile]) -> list[str]:
+    """Returns a warning if a folder that was read as files has sub-folders with pictures or .rec files."""
+    if not path.is_dir() or any(file.path == str(path) for file in files):
+        return []
+    others = [
+        entry.name
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
+        if entry.is_dir() and not is_leftover(entry.name) and _has_records(entry.path)
+    ]
+    if not others:
+        return []
+    more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
+    return [
+        f"{path}: reads {', '.join(file.name for file in files)} and leaves {len(others)} folders with pictures or "
+        f".rec files: {', '.join(map(repr, others[:_TOLD]))}{more}; name one with --source to read it instead"
+    ]
+
+
+def _has_records(folder: str) -> bool:
+    """Returns whether there is a picture or a .rec anywhere below a folder."""
+    for _, folders, names in os.walk(folder):
+        if any((is_image(name) or name.endswith(".rec")) and not is_leftover(name) for name in names):
+            return True
+        folders[:] = [name for name in folders if not is_leftover(name)]
+    return False
+
+
+def _once(files: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
+    """Returns the files, each once whatever the names that lead to it, and warnings about the others."""
+    first: dict[tuple[int, int], SourceFile] = {}
+    warnings = []
+    for file in files:
+        stat = os.stat(file.path)
+        same = first.setdefault((stat.st_dev, stat.st_ino), file)
+        if same is not file:
+            warnings.append(f"{file.path}: is {same.path} once more, left aside")
+    return list(first.values()), warnings
+
+
+def _refuse_nested(files: list[SourceFile]) -> None:
+    """Raises SourceError if an image folder lies in another: its pictures would be read twice, as other people's."""
+    folders = [file for file in files if os.path.isdir(file.path)]
+    for inner, outer in itertools.permutations(folders, 2):
+        if Path(os.path.realpath(inner.path)).is_relative_to(os.path.realpath(outer.path)):
+            raise SourceError(f"{inner.path}: lies in {outer.path}, and would be read twice; name one of them")
+
+
+def _with_distinct_names(files: list[SourceFile]) -> list[SourceFile]:
+    """Returns the files; those that share a name get as much of their path as tells them apart."""
+    return [dataclasses.replace(file, name=_distinct_name(file, files)) for file in files]
+
+
+def _distinct_name(file: SourceFile, files: list[SourceFile]) -> str:
+    alike = [Path(other.path).parts for other in files if other.name == file.name and other is not file]
+    if not alike:
+        return file.name
+    parts = Path(file.path).parts
+    lengths = range(1, len(parts) + 1)
+    return os.path.join(*next(parts[-n:] for n in lengths if all(other[-n:] != parts[-n:] for other in alike)))
 
 
 def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list[Partition], list[str]]:

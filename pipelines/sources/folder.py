@@ -1,9 +1,10 @@
-"""Image folders: one sub-folder per identity, images anywhere below it."""
+"""Image folders: one sub-folder per identity, the images in it; deeper ones only if the user says so (`doubt`)."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import SourceError
-from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
+from pipelines.sources import nesting
+from pipelines.sources.base import MAX_ENCODED, Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
+from pipelines.sources.leftovers import Leftovers, is_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_TOLD = 8  # names in a warning
 
 
 def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
@@ -31,7 +34,8 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
 def _state(root: Path) -> tuple[int, int]:
     """Returns the bytes of all images, and the time of the newest in ns."""
     total, newest = 0, -1
-    for _, file in walk_images(root, []):
+    warnings: list[str] = []
+    for _, file in walk_images(root, warnings):
         try:
             stat = os.stat(file)
         except OSError:  # listed as a row of its own when it is read
@@ -39,7 +43,10 @@ def _state(root: Path) -> tuple[int, int]:
             continue
         total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
     if newest < 0:
-        raise SourceError(f"{root}: no .rec file, and no sub-folder with .jpg or .png images")
+        told = "".join(f"; {line.removeprefix(f'{root}: ')}" for line in warnings)
+        if deeper := next(root.rglob("*.rec"), None):
+            told += f"; a .rec lies deeper: --source {deeper.parent}"
+        raise SourceError(f"{root}: no .rec file, and no sub-folder with .jpg or .png images{told}")
     return total, newest
 
 
@@ -48,20 +55,20 @@ def walk_images(root: Path, warnings: list[str]) -> Iterator[tuple[str, str]]:
 
     Args:
         root: the image folder; one sub-folder per identity, images anywhere below it.
-        warnings: gets a line for what is left aside.
+        warnings: gets lines for what is left aside, at the end of the walk.
     """
     seen = {os.path.realpath(root)}
-    ignored = 0
+    leftovers = Leftovers()
+    strays: Counter[str] = Counter()  # files that are no pictures, by suffix
 
     def listed(folder: Path | str) -> list[os.DirEntry[str]]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         foreign = [entry for entry in entries if not _is_utf8(entry.name)]
         # Parquet's strings are UTF-8.
         warnings.extend(f"{entry.path!a}: its name is not UTF-8, left aside" for entry in foreign)
-        return [entry for entry in entries if entry not in foreign] if foreign else entries
+        return [entry for entry in entries if entry not in foreign and not leftovers.take(entry)]
 
     def below(folder: str) -> Iterator[str]:
-        nonlocal ignored
         real = os.path.realpath(folder)
         if real in seen:
             warnings.append(f"{folder}: leads to a folder that was already read, left aside")
@@ -75,19 +82,40 @@ def walk_images(root: Path, warnings: list[str]) -> Iterator[tuple[str, str]]:
         for entry in entries:
             if _is_dir(entry):
                 yield from below(entry.path)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif is_image(entry.name):
                 yield entry.path
             else:
-                ignored += 1
+                strays[_suffix(entry.name)] += 1
 
+    loose = 0  # pictures beside the identities' folders
+    bare = []  # folders without a picture, for no reason that is told
     for entry in listed(root):
         if _is_dir(entry):
+            count, told = 0, len(warnings)
             for file in below(entry.path):
+                count += 1
                 yield entry.name, file
+            if not count and told == len(warnings):
+                bare.append(entry.name)
+        elif is_image(entry.name):
+            loose += 1
         else:
-            ignored += 1
-    if ignored:
-        warnings.append(f"{root}: {ignored} files that are no .jpg or .png in an identity's folder, left aside")
+            strays[_suffix(entry.name)] += 1
+    if loose:
+        warnings.append(f"{root}: {loose} pictures lie in the folder itself, of no identity, left aside")
+    if strays:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in strays.most_common(_TOLD))
+        warnings.append(f"{root}: {strays.total()} files that are no .jpg or .png, left aside: {kinds}")
+    if bare:
+        more = f" and {len(bare) - _TOLD} more" if len(bare) > _TOLD else ""
+        warnings.append(
+            f"{root}: {len(bare)} folders hold no picture and are no identities: {', '.join(bare[:_TOLD])}{more}"
+        )
+    warnings.extend(f"{root}: {line}" for line in leftovers.told())
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without a suffix"
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -142,6 +170,21 @@ def names(part: Partition) -> list[str] | None:
     """Returns the folders' names by label."""
     listing = pq.read_table(str(part.table), columns=["identity", "place"])
     return list(dict(zip(listing["place"].to_pylist(), listing["identity"].to_pylist(), strict=True)).values())
+
+
+def labels(part: Partition) -> np.ndarray:
+    """Returns the labels of a partition, as SourceKind has it."""
+    return np.unique(pq.read_table(str(part.table), columns=["place"])["place"][part.start : part.stop].to_numpy())
+
+
+def claims(_: SourceFile) -> Claims:
+    """Returns that a folder says nothing of itself."""
+    return Claims(None, None)
+
+
+def doubt(part: Partition) -> str:
+    """Returns why the folders below the root may be no identities, as SourceKind has it."""
+    return nesting.doubt(part.path, pq.read_table(str(part.table), columns=["path"])["path"])
 
 
 def scan(part: Partition) -> Scanned:

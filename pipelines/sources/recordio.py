@@ -10,46 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from faceshards.dataset.schema import CODE
-from faceshards.errors import SourceError
 from faceshards.formats import idx, recordio, recordio_scan
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
+from pipelines.sources.rec_files import IR_HEADER, claims, find
 
-IR_HEADER = 24
-"""Bytes of an image record's header: u32 flag, f32 label, u64 id, u64 id2 (MXNet recordio.py, format "IfQQ")."""
-
-
-def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
-    """Returns a .rec, the train.rec of a folder or else all its .rec files, as SourceKind has it.
-
-    Raises:
-        SourceError: a file is empty or no RecordIO.
-    """
-    if path.is_file():
-        return [_rec_file(path)], []
-    recs = sorted(entry for entry in path.iterdir() if entry.suffix == ".rec" and entry.is_file())
-    if not recs:
-        return None
-    main = [entry for entry in recs if entry.name == "train.rec"]
-    if not main:
-        return [_rec_file(entry) for entry in recs], []
-    others = [entry.name for entry in recs if entry.name != "train.rec"]
-    note = f"{path}: reads train.rec and leaves {', '.join(others)}; name one with --source to read it instead"
-    return [_rec_file(main[0])], [note] if others else []
-
-
-def _rec_file(path: Path) -> SourceFile:
-    stat = path.stat()
-    if stat.st_size == 0:
-        raise SourceError(f"{path}: empty file")
-    with open(path, "rb") as file:
-        head = file.read(1 << 20)
-    if not (np.frombuffer(head, np.uint32, len(head) // 4) == recordio.MAGIC).any():
-        raise SourceError(f"{path}: not RecordIO: no record header in its first {len(head)} bytes")
-    index = path.with_suffix(".idx")
-    return SourceFile(
-        str(path), path.name, "recordio", str(index) if index.is_file() else "", stat.st_size, stat.st_mtime_ns
-    )
+__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "read", "scan"]
 
 
 def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
@@ -69,6 +35,19 @@ def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
 def names(_: Partition) -> list[str] | None:
     """Returns None: a label is a number, and its own name."""
     return None
+
+
+def labels(part: Partition) -> np.ndarray:
+    """Returns the labels of a partition, as SourceKind has it."""
+    found = _headers(recordio_scan.scan(Path(part.path), part.start, part.stop))
+    return np.unique(
+        found.label[found.sound & ~found.short & ~found.structural & _is_identity(found.label)].astype(np.int32)
+    )
+
+
+def doubt(_: Partition) -> str:
+    """Returns "": a label is a label."""
+    return ""
 
 
 def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
@@ -109,7 +88,7 @@ def scan(part: Partition) -> Scanned:
     every = _headers(found)
     rows = np.flatnonzero(~every.structural)
     heads = _Headers(*(column[rows] for column in every))
-    keys, *missing = _match_index(part, found.offset, rows)
+    keys, named, *missing = _match_index(part, found.offset, rows)
     n = len(rows)
     out = Scanned(
         offset=found.offset[rows],
@@ -125,6 +104,7 @@ def scan(part: Partition) -> Scanned:
         images=[None] * n,
         records=len(found.offset),
         structural=len(found.offset) - n,
+        unindexed=int(np.count_nonzero(heads.sound & ~named)),
     )
     _drop_broken(out, found, heads, rows)
     _take_images(out, found, rows)
@@ -163,8 +143,9 @@ def _flags_and_labels(found: recordio_scan.Records, sound: np.ndarray) -> tuple[
 
 def _match_index(
     part: Partition, found: np.ndarray, rows: np.ndarray
-) -> tuple[list[str | None], np.ndarray, np.ndarray]:
-    """Returns the key of each row, and offsets and keys (int64) of the .idx entries where no record begins.
+) -> tuple[list[str | None], np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the key of each row, whether the .idx, if any, names it (bool), and offsets and keys (int64) of the .idx
+    entries where no record begins.
 
     Args:
         part: the partition.
@@ -172,7 +153,7 @@ def _match_index(
         rows: (n,) those that are rows.
     """
     if part.table is None:
-        return [None] * len(rows), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return [None] * len(rows), np.ones(len(rows), bool), np.zeros(0, np.int64), np.zeros(0, np.int64)
     entries = np.load(part.table, mmap_mode="r")
     low = 0 if part.start == 0 else np.searchsorted(entries[0], part.start)
     high = entries.shape[1] if part.last else np.searchsorted(entries[0], part.stop)
@@ -183,8 +164,9 @@ def _match_index(
     left = np.ones(len(offsets), bool)
     left[entry[hit]] = False
     names, at = keys.tolist(), found[rows].tolist()
-    named = zip(np.where(hit, entry, -1)[rows].tolist(), at, strict=True)
-    return [str(names[i]) if i >= 0 else f"@{byte}" for i, byte in named], offsets[left], keys[left]
+    entry = np.where(hit, entry, -1)[rows]
+    keyed = [str(names[i]) if i >= 0 else f"@{byte}" for i, byte in zip(entry.tolist(), at, strict=True)]
+    return list(keyed), entry >= 0, offsets[left], keys[left]
 
 
 def _drop_broken(out: Scanned, found: recordio_scan.Records, heads: _Headers, rows: np.ndarray) -> None:
@@ -212,8 +194,7 @@ def _take_images(out: Scanned, found: recordio_scan.Records, rows: np.ndarray) -
 def _set_labels(out: Scanned, heads: _Headers) -> None:
     """Fills label and label_original; a label that cannot be an identity drops its row."""
     usable, label = heads.sound & ~heads.short, heads.label
-    whole = usable & np.isfinite(label)
-    whole[whole] = (label[whole] >= 0) & (label[whole] <= MAX_LABEL) & (label[whole] == np.floor(label[whole]))
+    whole = usable & _is_identity(label)
     out.label[whole] = label[whole].astype(np.int32)
     names = list(map(str, out.label.tolist()))
     out.label_original = [name if good else None for name, good in zip(names, whole.tolist(), strict=True)]
@@ -222,6 +203,13 @@ def _set_labels(out: Scanned, heads: _Headers) -> None:
         cause = "not finite" if not np.isfinite(label[i]) else "negative" if label[i] < 0 else ""
         cause = cause or ("beyond float32's exact integers" if label[i] > MAX_LABEL else "fractional")
         out.drop(i, "bad_label", f"label {text} is {cause}")
+
+
+def _is_identity(label: np.ndarray) -> np.ndarray:
+    """Returns which labels, (n,) float32, are identities, (n,) bool."""
+    whole = np.isfinite(label)
+    whole[whole] = (label[whole] >= 0) & (label[whole] <= MAX_LABEL) & (label[whole] == np.floor(label[whole]))
+    return whole
 
 
 def _with_missing(out: Scanned, offsets: np.ndarray, keys: np.ndarray) -> Scanned:
@@ -249,4 +237,4 @@ def _with_missing(out: Scanned, offsets: np.ndarray, keys: np.ndarray) -> Scanne
             both[name] = [joined[i] for i in order.tolist()]
         else:
             both[name] = np.concatenate([getattr(out, name), values])[order]
-    return Scanned(**both, records=out.records, structural=out.structural)
+    return Scanned(**both, records=out.records, structural=out.structural, unindexed=out.unindexed)

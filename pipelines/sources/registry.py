@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
 from faceshards.errors import SourceError
 from pipelines.sources import folder, recordio
-from pipelines.sources.base import OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
+from pipelines.sources.base import Claims, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
 SOURCES: dict[str, SourceKind] = {"recordio": recordio, "folder": folder}
 """By kind, as manifests name it, in the order in which they are asked whether a path is theirs."""
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Tells an OSError as a SourceError."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from None
 
 
 def scan(part: Partition) -> Scanned:
@@ -16,10 +30,8 @@ def scan(part: Partition) -> Scanned:
     Raises:
         SourceError: the file cannot be read.
     """
-    try:
+    with _reading(part.path):
         return SOURCES[part.kind].scan(part)
-    except OSError as error:
-        raise SourceError(f"{part.path}: {error.strerror or error}") from None
 
 
 def identity_names(part: Partition) -> list[str] | None:
@@ -31,13 +43,31 @@ def identity_names(part: Partition) -> list[str] | None:
     return SOURCES[part.kind].names(part)
 
 
+def labels(part: Partition) -> np.ndarray:
+    """Returns the labels in a partition that can be identities, (n,) int32, ascending.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    with _reading(part.path):
+        return SOURCES[part.kind].labels(part)
+
+
+def claims(file: SourceFile) -> Claims:
+    """Returns what a file says of itself.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    with _reading(file.path):
+        return SOURCES[file.kind].claims(file)
+
+
 def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     """Returns the encoded image at a place of a source file, as the file was when the build started.
 
     Raises:
         SourceError: the file changed, or went away, since it was scanned.
     """
-    try:
+    with _reading(file.path):
         return SOURCES[file.kind].read(file, place, opened)
-    except OSError as error:
-        raise SourceError(f"{file.path}: {error.strerror}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,6 @@ from faceshards.dataset.schema import SCHEMAS
 from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
 from faceshards.files import ROW_GROUP, file_digest, replacing, sealed, write_json, write_parquet
-from pipelines.sources.catalog import Dataset
-
-log = logging.getLogger(__name__)
 
 PACKAGES = ("dask", "numpy", "opencv-python-headless", "pyarrow")
 """Those whose versions can change a published byte."""
@@ -33,7 +29,7 @@ def assemble(
     shards: int,
     structural: int,
     warnings: list[str],
-    expected: Dataset | None,
+    unsound: list[str],
 ) -> None:
     """Completes the dataset in the work folder: what the stages left in pieces becomes its tables and dataset.json.
 
@@ -44,7 +40,7 @@ def assemble(
         shards: number of shards.
         structural: header and identity records met.
         warnings: about the sources.
-        expected: the known set, whose identities are compared.
+        unsound: those for which a strict build publishes nothing.
 
     Raises:
         BuildError: kept + dropped is not scanned, somewhere.
@@ -64,10 +60,6 @@ def assemble(
     totals["structural"] = structural
     totals["image_bytes"] = _image_bytes(tables / "images.parquet")
     _check(work, totals, identities, shard_table)
-    present = len(identities) - identities["label_original"].null_count
-    if expected and expected.identities and present != expected.identities:
-        warnings = [*warnings, f"{expected.name}: {present} identities scanned, {expected.identities} expected"]
-        log.warning("%s", warnings[-1])
     digests = {path: file_digest(path) for path in sorted(tables.rglob("*.parquet")) if path.is_file()}
     info = {
         **request,
@@ -75,6 +67,7 @@ def assemble(
         "totals": totals,
         "dedupe": decided["dedupe"],
         "warnings": warnings,
+        "unsound": unsound,
         "files": {str(path.relative_to(data)): {"bytes": size, "sha256": sha} for path, (size, sha) in digests.items()},
         "fingerprint": fingerprint(shard_table),
     }

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import REASONS, SCHEMAS
 from faceshards.files import replacing, write_parquet
+from pipelines.stages.label_spaces import own_names
 
 ROUTED_SCHEMA = pa.schema(
     [
@@ -33,7 +34,14 @@ ROUTED_SCHEMA = pa.schema(
 
 
 def route(
-    records: Path, decisions: Path, sid: int, ordinal: int, sources: list[str], routed: Path, dropped: Path
+    records: Path,
+    decisions: Path,
+    sid: int,
+    ordinal: int,
+    sources: list[str],
+    separate: bool,
+    routed: Path,
+    dropped: Path,
 ) -> int:
     """Returns the rows of a partition after writing its survivors, ordered by shard and row, and its dropped rows.
 
@@ -43,6 +51,7 @@ def route(
         sid: of the partition's first row.
         ordinal: of its first record in its file.
         sources: names of the build's files.
+        separate: their labels are their own: label_original names the file too.
         routed: Arrow file to write, ROUTED_SCHEMA.
         dropped: Parquet file to write, SCHEMAS["dropped"].
     """
@@ -55,6 +64,9 @@ def route(
     keys, ordinals = table["key"].to_pylist(), table["ordinal"].to_numpy()
     keys = [str(ordinal + int(at)) if key is None else key for key, at in zip(keys, ordinals, strict=True)]
     table = table.set_column(table.column_names.index("key"), "key", pa.array(keys, pa.string()))
+    if separate:
+        original = own_names(sources, table["source"].to_numpy(), table["label_original"])
+        table = table.set_column(table.column_names.index("label_original"), "label_original", original)
     table = table.append_column("sid", pa.array(np.arange(sid, sid + n)))
     kept = np.flatnonzero(column["reason"] == 0)
     kept = kept[np.lexsort((column["row"][kept], column["shard"][kept]))]

@@ -16,16 +16,24 @@ from pipelines.sources.base import Partition
 from pipelines.sources.registry import scan
 from pipelines.stages.signatures import sign
 
-_COUNTS = ("records", "structural")
+_COUNTS = ("records", "structural", "unindexed")
 
 
 @dataclass(frozen=True)
 class PartitionFacts:
-    """How much a partition holds: table rows, records of its file, header and identity records among them."""
+    """How much a partition holds.
+
+    Args:
+        rows: of its table.
+        records: of its file, damaged places counted.
+        structural: header and identity records among them.
+        unindexed: sound rows that the .idx does not name.
+    """
 
     rows: int
     records: int
     structural: int
+    unindexed: int
 
 
 def sign_partition(
@@ -69,7 +77,7 @@ def sign_partition(
     with replacing(out) as temporary:
         # No dictionary, no compression: read once or twice, then removed.
         pq.write_table(table.replace_schema_metadata(counts), temporary, compression="none", use_dictionary=False)
-    return PartitionFacts(n, rows.records, rows.structural)
+    return PartitionFacts(n, rows.records, rows.structural, rows.unindexed)
 
 
 def partition_facts(path: Path) -> PartitionFacts:

@@ -265,7 +265,9 @@ def test_other_counts_than_the_publishers_are_a_warning(
     known = Dataset("tiny", "Tiny", "here", "none", "insightface", identities=99, images=1000)
     files, _ = find_files(tiny_source)
     found = build("tiny", files, tmp_path / "out", CONFIG, Execution(workers=1, quiet=True), expected=known)
+    assert found.info["warnings"] == found.info["unsound"]
     assert found.info["warnings"] == [
+        "tiny: 12 of 272 records are broken and left out (undecodable 8, wrong_size 4)",
         f"tiny: {tiny_dataset.totals['scanned']} images scanned, 1000 expected",
         "tiny: 16 identities scanned, 99 expected",
     ]

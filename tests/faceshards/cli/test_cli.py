@@ -68,7 +68,7 @@ def test_summary(tiny_dataset: Manifest) -> None:
         "name": "tiny",
         "fingerprint": tiny_dataset.fingerprint,
         **tiny_dataset.totals,
-        "warnings": [],
+        "warnings": ["tiny: 12 of 272 records are broken and left out (undecodable 8, wrong_size 4)"],
     }
     # dataset.json itself names the dataset too.
     assert call("manifest", "summary", tiny_dataset.path / "dataset.json").stdout == text.stdout
@@ -256,9 +256,23 @@ def test_unknown_and_missing_sets(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_root_that_holds_no_people_is_one_line(tmp_path: Path) -> None:
+    for name in ("train/ann", "train/bob", "val/eve"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.jpg").touch()
+    line = refusal("build", "--source", tmp_path / "set", "--out", tmp_path / "out")
+    assert f"--source {tmp_path}/set/train (2 folders)" in line
+    assert "--set nested=true" in line
+    line = refusal("build", "--source", tmp_path / "set", "--source", tmp_path / "none", "--out", tmp_path / "out")
+    assert line == f"{tmp_path}/none: no such file or folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
+        ("labels=mixed", "--set: labels: 'mixed' is not one of disjoint, shared, separate"),
+        ("nested=1", "--set: nested: 1 is not of type bool"),
         ("colour=red", "--set: unknown key 'colour'; known keys: image_size, "),
         ("seed=one", "--set: seed: 'one' is not of type int"),
         ("seed=true", "--set: seed: True is not of type int"),

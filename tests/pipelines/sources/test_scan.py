@@ -478,11 +478,15 @@ def test_stray_files_are_told(tmp_path):
     write_folder(root)
     (root / "readme.txt").touch()
     (root / "face.jpg").touch()  # of no identity
-    (root / "bob" / "Thumbs.db").touch()
+    (root / "bob" / "0.webp").touch()
+    (root / "zoe").mkdir()
     rows, _, warnings = scan_all(root, tmp_path / "work")
     assert len(rows) == 9
-    assert len(warnings) == 1
-    assert "3 files" in warnings[0]
+    assert [line.removeprefix(f"{root}: ") for line in warnings] == [
+        "1 pictures lie in the folder itself, of no identity, left aside",
+        "2 files that are no .jpg or .png, left aside: .webp 1, .txt 1",
+        "1 folders hold no picture and are no identities: zoe",
+    ]
 
 
 def test_names_that_are_not_utf8_are_left_aside_and_told(tmp_path):
