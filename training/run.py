@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.errors import FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
-from training.config import TrainConfig, load_recipe
+from training import preflight
+from training.config import TrainConfig, load_recipe, verification_sets
+from training.device.diagnostics import diagnostics_in
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
 
@@ -60,9 +61,25 @@ class Request:
         return found
 
 
-def plan_run(request: Request, hosts: Hosts) -> Plan:
-    """Returns what a run would do; nothing is started."""
-    return make_plan(request.config(), Manifest(request.data), hosts.world)
+def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iterator[str]:
+    """Yields what a run would do, then looks for all it needs; nothing is made.
+
+    Raises:
+        FaceshardsError: as run() would before it makes anything.
+    """
+    data = Manifest(request.data)
+    plan = make_plan(request.config(), data, hosts.world)
+    yield from plan.lines()
+    verifier = _checked(request, plan, data, hosts, make_verifier)
+    yield from verifier.lines() if verifier is not None else ()
+
+
+def _checked(request: Request, plan: Plan, data: Manifest, hosts: Hosts, make_verifier: MakeVerifier) -> Any:
+    """Returns the verifier of a run (None without sets) that has all it needs here; warns of what may not be meant."""
+    for doubt in plan.doubts():
+        log.warning("%s", doubt)
+    preflight.check(plan, data, hosts, request.out, resume=request.resume, start=request.finetune)
+    return make_verifier(verification_sets(plan.config, request.data_root)) if plan.config.verify else None
 
 
 def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str, Any]:
@@ -71,19 +88,45 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
     Raises:
         FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
     """
-    plan, out = plan_run(request, hosts), request.out
+    data, out = Manifest(request.data), request.out
+    plan = make_plan(request.config(), data, hosts.world)
     result = _finished(out, plan) if request.resume else None
     if result is not None:
         log.warning("%s: finished already; this is its result", out)
         return _located(result, out)
-    if not request.resume and any(out.glob("checkpoints/step-*")):
-        raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
-    with exclusive_folder(out, f".lock-{hosts.rank}"):
+    verifier = _checked(request, plan, data, hosts, make_verifier)
+    logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with exclusive_folder(out, f".lock-{hosts.rank}"), _no_traces(out, new, hosts), diagnostics_in(logs):
         if plan.world == 1:
-            return _located(run_rank(request, make_verifier), out)
-        logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
+            return _located(run_rank(request, lambda _: verifier), out)
+        verifier = None  # rank 0 reads its sets for itself
         launch(request.arguments(), logs, hosts)
         return _located(json.loads((out / "result.json").read_text(encoding="utf-8")), out)
+
+
+@contextmanager
+def _no_traces(out: Path, new: Sequence[Path], hosts: Hosts) -> Iterator[None]:
+    """Removes, should the work inside fail before it wrote a file, the folders and lock files that were made for it.
+
+    Args:
+        out: the run's folder, which this process has to itself.
+        new: `out` and those above it that were made, from the lowest on.
+        hosts: whose lock files these are.
+    """
+    locks = {f".lock-{hosts.rank}", *(f".lock-rank-{rank}" for rank in hosts.ranks)}
+    before = set(out.rglob("*"))
+    try:
+        yield
+    except BaseException:
+        left = [path for path in out.rglob("*") if path not in before or path.name in locks]
+        if all(path.is_dir() or path.name in locks for path in left):
+            for path in sorted(left, reverse=True):  # what a folder holds comes before the folder
+                path.rmdir() if path.is_dir() else path.unlink()
+            with suppress(OSError):  # another host's lock file is in there
+                for folder in new:
+                    folder.rmdir()
+        raise
 
 
 def _located(result: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -109,7 +152,6 @@ def run_role(request: Request, make_verifier: MakeVerifier) -> None:
 
 def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
     """Returns the result of a run in this process, which is one of its ranks."""
-    from training.config import verification_sets
     from training.device.distributed import init
     from training.loop import train
 

@@ -92,7 +92,7 @@ def damaged(data, tmp_path, how):
         ("schema", "99"),
         ("flipped", "changed since it was published: its SHA-256 is not the manifest's"),
         ("gone", "missing; the manifest lists it"),
-        ("cut", "table images: "),
+        ("cut", "manifest/images.parquet: "),
         ("larger", "images of 128 x 128 pixels; the backbones take 112 x 112"),
     ],
 )
