@@ -39,7 +39,7 @@ class Verifier:
                 log.warning("%s: %d of %d pairs left out: %s", source.name, len(lost), len(source.same), lost[0])
         names = [source.name for source in self._sets]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise FaceshardsError(f"verify: two sets are named {twice}; rename a file")
+            raise FaceshardsError(f"two sets are named {twice}; rename a file")
         self._backbone: nn.Cell | None = None
 
     @cached_property

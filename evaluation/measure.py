@@ -39,12 +39,13 @@ def read_set(path: Path, decoded: bool = True) -> tuple[VerificationSet, tuple[s
             decode at the size that models take.
     """
     source = read_bin(path)
-    with _named(source):
-        check_pairs(source.same)
     lost = _lost_pairs(source) if decoded else {}
     lines = tuple(lost.values())
-    with _named(source, left_out(lines, len(source.same))):
+    try:
         check_pairs(np.delete(source.same, list(lost)))
+    except FaceshardsError as error:
+        more = f"{left_out(lines, len(source.same))}; models take pictures of {SIZE[0]} x {SIZE[1]}" if lost else ""
+        raise FaceshardsError(f"{path}: {error}{more}") from None
     return source, lines
 
 

@@ -101,8 +101,8 @@ def _is_there(path: Path) -> bool:
 
 
 def bytes_text(count: float) -> str:
-    """Returns a number of bytes for people: 1.23 GB, or 45.6 MB below a gigabyte."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    """Returns a number of bytes for people: 1.23 GB, 45.6 MB, 0.012 MB."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:.{1 if count >= 1e6 else 3}f} MB"
 
 
 class Difference(NamedTuple):

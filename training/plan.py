@@ -201,7 +201,8 @@ def _check_dataset(config: TrainConfig, data: Manifest, world: int) -> None:
             f"the pictures and build again"
         )
     if classes < 2:
-        raise ConfigError(f"{data.path}: {classes} identities; training tells them apart, so it takes two at least")
+        count = "one identity" if classes else "no identity"
+        raise ConfigError(f"{data.path}: {count}; training tells identities apart, so it takes two at least")
     if classes < world:
         raise ConfigError(
             f"{data.path}: {classes} identities on {world} ranks: each rank needs at least one; choose fewer --devices"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
 from training import preflight
@@ -75,11 +76,16 @@ def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iter
 
 
 def _checked(request: Request, plan: Plan, data: Manifest, hosts: Hosts, make_verifier: MakeVerifier) -> Any:
-    """Returns the verifier of a run (None without sets) that has all it needs here; warns of what may not be meant."""
+    """Returns the verifier of a run that has all it needs here, None without one; warns of what may not be meant."""
     for doubt in plan.doubts():
         log.warning("%s", doubt)
     preflight.check(plan, data, hosts, request.out, resume=request.resume, start=request.finetune)
-    return make_verifier(verification_sets(plan.config, request.data_root)) if plan.config.verify else None
+    if not plan.config.verify or hosts.rank:  # the first rank verifies
+        return None
+    try:
+        return make_verifier(verification_sets(plan.config, request.data_root))
+    except FaceshardsError as error:
+        raise FaceshardsError(f"verify: {error}") from None
 
 
 def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str, Any]:
