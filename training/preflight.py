@@ -20,6 +20,7 @@ from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import bytes_text, check_writable
 from training import checkpoint
 from training.backbones.registry import create_backbone
+from training.centers.host import HEADROOM
 from training.checkpoint import CheckpointError
 from training.config import TrainConfig
 from training.data.layout import StreamError
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ("checkpoints", "centers", "logs", "tensorboard")  # below a run's own, if they are there already
 SPARE_FILES = 128  # that a rank has open beside its shards: libraries, logs, sockets
-SPARE_DISK = 64 << 20  # bytes: metrics, logs, and what the centres' file leaves free
 
 
 def check(plan: Plan, data: Manifest, hosts: Hosts, out: Path, *, resume: bool, start: Path | None) -> None:
@@ -131,11 +131,11 @@ def _check_room(plan: Plan, out: Path) -> None:
     place = check_writable(out)
     files = (out / "checkpoints").glob("*/*")
     have = sum(path.stat().st_size for path in files)
-    need = max(0, plan.checkpoints * plan.checkpoint_bytes - have) + SPARE_DISK
+    need = max(0, plan.checkpoints * plan.checkpoint_bytes - have)
     text = f"{plan.checkpoints:,} checkpoints of {bytes_text(plan.checkpoint_bytes)} at once (keep={plan.config.keep})"
     if plan.config.centers == "disk":
         centers = sum(plan.touched(rank) for rank in range(plan.world)) * plan.row_bytes
-        need, text = need + centers, f"{text} and {bytes_text(centers)} of class centres (centers=disk)"
+        need, text = need + centers + HEADROOM, f"{text} and {bytes_text(centers)} of class centres (centers=disk)"
     free = shutil.disk_usage(place).free
     if free < need:
         raise FaceshardsError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,7 @@ def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iter
     yield from plan.lines()
     verifier = _checked(request, plan, data, hosts, make_verifier)
     yield from verifier.lines() if verifier is not None else ()
+    yield "all that the run needs is there"
 
 
 def _checked(request: Request, plan: Plan, data: Manifest, hosts: Hosts, make_verifier: MakeVerifier) -> Any:
@@ -102,8 +103,8 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
         return _located(result, out)
     verifier = _checked(request, plan, data, hosts, make_verifier)
     logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    with exclusive_folder(out, f".lock-{hosts.rank}"), _no_traces(out, new, hosts), diagnostics_in(logs):
+    before = {out, *out.parents, *out.rglob("*")} if out.exists() else {path for path in out.parents if path.exists()}
+    with exclusive_folder(out, f".lock-{hosts.rank}"), _no_traces(out, before), diagnostics_in(logs):
         if plan.world == 1:
             return _located(run_rank(request, lambda _: verifier), out)
         verifier = None  # rank 0 reads its sets for itself
@@ -112,26 +113,21 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
 
 
 @contextmanager
-def _no_traces(out: Path, new: Sequence[Path], hosts: Hosts) -> Iterator[None]:
+def _no_traces(out: Path, before: Container[Path]) -> Iterator[None]:
     """Removes, should the work inside fail before it wrote a file, the folders and lock files that were made for it.
 
     Args:
         out: the run's folder, which this process has to itself.
-        new: `out` and those above it that were made, from the lowest on.
-        hosts: whose lock files these are.
+        before: what of it, and above it, was there before.
     """
-    locks = {f".lock-{hosts.rank}", *(f".lock-rank-{rank}" for rank in hosts.ranks)}
-    before = set(out.rglob("*"))
     try:
         yield
     except BaseException:
-        left = [path for path in out.rglob("*") if path not in before or path.name in locks]
-        if all(path.is_dir() or path.name in locks for path in left):
-            for path in sorted(left, reverse=True):  # what a folder holds comes before the folder
-                path.rmdir() if path.is_dir() else path.unlink()
-            with suppress(OSError):  # another host's lock file is in there
-                for folder in new:
-                    folder.rmdir()
+        left = [path for path in (*out.rglob("*"), out, *out.parents) if path not in before]
+        if all(path.is_dir() or path.name.startswith(".lock-") for path in left):
+            with suppress(OSError):  # what failed is what matters
+                for path in sorted(left, reverse=True):  # what a folder holds comes before the folder
+                    path.rmdir() if path.is_dir() else path.unlink()
         raise
 
 
@@ -153,7 +149,8 @@ def run_role(request: Request, make_verifier: MakeVerifier) -> None:
         init(request.config().device)
         return
     announce()
-    run_rank(request, make_verifier)
+    with logging_at("evaluation", logging.ERROR):  # the launcher has read the verification sets, and warned
+        run_rank(request, make_verifier)
 
 
 def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
