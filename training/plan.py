@@ -19,6 +19,9 @@ from training.data.transforms import SIZE
 from training.head.margins.registry import make_margin
 from training.head.sampling import Sampler
 
+# Arrays that MindSpore's optimiser keeps of a backbone's weights: accum and stat; exp_avg, exp_avg_sq, max_exp_avg_sq.
+KEPT = {"sgd": 2, "adamw": 3}
+
 
 class OtherRunError(FaceshardsError):
     """A checkpoint is of another dataset or of other settings."""
@@ -88,14 +91,9 @@ class Plan:
                 raise OtherRunError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
 
     @property
-    def slots(self) -> int:
-        """Arrays that the optimiser keeps beside every weight."""
-        return len(RULES[self.config.optimizer].slots)
-
-    @property
     def row_bytes(self) -> int:
         """Bytes of a class centre with what the optimiser keeps of it."""
-        return self.config.embedding_size * 4 * (1 + self.slots)
+        return self.config.embedding_size * 4 * (1 + len(RULES[self.config.optimizer].slots))
 
     def touched(self, rank: int) -> int:
         """Class centres of a rank that the run can sample at all; on disk the others take no room."""
@@ -110,7 +108,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint at the end of the run: backbone, optimiser and the class centres of all ranks."""
         fixed, each = find_spec(self.config.backbone).values
-        backbone = 4 * (fixed + each * self.config.embedding_size) * (1 + self.slots)
+        backbone = 4 * (fixed + each * self.config.embedding_size) * (1 + KEPT[self.config.optimizer])
         return backbone + sum((self.row_bytes + 12) * self.touched(rank) for rank in range(self.world))
 
     @property

@@ -140,7 +140,7 @@ def test_a_dry_run_says_sizes_sets_and_doubts(data, tmp_path, monkeypatch, caplo
     settings = {"verify": ["faces.bin"], "milestones": [1], "centers": "disk", "keep": 1, "epochs": 5}
     result = train(data.path, Path("run"), "--dry-run", **settings)
     assert result.exit_code == 0, result.output
-    assert "up to 3 checkpoints of 1.5 MB at once (keep 1, the best, the one being written)" in result.stdout
+    assert "up to 3 checkpoints of 2.2 MB at once (keep 1, the best, the one being written)" in result.stdout
     assert result.stdout.splitlines()[-2:] == [
         "verification on faces: 24 pairs, 12 of one person",
         "all that the run needs is there",
