@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from mindspore import nn
 
 from evaluation.embedder import Embedder
-from evaluation.measure import embed_set
+from evaluation.measure import embed_set, read_set
 from evaluation.models.backbone_model import cell_forward
 from evaluation.protocol.verification import Verification
 from faceshards.errors import FaceshardsError
-from faceshards.formats.verification_bin import VerificationSet, read_bin
+from faceshards.formats.verification_bin import VerificationSet
 
 log = logging.getLogger(__name__)
 
@@ -27,35 +28,42 @@ class Verifier:
 
     Raises:
         FaceshardsError: a file is missing, no verification set, or one that can measure nothing, or two files have one
-            name. This is found out before the first step.
+            name.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._sets = [read_bin(path) for path in paths]
+        self._sets = []
+        for source, lost in map(read_set, paths):
+            self._sets.append(source)
+            if lost:
+                log.warning("%s: %d of %d pairs left out: %s", source.name, len(lost), len(source.same), lost[0])
         names = [source.name for source in self._sets]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise FaceshardsError(f"verify: two sets are named {twice}; rename a file")
+            raise FaceshardsError(f"two sets are named {twice}; rename a file")
         self._backbone: nn.Cell | None = None
-        self._embedder = Embedder(raw_pixels)
-        # What the images themselves give, without any training, by set.
-        self.raw_pixels = {source.name: self._measure(source).value("accuracy") for source in self._sets}
+
+    @cached_property
+    def raw_pixels(self) -> dict[str, float]:
+        """What the images themselves give, without any training: accuracies by set."""
+        embedder = Embedder(raw_pixels)
+        return {source.name: self._measure(source, embedder).value("accuracy") for source in self._sets}
+
+    def lines(self) -> Iterator[str]:
+        """Yields what there is to measure on, a line for each set."""
+        for source in self._sets:
+            yield f"verification on {source.name}: {len(source.same):,} pairs, {int(source.same.sum()):,} of one person"
 
     def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float]]:
         """Returns 10-fold accuracy and threshold (a cosine) by set; leaves the backbone in evaluation mode."""
         if self._backbone is not backbone:
             self._backbone, self._embedder = backbone, Embedder(cell_forward(backbone))  # compiled once a run
         backbone.set_train(False)
-        results = {source.name: self._measure(source) for source in self._sets}
+        results = {source.name: self._measure(source, self._embedder) for source in self._sets}
         return {name: (result.value("accuracy"), result.threshold_cosine) for name, result in results.items()}
 
-    def _measure(self, source: VerificationSet) -> Verification:
+    def _measure(self, source: VerificationSet, embedder: Embedder) -> Verification:
         """Returns what the pairs of a set give whose images can be decoded."""
-        found = embed_set(source, self._embedder)
-        if found.lost and self._backbone is None:  # said once
-            log.warning(
-                "%s: %d of %d pairs left out: %s", source.name, len(found.lost), len(source.same), found.lost[0]
-            )
-        return found.verify(bootstrap=0)
+        return embed_set(source, embedder).verify(bootstrap=0)
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from evaluation.image_sources import Images, open_source
 from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
 from faceshards.files import differences, exclusive_folder, replacing, write_json
+from training.data.transforms import SIZE, ImageError, decode
+
+LOOKED_AT = 32  # images of a block, before all are embedded
 
 
 def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
@@ -34,8 +40,10 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
         FaceshardsError: `out` holds embeddings of something else, another process is at work there, or a file cannot be
             read or written.
     """
-    with exclusive_folder(out), tempfile.TemporaryDirectory(prefix="faceshards-") as work:
+    with tempfile.TemporaryDirectory(prefix="faceshards-") as work, contextlib.ExitStack() as stack:
         found = open_source(source, Path(work))
+        _check_sizes(source, found.blocks)
+        stack.enter_context(exclusive_folder(out))
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
         facts = out / "_embed.json"
         if facts.exists():
@@ -47,6 +55,22 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
         counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
         write_json({"request": request, "backbone": model.backbone, "card": model.card, **counts}, facts)
     return counts
+
+
+def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> None:
+    """Refuses a source whose images are all of another size than models take, as far as a look at some can tell."""
+    sizes: Counter[tuple[int, ...]] = Counter()
+    for number in {0, len(blocks) // 2, len(blocks) - 1} & set(range(len(blocks))):
+        images = blocks[number](0).images
+        for image in images[:: max(1, len(images) // LOOKED_AT)]:
+            with contextlib.suppress(ImageError):
+                sizes[decode(image).shape[:2]] += 1
+    if sizes and SIZE not in sizes:
+        (height, width), count = sizes.most_common(1)[0]
+        raise FaceshardsError(
+            f"{source}: of {sizes.total()} images that were looked at none is of {SIZE[0]} x {SIZE[1]} pixels, which "
+            f"models take ({height} x {width}: {count}): align and resize them first"
+        )
 
 
 def _request(facts: Path) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from faceshards.errors import FaceshardsError
-from training.data.transforms import ImageError, decode, scaled
+from training.data.transforms import SIZE, ImageError, decode, scaled
 
 Forward = Callable[[np.ndarray], np.ndarray]  # (B, 3, H, W) float32 to (B, D) float32
-SIZE = (112, 112)  # pixels
 
 
 class EmbeddingError(FaceshardsError):
@@ -120,13 +119,19 @@ def usable_pairs(
         (2Q, D) float64, image and mirror image added, in the precision of the protocol; (2, 2Q, D) float32, the views;
         (Q,) the places of these pairs in the set; and a line for each of the others.
     """
-    lost: dict[int, str] = {}
-    for image, cause in sorted(problems.items()):
-        lost.setdefault(image // 2, f"pair {image // 2} left out: image {image}: {cause}")
+    lost = lost_lines(problems)
     pairs = np.array([pair for pair in range(views.shape[1] // 2) if pair not in lost], np.int64)
     if lost:
         views = views[:, np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)]
     return np.add(views[0], views[1], dtype=np.float64), views, pairs, tuple(lost.values())
+
+
+def lost_lines(problems: dict[int, str]) -> dict[int, str]:
+    """Returns, by pair, a line for each that lacks an image's embedding; `problems` are causes by image."""
+    lost: dict[int, str] = {}
+    for image, cause in sorted(problems.items()):
+        lost.setdefault(image // 2, f"pair {image // 2} left out: image {image}: {cause}")
+    return lost
 
 
 def left_out(lost: Sequence[str], pairs: int) -> str:

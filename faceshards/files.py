@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,6 +134,36 @@ def fsync_tree(root: Path) -> None:
         for file in files:
             fsync(os.path.join(folder, file))
         fsync(folder)
+
+
+def check_writable(folder: Path) -> Path:
+    """Returns a folder, or the nearest above it that is there, after a file without a name was made in it.
+
+    Raises:
+        FaceshardsError: it cannot be written in, or what is there is no folder.
+    """
+    place = folder.absolute()
+    try:
+        while not _is_there(place):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        raise FaceshardsError(f"{folder}: cannot be written: {place}: {error.strerror or error}") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Returns whether something is at a path, a broken link too; OSError for a name that cannot be one."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def bytes_text(count: float) -> str:
+    """Returns a number of bytes for people: 1.23 GB, 45.6 MB, 0.012 MB."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:.{1 if count >= 1e6 else 3}f} MB"
 
 
 class Difference(NamedTuple):

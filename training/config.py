@@ -123,7 +123,7 @@ class TrainConfig:
         check_ranges(
             self,
             {
-                "embedding_size": (1, 1 << 14),
+                "embedding_size": (2, 1 << 14),  # one component has no direction
                 "drop_path": (0, 0.99),
                 "mask_ratio": (0, 0.99),
                 "scale": (1e-3, 1e4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ TIMEOUTS = {
     "MS_TOPO_TIMEOUT": "120",
     "MS_RECEIVE_MSG_TIMEOUT": "7200",
 }
+MSRUN = Path(sys.executable).with_name("msrun")
 _EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 
 
@@ -56,6 +58,38 @@ class Hosts:
         """Number of ranks."""
         return self.devices * max(1, len(self.names))
 
+    @property
+    def ranks(self) -> range:
+        """Those of this host."""
+        return range(self.rank * self.devices, (self.rank + 1) * self.devices)
+
+    def check(self) -> None:
+        """Refuses a job that could not be started from here.
+
+        Raises:
+            LaunchError: names the option.
+        """
+        if len(self.names) > 1 and not self.port:
+            raise LaunchError("several hosts need one --port that is free on the first of them")
+        if twice := next((name for name in self.names if self.names.count(name) > 1), None):
+            raise LaunchError(f"--hosts: {twice} is there twice; --devices says how many ranks a host has")
+        if self.rank_table is not None:
+            try:
+                json.loads(self.rank_table.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise LaunchError(f"--rank-table: {self.rank_table}: {error.strerror}") from None
+            except ValueError as error:
+                raise LaunchError(f"--rank-table: {self.rank_table}: not JSON: {error}") from None
+        if self.world > 1 and not MSRUN.is_file():
+            raise LaunchError(f"{MSRUN}: No such file or directory; it comes with mindspore")
+        if self.world > 1 and self.port and self.rank == 0:
+            try:
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("", self.port))
+            except OSError as error:
+                raise LaunchError(f"--port {self.port}: {error.strerror}; choose another, on all hosts") from None
+
 
 def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:
     """Runs ``faceshards train ARGUMENTS`` as this host's ranks, and returns when all have ended well.
@@ -66,21 +100,17 @@ def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:
     Args:
         arguments: of the command train, the same for all ranks.
         log_dir: folder for logs, made if absent; of this host alone.
-        hosts: of the job; the ranks of this one are hosts.rank * hosts.devices and the following.
+        hosts: of the job; checked.
 
     Raises:
         LaunchError: msrun does not start, or a rank ended early; the message names the rank and its last words.
     """
     names = hosts.names or ("127.0.0.1",)
-    if len(names) > 1 and not hosts.port:
-        raise LaunchError("several hosts need one --port that is free on the first of them")
-    first = hosts.rank * hosts.devices
     log_dir.mkdir(parents=True, exist_ok=True)
     for old in (*log_dir.glob("worker_*.log"), *log_dir.glob("rank-*.pid")):
         old.unlink()
-    binaries = Path(sys.executable).parent
     command = [
-        str(binaries / "msrun"),
+        str(MSRUN),
         f"--worker_num={hosts.world}",
         f"--local_worker_num={hosts.devices}",
         f"--node_rank={hosts.rank if len(names) > 1 else -1}",
@@ -96,7 +126,7 @@ def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:
         **TIMEOUTS,
         "GLOG_v": "3",
         **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",  # msrun starts `python` from there
+        "PATH": f"{MSRUN.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # msrun starts `python` from there
         "FACESHARDS_LOGS": str(log_dir),
         "PYTHONUNBUFFERED": "1",
     }
@@ -107,7 +137,7 @@ def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:
         except OSError as error:
             raise LaunchError(f"{command[0]}: {error.strerror}; it comes with mindspore") from None
         try:
-            _follow(job, log_dir / f"worker_{first}.log")
+            _follow(job, log_dir / f"worker_{hosts.ranks[0]}.log")
         except BaseException:
             _end(job, log_dir)
             raise

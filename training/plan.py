@@ -11,14 +11,18 @@ from typing import Any, ClassVar
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from faceshards.files import differences
+from faceshards.files import bytes_text, differences
 from training.backbones.registry import find_spec
 from training.centers.class_centers import slice_of
 from training.centers.rules import RULES
 from training.config import TrainConfig
 from training.data.layout import Layout
+from training.data.transforms import SIZE
 from training.head.margins.registry import make_margin
 from training.head.sampling import Sampler
+
+# Arrays that MindSpore's optimiser keeps of a backbone's weights: accum and stat; exp_avg, exp_avg_sq, max_exp_avg_sq.
+KEPT = {"sgd": 2, "adamw": 3}
 
 
 class OtherRunError(FaceshardsError):
@@ -32,6 +36,7 @@ class Plan:
     Args:
         config: the settings.
         classes: identities of the dataset.
+        images: of the dataset.
         fingerprint: of the dataset.
         world: ranks.
         layout: which rows of which files each rank reads.
@@ -41,6 +46,7 @@ class Plan:
 
     config: TrainConfig
     classes: int
+    images: int
     fingerprint: str
     world: int
     layout: Layout
@@ -92,21 +98,48 @@ class Plan:
                 f"began: {began}"
             )
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a class centre with what the optimiser keeps of it."""
+        return self.config.embedding_size * 4 * (1 + len(RULES[self.config.optimizer].slots))
+
+    def touched(self, rank: int) -> int:
+        """Class centres of a rank that the run can sample at all; on disk the others take no room."""
+        return min(self.slices[rank][1], self.steps * self.sample[rank])
+
+    def step_bytes(self, rank: int) -> int:
+        """Bytes that a rank's head takes in a step: rows and their gradient, cosines and theirs."""
+        config = self.config
+        return 8 * self.sample[rank] * (config.embedding_size + config.global_batch // config.accumulate)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint at the end of the run: backbone, optimiser and the class centres of all ranks."""
+        fixed, each = find_spec(self.config.backbone).values
+        backbone = 4 * (fixed + each * self.config.embedding_size) * (1 + KEPT[self.config.optimizer])
+        return backbone + sum((self.row_bytes + 12) * self.touched(rank) for rank in range(self.world))
+
+    @property
+    def checkpoints(self) -> int:
+        """Most checkpoints that lie on disk at once: the last, the best, and the one being written."""
+        made = -(-self.steps // (self.config.checkpoint_steps or self.steps_per_epoch))
+        return min(made, self.config.keep + bool(self.config.verify) + 1)
+
     def lines(self) -> Iterator[str]:
         """Yields the plan as a user wants to read it."""
-        config, gib = self.config, 2**30
+        config = self.config
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
         yield f"learning rate up to {config.peak_lr():g} ({config.optimizer}, {config.schedule})"
-        slots = 1 + len(RULES[config.optimizer].slots)  # arrays of a centre: weight and what the optimiser keeps
+        yield (
+            f"up to {self.checkpoints:,} checkpoints of {bytes_text(self.checkpoint_bytes)} at once "
+            f"(keep {config.keep:,}{', the best' if config.verify else ''}, the one being written)"
+        )
         for rank, (start, count) in enumerate(self.slices):
-            whole = count * config.embedding_size * 4 * slots / gib
-            step = self.sample[rank] * config.embedding_size * 4 * 2 / gib  # rows and their gradient
-            batch = 2 * config.global_batch // config.accumulate * self.sample[rank] * 4 / gib  # cosines, gradient
             yield (
                 f"rank {rank}: {config.global_batch // self.world:,} images a step from {len(self.layout.files(rank))} "
                 f"files with {self.layout.rows(rank):,} images; centres {count:,} of {self.classes:,} from {start:,} "
-                f"on, {self.sample[rank]:,} in a step; {whole:.2f} GiB in {config.centers}, {step + batch:.2f} GiB "
-                f"in a step"
+                f"on, {self.sample[rank]:,} in a step; {bytes_text(count * self.row_bytes)} in {config.centers}, "
+                f"{bytes_text(self.step_bytes(rank))} in a step"
             )
         yield self._checks()
 
@@ -121,24 +154,33 @@ class Plan:
         }[self.config.check_shards]
         return f"compared with their checksums: the dataset's tables; {shards} (check_shards)"
 
+    def doubts(self) -> Iterator[str]:
+        """Yields what a user may not have meant, though it can be done."""
+        config, drawn = self.config, sum(self.sample)
+        if self.images == self.classes:
+            yield "every identity has one image: nothing shows what two pictures of one person have in common"
+        if config.sample_rate < 1 and drawn <= config.global_batch:
+            yield (
+                f"sample_rate: {config.sample_rate:g} takes {drawn:,} class centres a step, which may all be those of "
+                f"its {config.global_batch:,} images: no other is then drawn as a negative"
+            )
+        if config.milestones and config.schedule != "multistep":
+            yield f"milestones: {list(config.milestones)} are those of schedule=multistep, this is {config.schedule}"
+        if config.schedule == "multistep" and not config.milestones:
+            yield "schedule: multistep without milestones never lowers the learning rate"
+
 
 def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
     """Returns the plan of a run on `world` ranks.
 
     Raises:
-        ConfigError: settings, dataset and ranks do not go together.
+        ConfigError: settings, dataset and ranks do not go together, or would train nothing.
         StreamError: more ranks than shards, or fewer images than a global batch.
     """
-    if config.global_batch % (world * config.accumulate):
-        raise ConfigError(
-            f"global_batch: {config.global_batch} images are not equal parts for {world} ranks x "
-            f"{config.accumulate} parts (accumulate)"
-        )
     find_spec(config.backbone)  # refuses an unknown one
     make_margin(config)  # refuses what none can be
-    size = tuple(data.info["config"]["image_size"])
-    if size not in ((112, 112), (0, 0)):
-        raise ConfigError(f"{data.path}: images of {size[0]} x {size[1]} pixels; the backbones take 112 x 112")
+    _check_batch(config, world)
+    _check_dataset(config, data, world)
     classes = data.totals["identities"]
     slices = tuple(slice_of(rank, world, classes) for rank in range(world))
     samplers = [
@@ -148,4 +190,58 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
     for sampler in samplers:
         sampler.check(config.global_batch)
     layout = Layout(data, world, config.global_batch)
-    return Plan(config, classes, data.fingerprint, world, layout, slices, tuple(sampler.size for sampler in samplers))
+    _check_schedule(config, layout.steps_per_epoch)
+    sample = tuple(sampler.size for sampler in samplers)
+    return Plan(config, classes, data.totals["kept"], data.fingerprint, world, layout, slices, sample)
+
+
+def _check_batch(config: TrainConfig, world: int) -> None:
+    """Refuses a global batch that ranks and parts cannot share, or of which one image stands alone."""
+    if config.global_batch % (world * config.accumulate):
+        raise ConfigError(
+            f"global_batch: {config.global_batch} images are not equal parts for {world} ranks x "
+            f"{config.accumulate} parts (accumulate)"
+        )
+    apart = config.accumulate * (1 if config.sync_bn else world)  # each with a mean and a variance of its own
+    if config.global_batch < 2 * apart:
+        raise ConfigError(
+            f"global_batch: {config.global_batch} is one image for each of {world} ranks x {config.accumulate} parts "
+            f"(accumulate), and the batch norm of one image is 0: {2 * apart} at least"
+        )
+
+
+def _check_dataset(config: TrainConfig, data: Manifest, world: int) -> None:
+    """Refuses a dataset whose images the backbones do not take, or whose identities do not make a training."""
+    size, classes = tuple(data.info["config"]["image_size"]), data.totals["identities"]
+    if size not in (SIZE, (0, 0)):
+        raise ConfigError(
+            f"{data.path}: images of {size[0]} x {size[1]} pixels; the backbones take {SIZE[0]} x {SIZE[1]}: resize "
+            f"the pictures and build again"
+        )
+    if classes < 2:
+        count = "one identity" if classes else "no identity"
+        raise ConfigError(f"{data.path}: {count}; training tells identities apart, so it takes two at least")
+    if classes < world:
+        raise ConfigError(
+            f"{data.path}: {classes} identities on {world} ranks: each rank needs at least one; choose fewer --devices"
+        )
+    if config.sampling != "instance" and data.totals["kept"] == classes:
+        raise ConfigError(
+            f"sampling: {config.sampling} evens out identities with many images and with few, and each of "
+            f"{data.path} has one: choose sampling=instance"
+        )
+
+
+def _check_schedule(config: TrainConfig, steps_per_epoch: int) -> None:
+    """Refuses a learning rate that is always 0, never reaches its peak before the end, or never comes to its steps."""
+    if config.lr == 0:
+        raise ConfigError("lr: 0 trains nothing")
+    if config.warmup_epochs and round(config.warmup_epochs * steps_per_epoch) >= config.epochs * steps_per_epoch:
+        raise ConfigError(
+            f"warmup_epochs: {config.warmup_epochs:g} is all of the run's {config.epochs} epochs (epochs): choose less"
+        )
+    late = [milestone for milestone in config.milestones if milestone >= config.epochs]
+    if late and config.schedule == "multistep":
+        raise ConfigError(
+            f"milestones: epoch {late[0]} never begins, the run has {config.epochs} epochs (epochs), from 0 on"
+        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
 from faceshards.settings import make_config
+from training import preflight
 from training.backbones.registry import BACKBONES, find_spec
-from training.config import TrainConfig, find_recipe
+from training.config import TrainConfig, find_recipe, verification_sets
+from training.device.diagnostics import diagnostics_in
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
 from training.recipes import Resolved, read_recipe, resolve
@@ -91,12 +93,41 @@ def _begun(out: Path) -> TrainConfig:
     return TrainConfig()
 
 
-def plan_run(request: Request, hosts: Hosts) -> Plan:
-    """Returns what a run would do, after the tables that it reads were compared with their checksums."""
-    config, data = request.config(), Manifest(request.data)
-    plan = make_plan(config, data, hosts.world)
-    data.check_table("images")
-    return plan
+def _plan(request: Request, data: Manifest, hosts: Hosts) -> Plan:
+    """Returns the plan of a run; warns of what it keeps from its begin."""
+    found = request.resolved()
+    kept = [f"{name} {getattr(found.config, name)}" for name, origin in found.origins.items() if origin == "checkpoint"]
+    if kept:
+        log.warning("%s: goes on with %s, as it began; the defaults are others", request.out, ", ".join(kept))
+    return make_plan(found.config, data, hosts.world)
+
+
+def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iterator[str]:
+    """Yields what a run would do, then looks for all it needs; nothing is made.
+
+    Raises:
+        FaceshardsError: as run() would before it makes anything.
+    """
+    data = Manifest(request.data)
+    plan = _plan(request, data, hosts)
+    yield from plan.lines()
+    verifier = _checked(request, plan, data, hosts, make_verifier)
+    yield from verifier.lines() if verifier is not None else ()
+    yield "all that the run needs is there"
+
+
+def _checked(request: Request, plan: Plan, data: Manifest, hosts: Hosts, make_verifier: MakeVerifier) -> Any:
+    """Returns the verifier of a run that has all it needs here, None without one; warns of what may not be meant."""
+    for doubt in plan.doubts():
+        log.warning("%s", doubt)
+    preflight.check(plan, data, hosts, request.out, resume=request.resume, start=request.finetune)
+    data.check_table("images")  # once on each host; a rank then looks at the parts of its own shards only
+    if not plan.config.verify or hosts.rank:  # the first rank verifies
+        return None
+    try:
+        return make_verifier(verification_sets(plan.config, request.data_root))
+    except FaceshardsError as error:
+        raise FaceshardsError(f"verify: {error}") from None
 
 
 def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str, Any]:
@@ -105,24 +136,40 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
     Raises:
         FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
     """
-    found, data, out = request.resolved(), Manifest(request.data), request.out
-    plan = make_plan(found.config, data, hosts.world)
-    kept = [f"{name} {getattr(found.config, name)}" for name, origin in found.origins.items() if origin == "checkpoint"]
-    if kept:
-        log.warning("%s: goes on with %s, as it began; the defaults are others", out, ", ".join(kept))
+    data, out = Manifest(request.data), request.out
+    plan = _plan(request, data, hosts)
     result = _finished(out, plan) if request.resume else None
     if result is not None:
         log.warning("%s: finished already; this is its result", out)
         return _located(result, out)
-    if not request.resume and any(out.glob("checkpoints/step-*")):
-        raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
-    data.check_table("images")  # once on each host; a rank then looks at the parts of its own shards only
-    with exclusive_folder(out, f".lock-{hosts.rank}"):
+    verifier = _checked(request, plan, data, hosts, make_verifier)
+    logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
+    before = {out, *out.parents, *out.rglob("*")} if out.exists() else {path for path in out.parents if path.exists()}
+    with exclusive_folder(out, f".lock-{hosts.rank}"), _no_traces(out, before), diagnostics_in(logs):
         if plan.world == 1:
-            return _located(run_rank(request, data, make_verifier), out)
-        logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
+            return _located(run_rank(request, data, lambda _: verifier), out)
+        verifier = None  # rank 0 reads its sets for itself
         launch(request.arguments(), logs, hosts)
         return _located(json.loads((out / "result.json").read_text(encoding="utf-8")), out)
+
+
+@contextmanager
+def _no_traces(out: Path, before: Container[Path]) -> Iterator[None]:
+    """Removes, should the work inside fail before it wrote a file, the folders and lock files that were made for it.
+
+    Args:
+        out: the run's folder, which this process has to itself.
+        before: what of it, and above it, was there before.
+    """
+    try:
+        yield
+    except BaseException:
+        left = [path for path in (*out.rglob("*"), out, *out.parents) if path not in before]
+        if all(path.is_dir() or path.name.startswith(".lock-") for path in left):
+            with suppress(OSError):  # what failed is what matters
+                for path in sorted(left, reverse=True):  # what a folder holds comes before the folder
+                    path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 def _located(result: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -143,14 +190,13 @@ def run_role(request: Request, make_verifier: MakeVerifier) -> None:
         init(request.config().device)
         return
     announce()
-    with logging_at("faceshards.dataset", logging.ERROR):  # what is to be said of it, the launcher has said
-        data = Manifest(request.data)
-    run_rank(request, data, make_verifier)
+    # What is to be said of the dataset and the verification sets, the launcher has said.
+    with logging_at("faceshards.dataset", logging.ERROR), logging_at("evaluation", logging.ERROR):
+        run_rank(request, Manifest(request.data), make_verifier)
 
 
 def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> dict[str, Any]:
     """Returns the result of a run in this process, which is one of its ranks."""
-    from training.config import verification_sets
     from training.device.distributed import init
     from training.loop import train
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, Command, backbone_option, json_option, required_model_option, show
+from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_option, required_model_option, show
 
 
-@click.command(cls=Command)
+@click.command(cls=ModelCommand)
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @required_model_option

@@ -8,7 +8,7 @@ import click
 
 from faceshards.cli.options import (
     PATH,
-    Command,
+    ModelCommand,
     backbone_option,
     json_option,
     quiet_option,
@@ -17,7 +17,7 @@ from faceshards.cli.options import (
 )
 
 
-@click.command(cls=Command, go_on="; the same command goes on where it stopped")
+@click.command(cls=ModelCommand, go_on="; the same command goes on where it stopped")
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @required_model_option

@@ -8,7 +8,7 @@ import click
 
 from faceshards.cli.options import (
     PATH,
-    Command,
+    ModelCommand,
     backbone_option,
     embeddings_option,
     loaded,
@@ -17,9 +17,10 @@ from faceshards.cli.options import (
     quiet_option,
     trained_on_option,
 )
+from faceshards.files import check_writable
 
 
-@click.command("eval", cls=Command)
+@click.command("eval", cls=ModelCommand)
 @model_option
 @backbone_option
 @embeddings_option
@@ -46,11 +47,13 @@ def evaluate(
     one_of_model_and_embeddings(model, embeddings)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
-    from evaluation.measure import measure_embeddings, measure_model, read_sets
+    from evaluation.measure import measure_embeddings, measure_model, read_set
     from evaluation.report.table import table
     from evaluation.report.write import write
 
-    found = read_sets(sets)
+    if out is not None:
+        check_writable(out)  # before hours of embedding
+    found = [read_set(path, decoded=model is not None)[0] for path in sets]
     if model is not None:
         source, trained_on = loaded(model, backbone, trained_on)
         backbone = source.backbone

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, Command, backbone_option, json_option, show
+from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_option, show
 
 
-@click.command(cls=Command)
+@click.command(cls=ModelCommand)
 @click.argument("model", type=PATH)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @backbone_option

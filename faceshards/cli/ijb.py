@@ -8,7 +8,7 @@ import click
 
 from faceshards.cli.options import (
     PATH,
-    Command,
+    ModelCommand,
     backbone_option,
     embeddings_option,
     json_option,
@@ -19,9 +19,10 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
+from faceshards.files import check_writable
 
 
-@click.command(cls=Command)
+@click.command(cls=ModelCommand)
 @click.argument("root", type=PATH)
 @model_option
 @backbone_option
@@ -48,6 +49,8 @@ def ijb(
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
     one_of_model_and_embeddings(model, embeddings)
+    if out is not None:
+        check_writable(out)  # before hours of embedding
     from tqdm import tqdm
 
     from evaluation.ijb.measure import embed_protocol, measure

@@ -8,6 +8,7 @@ import click
 
 from evaluation.pair_lists import make_set
 from faceshards.cli.options import PATH, Command, json_option, show
+from faceshards.files import check_writable
 from faceshards.formats.verification_bin import write_bin
 
 
@@ -29,7 +30,9 @@ def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
     Example:
       faceshards make-bin lfw_112x112 pairs.txt lfw.bin
     """
+    check_writable(out.parent)  # before all images are read
     found = make_set(root, pairs)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_bin(out, found.images, found.same)
     counts = {"pairs": len(found.same), "same": int(found.same.sum()), "bytes": out.stat().st_size}
     show(counts, [f"{out}: {counts['pairs']:,} pairs, {counts['same']:,} of one person"], as_json)

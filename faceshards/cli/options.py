@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +53,28 @@ class Command(click.Command):
             ) from None
         except KeyboardInterrupt:
             raise click.ClickException(f"interrupted{self.go_on}") from None
+
+
+class ModelCommand(Command):
+    """A command that runs a model: what MindSpore leaves when a graph fails goes into a temporary folder, not into the
+    one that the user stands in; without a failure nothing of it stays."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command, and says where MindSpore left something."""
+        from training.device.diagnostics import diagnostics_in
+
+        folder = Path(tempfile.mkdtemp(prefix="faceshards-mindspore-"))
+        try:
+            with diagnostics_in(folder):
+                found = super().invoke(ctx)
+        except BaseException:
+            if any(folder.iterdir()):
+                click.echo(f"what MindSpore wrote about it is in {folder}", err=True)
+            else:
+                folder.rmdir()
+            raise
+        shutil.rmtree(folder)
+        return found
 
 
 class Commands(click.Group):

@@ -25,7 +25,7 @@ from faceshards.cli.options import PATH, Command, data_root_option, json_option,
 @click.option("--host-rank", type=click.IntRange(min=0), default=0, show_default=True, help="This host in --hosts.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the scheduler; 0: a free one (one host).")
 @click.option("--rank-table", type=PATH, help="Ascend's rank table file, for clusters that need one.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, look for all that the run needs, and stop.")
 @click.option(
     "--explain", is_flag=True, help="Print each setting, where it comes from and whose figure it is, and stop."
 )
@@ -74,7 +74,7 @@ def train(
         raise click.UsageError(f"--host-rank {host_rank}: --hosts has {len(names)}")
     where = run.Hosts(devices, names, host_rank, port, rank_table)
     if dry_run:
-        for line in run.plan_run(request, where).lines():
+        for line in run.dry_run(request, where, _verifier):
             click.echo(line)
         return
     _print(run.run(request, where, _verifier), as_json)

@@ -240,6 +240,16 @@ def test_embed_from_the_command_line(tmp_path, narrow_weights):
     assert found.exit_code == 0, found.output
     assert found.stdout == f"{tmp_path / 'out'}: 4 embeddings of 4 images\n"
     assert vectors(table(tmp_path / "out")).shape == (4, 32)
+    # Of another size: said before the model sees one, and before there is a folder.
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    for i in range(6):
+        (tmp_path / "faces" / "ann" / f"{i}.jpg").write_bytes(jpeg(i, 160, 128))
+    write_bin(tmp_path / "large.bin", [jpeg(i, 160, 128) for i in range(4)], [True, False])
+    for source in (tmp_path / "faces", tmp_path / "large.bin"):
+        refused = run("embed", source, tmp_path / "c", "--model", narrow_weights, "--backbone", "mbf_narrow")
+        assert refused.exit_code == 1
+        assert "none is of 112 x 112 pixels, which models take (160 x 128: " in refused.stderr
+        assert not (tmp_path / "c").exists()
     refused = run("embed", tmp_path / "nothing", tmp_path / "b", "--model", narrow_weights, "--backbone", "mbf_narrow")
     assert refused.exit_code == 1
     assert "nothing: no such file or folder" in refused.stderr

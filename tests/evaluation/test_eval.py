@@ -116,13 +116,30 @@ def test_a_set_without_a_pair_left_says_why(pairs, tmp_path, narrow_weights):
     options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--quiet")
     result = run("eval", *options, "--set", tmp_path / "large.bin")
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
-    assert "large: 0 pairs do not make 10 folds; 20 of 20 pairs are left out, the first: pair 0" in result.stderr
-    with pytest.raises(FaceshardsError, match=r"large: .*20 of 20 pairs are left out"):
+    assert "large.bin: 0 pairs do not make 10 folds; 20 of 20 pairs are left out, the first: pair 0" in result.stderr
+    assert result.stderr.endswith("an image of 250 x 250 pixels among 112 x 112; models take pictures of 112 x 112\n")
+    with pytest.raises(FaceshardsError, match=r"large.bin: .*20 of 20 pairs are left out"):
         Verifier([tmp_path / "large.bin"])
     # A set of one kind is refused before a model is even looked for.
     write_bin(tmp_path / "alike.bin", pairs[1], [True] * PAIRS)
     result = run("eval", "--model", "nowhere", "--set", pairs[0], "--set", tmp_path / "alike.bin")
-    assert "alike: all 20 pairs are the same person" in result.stderr
+    assert "alike.bin: all 20 pairs are the same person" in result.stderr
+
+
+def test_where_a_report_cannot_be_written_is_said_first(pairs, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (("eval", "--set", pairs[0]), ("ijb", tmp_path)):
+        result = run(*command, "--model", "nowhere", "--out", tmp_path / "file" / "report")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+        assert f"{tmp_path / 'file' / 'report'}: cannot be written" in result.stderr
+
+
+def test_embeddings_from_elsewhere_belong_to_images_of_any_size(pairs, tmp_path):
+    write_bin(tmp_path / "large.bin", [jpeg(i, 250, 250) for i in range(2 * PAIRS)], pairs[2])
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(2 * PAIRS, 4)))
+    result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", tmp_path / "large.bin")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1].startswith("large")
 
 
 def test_a_verifier_takes_black_images_but_no_name_twice(pairs, tmp_path):

@@ -16,6 +16,8 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import (
     BusyError,
     Difference,
+    bytes_text,
+    check_writable,
     difference,
     differences,
     exclusive_folder,
@@ -133,3 +135,30 @@ def test_a_file_differs_in_one_line(tmp_path: Path) -> None:
     path.unlink()
     os.mkfifo(path)  # reading it would wait for ever
     assert difference(path, 0, *written[1:]) == f"{path}: no regular file; the list lists one"
+
+
+def test_a_folder_that_can_be_written_is_found_without_a_trace(tmp_path: Path) -> None:
+    assert check_writable(tmp_path / "deep" / "er") == tmp_path
+    assert check_writable(tmp_path) == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_says_where_and_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path, cause in {
+        tmp_path / "file" / "run": f"{tmp_path / 'file'}: Not a directory",
+        tmp_path / "link" / "run": f"{tmp_path / 'link'}: No such file or directory",
+        tmp_path / ("x" * 300): "File name too long",
+        Path("/proc/run"): "/proc: ",
+    }.items():
+        with pytest.raises(FaceshardsError) as caught:
+            check_writable(path)
+        assert str(caught.value).startswith(f"{path}: cannot be written: ")
+        assert cause in str(caught.value)
+
+
+def test_sizes_for_people() -> None:
+    assert [bytes_text(count) for count in (12_345, 4.56e7, 999e6, 1.234e12)] == [
+        *("0.012 MB", "45.6 MB", "999.0 MB", "1,234.00 GB"),
+    ]

@@ -96,14 +96,15 @@ def _stage(rng: Rng, inputs: int, outputs: int, units: int, recompute: bool) -> 
     return nn.SequentialCell(*made)
 
 
-def _spec(*units: int, multiply_adds: float | None = None) -> Spec:
-    return Spec(build=partial(IResNet, units), last_norm="features", multiply_adds=multiply_adds)
+def _spec(*units: int, fixed: int, multiply_adds: float | None = None) -> Spec:
+    values = (fixed, 512 * 7 * 7 + 5)  # of a component: its row of fc, its bias, and four of the last norm
+    return Spec(build=partial(IResNet, units), last_norm="features", multiply_adds=multiply_adds, values=values)
 
 
 SPECS = {
-    "r18": _spec(2, 2, 2, 2),
-    "r34": _spec(3, 4, 6, 3),
-    "r50": _spec(3, 4, 14, 3, multiply_adds=6.3),
-    "r100": _spec(3, 13, 30, 3, multiply_adds=12.1),
-    "r200": _spec(6, 26, 60, 6, multiply_adds=23.5),
+    "r18": _spec(2, 2, 2, 2, fixed=11_192_704),
+    "r34": _spec(3, 4, 6, 3, fixed=21_317_568),
+    "r50": _spec(3, 4, 14, 3, fixed=30_781_376, multiply_adds=6.3),
+    "r100": _spec(3, 13, 30, 3, fixed=52_378_176, multiply_adds=12.1),
+    "r200": _spec(6, 26, 60, 6, fixed=106_122_368, multiply_adds=23.5),
 }

@@ -141,6 +141,6 @@ def narrow(embedding_size: int, seed: int, recompute: bool) -> nn.Cell:
 
 
 SPECS = {
-    "mbf": Spec(build=wide, last_norm="features.layers.3", multiply_adds=0.45),
-    "mbf_narrow": Spec(build=narrow, last_norm="features.layers.3"),
+    "mbf": Spec(build=wide, last_norm="features.layers.3", multiply_adds=0.45, values=(1_819_136, 516)),
+    "mbf_narrow": Spec(build=narrow, last_norm="features.layers.3", values=(178_144, 260)),
 }

@@ -28,11 +28,14 @@ class Spec:
         last_norm: name of the last norm, whose gain has the length D.
         multiply_adds: of one image of 112 x 112, in 10^9, as arcface_torch's pages and configurations give them; None
             where they are not published.
+        values: numbers in a checkpoint's backbone, moving means and variances too: those that are there whatever D is,
+            and those of each component; what a run will need on disk follows from them. Zeros where nobody counted.
     """
 
     build: Callable[[int, int, bool], nn.Cell]
     last_norm: str
     multiply_adds: float | None = None
+    values: tuple[int, int] = (0, 0)
 
 
 class Graph(Protocol):

@@ -220,14 +220,14 @@ class VisionTransformer(nn.Cell):
         return graph.chain(x, self.feature)
 
 
-def _spec(width: int, depth: int, multiply_adds: float) -> Spec:
+def _spec(width: int, depth: int, multiply_adds: float, fixed: int) -> Spec:
     build = partial(VisionTransformer, width, depth, 8)
-    return Spec(build=build, last_norm="feature.3", multiply_adds=multiply_adds)
+    return Spec(build=build, last_norm="feature.3", multiply_adds=multiply_adds, values=(fixed, width + 4))
 
 
 SPECS = {
-    "vit_t": _spec(256, 12, multiply_adds=1.5),
-    "vit_s": _spec(512, 12, multiply_adds=5.7),
-    "vit_b": _spec(512, 24, multiply_adds=11.4),
-    "vit_l": _spec(768, 24, multiply_adds=25.3),
+    "vit_t": _spec(256, 12, multiply_adds=1.5, fixed=19_006_208),
+    "vit_s": _spec(512, 12, multiply_adds=5.7, fixed=75_761_152),
+    "vit_b": _spec(512, 24, multiply_adds=11.4, fixed=113_571_328),
+    "vit_l": _spec(768, 24, multiply_adds=25.3, fixed=255_291_648),
 }

@@ -63,9 +63,13 @@ class Layout:
         # Item i of a rank's epoch is position i // each of its lane i % each: T steps need, of every lane j,
         # (T * batch - j) / each rows, rounded up.
         lengths = np.diff(self.bounds)  # (lanes,)
-        self.steps_per_epoch = int(((lengths * each + np.arange(self.lanes) % each) // self.batch).min())
+        largest = int((lengths * each + np.arange(self.lanes) % each).min())  # batch of a rank
+        self.steps_per_epoch = largest // self.batch
         if self.steps_per_epoch < 1:
-            raise StreamError(f"{data.path}: {rows} images on {world} ranks give no batch of {global_batch}")
+            raise StreamError(
+                f"{data.path}: {rows} images on {world} ranks give no batch of {global_batch}: global_batch can be "
+                f"{largest * world} at most"
+            )
 
     def own_lanes(self, rank: int) -> range:
         """Returns the lanes of a rank."""

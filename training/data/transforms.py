@@ -10,6 +10,8 @@ import numpy as np
 
 from faceshards.errors import FaceshardsError
 
+SIZE = (112, 112)  # height and width in pixels of the faces that every backbone takes
+
 # (x / 255 - 0.5) / 0.5 for every byte: RGB in [-1, 1], as InsightFace feeds its backbones.
 SCALED = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)  # (256,)
 

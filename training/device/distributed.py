@@ -109,6 +109,27 @@ def init(device: str = "CPU", environ: Mapping[str, str] = os.environ) -> Group:
     return Group(communication.get_rank(), communication.get_group_size(), device)
 
 
+def check_device(device: str, ranks: int = 1) -> None:
+    """Refuses a device that is not on this host, or that has not one for each rank; nothing is started on it.
+
+    Args:
+        device: "CPU", "GPU" or "Ascend".
+        ranks: on this host.
+
+    Raises:
+        FaceshardsError: names the devices there are.
+    """
+    with _quiet():
+        there = [name for name in DEVICES if ms.hal.is_available(name)]
+        if device in there:
+            count = ms.hal.device_count(device) if device != "CPU" else ranks
+            if count < ranks:
+                raise FaceshardsError(f"--devices {ranks}: this host has {count} of device {device}")
+            return
+    others = "".join(f"; choose with --set device={name}" for name in there[:1])
+    raise FaceshardsError(f"device {device} is not available here (available: {', '.join(there) or 'none'}){others}")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps MindSpore's pages of advice off the terminal; what matters is in its exceptions."""
@@ -122,15 +143,13 @@ def _quiet() -> Iterator[None]:
 
 def _set_device(device: str) -> None:
     """Chooses the device."""
+    check_device(device)
     try:
         with _quiet():
-            if not ms.hal.is_available(device) or ms.get_context("device_target") != device:
+            if ms.get_context("device_target") != device:
                 ms.set_device(device)  # which may not come after the first computation, even with the same device
     except RuntimeError as error:
-        there = [name for name in DEVICES if ms.hal.is_available(name)]
-        raise FaceshardsError(
-            f"device {device} is not available here (available: {', '.join(there) or 'none'}): {_first_line(error)}"
-        ) from error
+        raise FaceshardsError(f"device {device} cannot be used: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -67,7 +67,7 @@ class Sampler:
             while rate < 1 and int(rate * self.count) < need:
                 rate = round(rate + 1e-6, 6)
             raise ConfigError(
-                f"sample rate {self.rate:g} of {self.count} classes a process is {self.size} rows, but a batch of "
+                f"sample_rate: {self.rate:g} of {self.count} classes a process is {self.size} rows, but a batch of "
                 f"{global_batch} can hold {need} of these classes: the smallest rate that works is {rate:g}"
             )
 
