@@ -13,8 +13,7 @@ from evaluation.embedder import Embedder
 from evaluation.measure import embed_set
 from evaluation.models.backbone_model import cell_forward
 from evaluation.protocol.verification import Verification
-from faceshards.errors import FaceshardsError
-from faceshards.formats.verification_bin import VerificationSet, read_bin
+from faceshards.formats.verification_bin import VerificationSet, read_bins
 
 log = logging.getLogger(__name__)
 
@@ -23,18 +22,15 @@ class Verifier:
     """Measures a backbone on verification sets; call it with the backbone.
 
     Args:
-        paths: .bin files; a set takes its file's name.
+        paths: .bin files; a set takes its file's name, with as much of the path as tells it from the others.
 
     Raises:
-        FaceshardsError: a file is missing, no verification set, or one that can measure nothing, or two files have one
-            name. This is found out before the first step.
+        FaceshardsError: a file is missing, no verification set, or one that can measure nothing, or is named twice.
+            This is found out before the first step.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._sets = [read_bin(path) for path in paths]
-        names = [source.name for source in self._sets]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise FaceshardsError(f"verify: two sets are named {twice}; rename a file")
+        self._sets = read_bins(paths)
         self._backbone: nn.Cell | None = None
         self._embedder = Embedder(raw_pixels)
         # What the images themselves give, without any training, by set.

@@ -18,18 +18,18 @@ from evaluation.models.model import Model
 from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
-from faceshards.formats.verification_bin import VerificationSet, read_bin
+from faceshards.formats.verification_bin import VerificationSet, read_bins
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def read_sets(paths: Sequence[Path]) -> list[VerificationSet]:
-    """Returns verification sets, each of which can measure something.
+    """Returns verification sets, each of which can measure something; two files of one name are told apart by path.
 
     Raises:
-        FaceshardsError: a file is no verification set, or its pairs measure nothing.
+        FaceshardsError: a file is no verification set or is named twice, or its pairs measure nothing.
     """
-    found = [read_bin(path) for path in paths]
+    found = read_bins(paths)
     for entry in found:  # before hours of embedding
         with _named(entry):
             check_pairs(entry.same)

@@ -10,7 +10,7 @@ import pickletools
 import numpy as np
 import pytest
 
-from faceshards.formats.verification_bin import SetError, read_bin
+from faceshards.formats.verification_bin import SetError, read_bin, read_bins, write_bin
 from tests.recs import jpeg
 
 IMAGES = [jpeg(i, 40, 40) for i in range(4)]
@@ -118,3 +118,18 @@ def test_damage_is_one_line(tmp_path, content, message):
         read_bin(written(tmp_path, content))
     assert "\n" not in str(failure.value)
     assert "set.bin" in str(failure.value)
+
+
+def test_names_of_sets(tmp_path):
+    def names(*paths):
+        for path in paths:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            write_bin(tmp_path / path, [b"1", b"2"], [True])
+        return [found.name for found in read_bins([tmp_path / path for path in paths])]
+
+    assert names("lfw.bin", "agedb_30.bin") == ["lfw", "agedb_30"]
+    assert names("a/lfw.bin", "b/lfw.bin", "b/agedb_30.bin") == ["a/lfw", "b/lfw", "agedb_30"]
+    assert names("a/x/lfw.bin", "b/x/lfw.bin", "b/y/lfw.bin") == ["a/x/lfw", "b/x/lfw", "b/y/lfw"]
+    assert names("a/lfw.bin", "a/lfw.pkl", "b/lfw.bin") == ["a/lfw.bin", "a/lfw.pkl", "b/lfw.bin"]
+    with pytest.raises(SetError, match=r"lfw.bin: is named twice"):
+        names("a/lfw.bin", "a/../a/lfw.bin")
