@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,13 @@ from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
 from faceshards.files import differences, exclusive_folder, replacing, write_json
 
+log = logging.getLogger(__name__)
 
-def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
+
+def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
     """Returns counts (images, embedded, left_out) after writing the embeddings of all images of a source into `out`.
+
+    `source` is what open_source() takes: a path, or several of pictures.
 
     `out`/part-NNNNN.parquet has a row per image, in the source's order: sid int64, key string, label string, embedding
     fixed-size list of float32 (image and mirror image added, not normalised; NaN if there is none), cause string (why
@@ -31,11 +38,15 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
     Interrupted at any moment, the same call goes on with the first block that is not there.
 
     Raises:
-        FaceshardsError: `out` holds embeddings of something else, another process is at work there, or a file cannot be
-            read or written.
+        FaceshardsError: `out` holds embeddings of something else, another process is at work there, a file cannot be
+            read or written, or no image has an embedding (the parts say why).
     """
-    with exclusive_folder(out), tempfile.TemporaryDirectory(prefix="faceshards-") as work:
-        found = open_source(source, Path(work))
+    if out.exists() and not out.is_dir():
+        raise FaceshardsError(f"{out}: no folder; the last name is that of the folder for the embeddings")
+    with contextlib.ExitStack() as stack:
+        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="faceshards-"))
+        found = open_source([source] if isinstance(source, Path) else source, Path(work))
+        stack.enter_context(exclusive_folder(out))  # not made for a source that is none
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
         facts = out / "_embed.json"
         if facts.exists():
@@ -46,7 +57,21 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
         write_json({"request": request, "backbone": model.backbone}, facts)
         counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
         write_json({"request": request, "backbone": model.backbone, "card": model.card, **counts}, facts)
+        if lost := counts["left_out"]:
+            told = f"{out}: {lost:,} of {counts['images']:,} images have no embedding, the first: {_first_cause(out)}"
+            if lost == counts["images"]:
+                raise FaceshardsError(told)
+            log.warning("%s; column cause has the others", told)
     return counts
+
+
+def _first_cause(out: Path) -> str:
+    """Returns key and cause of the first image that has no embedding."""
+    for path in sorted(out.glob("part-*.parquet")):
+        table = pq.read_table(path, columns=["key", "cause"])
+        if rows := table.filter(table["cause"].is_valid()).slice(0, 1).to_pylist():
+            return f"{rows[0]['key']}: {rows[0]['cause']}"
+    return ""
 
 
 def _request(facts: Path) -> dict[str, Any]:

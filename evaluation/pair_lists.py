@@ -86,10 +86,11 @@ def read_pairs(pairs: Path) -> list[Pair]:
 
     Args:
         pairs: a text file with tabs, commas, semicolons or blanks between the fields of a line, and quotes around a
-            field if need be. A first line of one or two numbers (a count) or of column titles is passed over. All the
-            others have one form of FORMS: names and numbers as LFW's pairs.txt has them (name/name_000i.jpg, or another
-            of SUFFIXES); two images, and whether they show one person; two images without a flag, which do if they lie
-            in one folder; or a line an image and two lines a pair, as _joined() reads them.
+            field if need be. Lines that begin with # are comments; a first line of one or two numbers (a count) or of
+            column titles is passed over. All others have one form of FORMS: names and numbers as LFW's pairs.txt has
+            them (name/name_000i.jpg, or another of SUFFIXES); two images, and whether they show one person; two images
+            without a flag, which do if they lie in one folder; or a line an image and two lines a pair, as _joined()
+            reads them.
             Or a folder: CFP's Protocol with Pair_list_F.txt, Pair_list_P.txt and Split/FP/01 to 10, whose same.txt and
             diff.txt number the images of these lists from 1.
 
@@ -103,7 +104,7 @@ def read_pairs(pairs: Path) -> list[Pair]:
 
 
 def read_lines(file: Path) -> list[tuple[int, str]]:
-    """Returns number and text of the lines that are neither empty nor begin with #.
+    """Returns number and text of the lines of a list that are not empty.
 
     Raises:
         SetError: no text in UTF-8, or in UTF-16 with its mark, as PowerShell writes it.
@@ -116,13 +117,12 @@ def read_lines(file: Path) -> list[tuple[int, str]]:
         raise SetError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SetError(f"{file}: cannot be read: no text in UTF-8, {error.reason} at byte {error.start}") from None
-    lines = enumerate(re.split(r"\r\n|\r|\n", text), 1)
-    return [(number, line) for number, line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
 
 
 def _listed(file: Path) -> list[Pair]:
     """Returns the pairs of a text file, by the first delimiter that makes sense of all its lines."""
-    lines = read_lines(file)
+    lines = [(number, line) for number, line in read_lines(file) if not line.lstrip().startswith("#")]
     failures = []
     for delimiter in _DELIMITERS:
         found = _split(file, lines, delimiter)
