@@ -117,8 +117,8 @@ def _flat(folder: Path) -> ImageFiles | None:
         raise SourceError(f"{folder}: {error.strerror}") from None
     if not any(map(is_image, names)) or any(name.endswith(".rec") for name in names):
         return None
-    below = [name for name in names if os.path.isdir(folder / name)]
-    if any(_has_pictures(folder / name) for name in below if not is_leftover(name)):
+    below = {name for name in names if os.path.isdir(folder / name) and not is_leftover(name)}
+    if any(_has_pictures(folder / name) for name in below):
         return None
     return _taken(str(folder), os.path.abspath(folder), [name for name in names if name not in below])
 
@@ -174,7 +174,7 @@ def _taken(where: str, root: str, names: Sequence[str], labels: Sequence[str | N
             taken.append((name, label))
     if aside:
         told = ", ".join(f"{len(found)} {what} (the first: {found[0]})" for what, found in aside.items())
-        log.warning("%s: left aside of %d files: %s", where, len(names), told)
+        log.warning("%s: left aside: %s", where, told)
     if not taken:
         raise SourceError(f"{where}: none of {len(names)} files is a picture (.jpg, .jpeg or .png)")
     return ImageFiles(root, *zip(*taken, strict=True))

@@ -142,8 +142,8 @@ def test_a_flat_folder_has_no_identities(tmp_path, photographs, caplog):
         (2, "c.png", None),
     ]
     assert_embedded(vectors(rows), [IMAGES[2], IMAGES[1], IMAGES[0]])
-    aside = "2 that systems left (the first: ._a.jpg), 1 that are no .jpg, .jpeg or .png (the first: notes.md)"
-    assert caplog.messages == [f"{photographs}: left aside of 6 files: {aside}"]
+    aside = "4 that systems left (the first: ._a.jpg), 1 that are no .jpg, .jpeg or .png (the first: notes.md)"
+    assert caplog.messages == [f"{photographs}: left aside: {aside}"]
     (photographs / "a.jpg").write_bytes(IMAGES[4])  # other pictures are another source
     with pytest.raises(FaceshardsError, match="holds embeddings of another source"):
         embed(photographs, tmp_path / "out", MODEL, quiet=True)
@@ -160,7 +160,7 @@ def test_pictures_by_name_and_in_a_list(tmp_path, photographs, monkeypatch, capl
     two = [Path("photographs/a.jpg"), tmp_path / "more" / "a.jpg"]  # of one file name
     embed(two[0], tmp_path / "one", MODEL, quiet=True)
     embed([*two, photographs / "Thumbs.db"], tmp_path / "two", MODEL, quiet=True)
-    assert caplog.messages[0].startswith("SOURCE: left aside of 3 files: 1 that systems left")
+    assert caplog.messages[0].startswith("SOURCE: left aside: 1 that systems left")
     lines = "\n".join(f"{number}\t{number}.000000\t{name}" for number, name in enumerate([*two, "more/gone.jpg"]))
     Path("list.lst").write_text(lines)
     found = embed(Path("list.lst"), tmp_path / "listed", MODEL, quiet=True)
