@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,12 +53,13 @@ def make_set(root: Path, pairs: Path) -> VerificationSet:
 
 def _read(root: Path, image: Image, place: str) -> tuple[Path, bytes]:
     """Returns path and bytes of an image of a list; `place` is its line, for messages."""
-    top = os.path.abspath(root)
-    for name in image:
-        if "\0" in name or ".." in Path(name).parts or not Path(top, name).is_relative_to(top):
-            raise SetError(f"{place}: {name[:80]!r} is not below {root}")
-    path = next((root / name for name in image if os.path.isfile(root / name)), root / image[0])
+    name, top = image[0], os.path.join(os.path.abspath(root), "")  # the others have another suffix
+    if "\0" in name or ".." in name.split("/") or not os.path.join(top, name).startswith(top):
+        raise SetError(f"{place}: {name[:80]!r} is not below {root}")
+    path = next((path for path in (root / name for name in image) if os.path.isfile(path)), root / name)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would wait for its writer for ever
+            raise SetError(f"{place}: {path}: not a regular file")
         return path, path.read_bytes()
     except OSError as error:
         others = f" (nor {', '.join(Path(name).suffix for name in image[1:])})" if len(image) > 1 else ""

@@ -94,6 +94,7 @@ def test_one_list_in_many_forms(faces, tmp_path, text, pairs):
         (f"0\t7\t{A1}\n1\t7\t{A2}\n2\t7\t{A1}\n", "list.txt:3: .* is the first image of a pair without a second"),
         ("ann 1 4\n", "list.txt:1: .*ann_0004.jpg: No such file or directory .nor .jpeg, .png, .JPG, .JPEG, .PNG"),
         (b"\xe4nn 1 2\n", "list.txt: cannot be read: no text in UTF-8, invalid continuation byte at byte 0"),
+        (f"ann/ {A1} 0\n", "list.txt:1: .*ann: not a regular file"),
         ("10 300\n# nothing yet\n", "list.txt: holds no pairs"),
         ("", "list.txt: holds no pairs"),
     ],
