@@ -97,6 +97,8 @@ def _found(path: Path, work: Path) -> ImageSource:
     parts, more = cut(files, work, BYTES)
     for warning in (*warnings, *more):
         log.warning("%s", warning)
+    if len(files) > 1:
+        log.warning("%s: %d files: an identity is a label and the file that its key begins with", path, len(files))
     # A listing is in the digest by its names and their order; an .idx by its keys.
     tables = sorted({part.table for part in parts if part.table})
     digests = [file_digest(Path(table))[1] for table in tables]

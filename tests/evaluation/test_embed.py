@@ -221,12 +221,13 @@ def test_nothing_embedded_is_an_error(tmp_path):
         embed(tmp_path / "a.jpg", tmp_path / "a.jpg", MODEL, quiet=True)
 
 
-def test_records_of_several_files_have_keys_of_their_own(tmp_path):
+def test_records_of_several_files_have_keys_of_their_own(tmp_path, caplog):
     (tmp_path / "recs").mkdir()
     for name, image in (("x.rec", IMAGES[0]), ("y.rec", IMAGES[1])):
         write_rec(tmp_path / "recs" / name, [pack(image, key=1)], keys=[1])
     embed(tmp_path / "recs", tmp_path / "out", MODEL, quiet=True)
     assert [row["key"] for row in table(tmp_path / "out")] == ["x.rec/1", "y.rec/1"]
+    assert "recs: 2 files: an identity is a label and the file that its key begins with" in caplog.text
 
 
 def test_a_dataset_and_its_rec_agree(tmp_path):
