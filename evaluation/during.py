@@ -10,10 +10,10 @@ import numpy as np
 from mindspore import nn
 
 from evaluation.embedder import Embedder
-from evaluation.measure import embed_set
+from evaluation.measure import embed_set, read_sets
 from evaluation.models.backbone_model import cell_forward
 from evaluation.protocol.verification import Verification
-from faceshards.formats.verification_bin import VerificationSet, read_bins
+from faceshards.formats.verification_bin import VerificationSet
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Verifier:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._sets = read_bins(paths)
+        self._sets = read_sets(paths)
         self._backbone: nn.Cell | None = None
         self._embedder = Embedder(raw_pixels)
         # What the images themselves give, without any training, by set.

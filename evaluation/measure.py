@@ -18,7 +18,7 @@ from evaluation.models.model import Model
 from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
-from faceshards.formats.verification_bin import VerificationSet, read_bins
+from faceshards.formats.verification_bin import VerificationSet, read_bin, set_names
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -29,7 +29,8 @@ def read_sets(paths: Sequence[Path]) -> list[VerificationSet]:
     Raises:
         FaceshardsError: a file is no verification set or is named twice, or its pairs measure nothing.
     """
-    found = read_bins(paths)
+    names = set_names(paths)
+    found = [dataclasses.replace(read_bin(path), name=name) for path, name in zip(paths, names, strict=True)]
     for entry in found:  # before hours of embedding
         with _named(entry):
             check_pairs(entry.same)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import itertools
 import math
@@ -197,18 +196,14 @@ def read_bin(path: Path | str) -> VerificationSet:
     return VerificationSet(printable(path.stem), tuple(encoded), np.array(same, bool))
 
 
-def read_bins(paths: Sequence[Path]) -> list[VerificationSet]:
-    """Returns verification sets, each by a name of its own: its file's, with as much of the path as tells it apart.
+def set_names(paths: Sequence[Path]) -> list[str]:
+    """Returns a name for each of several sets: its file's, with as much of the path as tells it from the others.
+
+    These are a/lfw and b/lfw for a/lfw.bin and b/lfw.bin, and agedb for a/agedb.bin.
 
     Raises:
-        SetError: as read_bin(), or a file is named twice.
+        SetError: a file is named twice.
     """
-    names = _told_apart(paths)
-    return [dataclasses.replace(read_bin(path), name=name) for path, name in zip(paths, names, strict=True)]
-
-
-def _told_apart(paths: Sequence[Path]) -> list[str]:
-    """Returns names of files: a/lfw and b/lfw for a/lfw.bin and b/lfw.bin, agedb for a/agedb.bin."""
     whole = [Path(os.path.abspath(path)) for path in paths]
     if twice := next((path for path, full in zip(paths, whole, strict=True) if whole.count(full) > 1), None):
         raise SetError(f"{twice}: is named twice")
