@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.make_set import make_set
 from faceshards.formats.verification_bin import SetError, read_bin, write_bin
+from tests.evaluation.commands import run
 from tests.recs import jpeg
 
 IMAGES = [jpeg(i) for i in range(4)]
@@ -103,6 +104,20 @@ def test_a_list_that_says_no_one_thing(faces, tmp_path, text, message):
     with pytest.raises(SetError, match=message) as failure:
         said(faces, tmp_path, text)
     assert "\n" not in str(failure.value)
+
+
+def test_make_bin_from_the_command_line(faces, tmp_path):
+    pairs, out = tmp_path / "pairs.txt", tmp_path / "lfw.bin"
+    pairs.write_text("0000045 1 2\n0000045 1 0000046 3\n")
+    found = run("make-bin", faces[0], pairs, out)
+    assert (found.exit_code, found.stdout) == (0, f"{out}: 2 pairs, 1 of one person\n")
+    assert read_bin(out).images == tuple(faces[1][name] for pair in NUMBERS for name in pair[:2])
+    out.unlink()
+    pairs.write_text("0000045 1 2\n0000045 1\n")
+    refused = run("make-bin", faces[0], pairs, out)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr == f"Error: {pairs}:2: '0000045 1' is no pair\n"
+    assert not out.exists()
 
 
 def test_a_list_says_what_it_lacks(faces, tmp_path, caplog):
