@@ -11,10 +11,9 @@ import numpy as np
 from mindspore import nn
 
 from evaluation.embedder import Embedder
-from evaluation.measure import embed_set, read_set
+from evaluation.measure import embed_set, read_sets
 from evaluation.models.backbone_model import cell_forward
 from evaluation.protocol.verification import Verification
-from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import VerificationSet
 
 log = logging.getLogger(__name__)
@@ -24,22 +23,18 @@ class Verifier:
     """Measures a backbone on verification sets; call it with the backbone.
 
     Args:
-        paths: .bin files; a set takes its file's name.
+        paths: .bin files; a set takes its file's name, with as much of the path as tells it from the others.
 
     Raises:
-        FaceshardsError: a file is missing, no verification set, or one that can measure nothing, or two files have one
-            name.
+        FaceshardsError: a file is missing, no verification set, or one that can measure nothing, or is named twice.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._sets = []
-        for source, lost in map(read_set, paths):
+        for source, lost in read_sets(paths):
             self._sets.append(source)
             if lost:
                 log.warning("%s: %d of %d pairs left out: %s", source.name, len(lost), len(source.same), lost[0])
-        names = [source.name for source in self._sets]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise FaceshardsError(f"two sets are named {twice}; rename a file")
         self._backbone: nn.Cell | None = None
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -25,9 +26,13 @@ from training.data.transforms import SIZE, ImageError, decode
 
 LOOKED_AT = 32  # images of a block, before all are embedded
 
+log = logging.getLogger(__name__)
 
-def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
+
+def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
     """Returns counts (images, embedded, left_out) after writing the embeddings of all images of a source into `out`.
+
+    `source` is what open_source() takes: a path, or several of pictures.
 
     `out`/part-NNNNN.parquet has a row per image, in the source's order: sid int64, key string, label string, embedding
     fixed-size list of float32 (image and mirror image added, not normalised; NaN if there is none), cause string (why
@@ -37,12 +42,14 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
     Interrupted at any moment, the same call goes on with the first block that is not there.
 
     Raises:
-        FaceshardsError: `out` holds embeddings of something else, another process is at work there, or a file cannot be
-            read or written.
+        FaceshardsError: `out` holds embeddings of something else, another process is at work there, a file cannot be
+            read or written, or no image has an embedding (the parts say why).
     """
+    if out.exists() and not out.is_dir():
+        raise FaceshardsError(f"{out}: no folder; the last name is that of the folder for the embeddings")
     with tempfile.TemporaryDirectory(prefix="faceshards-") as work, contextlib.ExitStack() as stack:
-        found = open_source(source, Path(work))
-        _check_sizes(source, found.blocks)
+        found = open_source([source] if isinstance(source, Path) else source, Path(work))
+        _check_sizes(source if isinstance(source, Path) else source[0], found.blocks)
         stack.enter_context(exclusive_folder(out))
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
         facts = out / "_embed.json"
@@ -54,7 +61,21 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
         write_json({"request": request, "backbone": model.backbone}, facts)
         counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
         write_json({"request": request, "backbone": model.backbone, "card": model.card, **counts}, facts)
+        if lost := counts["left_out"]:
+            told = f"{out}: {lost:,} of {counts['images']:,} images have no embedding, the first: {_first_cause(out)}"
+            if lost == counts["images"]:
+                raise FaceshardsError(told)
+            log.warning("%s; column cause has the others", told)
     return counts
+
+
+def _first_cause(out: Path) -> str:
+    """Returns key and cause of the first image that has no embedding."""
+    for path in sorted(out.glob("part-*.parquet")):
+        table = pq.read_table(path, columns=["key", "cause"])
+        if rows := table.filter(table["cause"].is_valid()).slice(0, 1).to_pylist():
+            return f"{rows[0]['key']}: {rows[0]['cause']}"
+    return ""
 
 
 def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> None:

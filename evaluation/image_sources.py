@@ -1,9 +1,9 @@
-"""Images to embed: of a published dataset, a verification set, a .rec or an image folder, a block at a time."""
+"""Images to embed: of a published dataset, a verification set, a .rec, a folder or files, a block at a time."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
+from evaluation.image_files import find_image_files
 from faceshards.dataset.manifest import Manifest, check_image
+from faceshards.errors import SourceError
 from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
 from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
-from pipelines.sources.registry import scan
+from pipelines.sources.registry import SOURCES, scan
 
 log = logging.getLogger(__name__)
 
@@ -60,29 +62,52 @@ class ImageSource:
     total: int
 
 
-def open_source(path: Path, work: Path) -> ImageSource:
-    """Returns the images at a path.
+def open_source(paths: Sequence[Path], work: Path) -> ImageSource:
+    """Returns the images at a path, or in files.
 
     Args:
-        path: a published dataset, a .bin, a .rec, or a folder with a .rec or images.
+        paths: a published dataset, a .bin, a .rec, a folder with .rec files or a folder an identity; or, without
+            identities, what find_image_files() takes.
         work: a folder for tables that the blocks need.
 
     Raises:
         FaceshardsError: nothing there, or nothing that can be read.
     """
-    if (path / "dataset.json").is_file() or path.name == "dataset.json":
+    path = paths[0]
+    if len(paths) == 1 and ((path / "dataset.json").is_file() or path.name == "dataset.json"):
         return _dataset(Manifest(path))
-    if path.suffix == ".bin":
+    if len(paths) == 1 and path.suffix == ".bin":
         return _set(path)
-    files, warnings = find_files(path)
+    if files := find_image_files(paths):
+        parts, identity = files.cut(work, BYTES)
+        return ImageSource(identity, [_block(part, "") for part in parts], len(files.names))
+    return _found(path, work)
+
+
+def _found(path: Path, work: Path) -> ImageSource:
+    """Returns the images that a build would find at a path."""
+    try:
+        files, warnings = find_files(path)
+    except SourceError as error:
+        if path.is_file() and path.suffix != ".rec":
+            raise SourceError(
+                f"{error}; nor is it a .bin, a picture (.jpg, .jpeg, .png) or a list (.txt, .lst)"
+            ) from None
+        raise
     parts, more = cut(files, work, BYTES)
     for warning in (*warnings, *more):
         log.warning("%s", warning)
+    if any(SOURCES[part.kind].doubt(part) for part in parts if part.start == 0):
+        log.warning("%s: its folders may be no people; the column label has their names all the same", path)
+    if len(files) > 1:
+        log.warning("%s: %d files: an identity is a label and the file that its key begins with", path, len(files))
     # A listing is in the digest by its names and their order; an .idx by its keys.
     tables = sorted({part.table for part in parts if part.table})
     digests = [file_digest(Path(table))[1] for table in tables]
     identity = {"files": [[printable(file.name), file.bytes, file.mtime_ns] for file in files], "tables": digests}
-    return ImageSource(identity, [lambda first, part=part: _partition(part, first) for part in parts], 0)  # type: ignore[misc]
+    # Every .rec has a record 1: of several, the file's name is part of the key.
+    names = [f"{printable(file.name)}/" if len(files) > 1 else "" for file in files]
+    return ImageSource(identity, [_block(part, names[part.source]) for part in parts], 0)
 
 
 def _dataset(data: Manifest) -> ImageSource:
@@ -118,13 +143,22 @@ def _set(path: Path) -> ImageSource:
     return ImageSource({"set": file_digest(path)[1]}, blocks, len(images))  # type: ignore[arg-type]
 
 
-def _partition(part: Partition, first: int) -> Images:
-    """Returns the image records of a piece of a .rec or folder; broken ones with their reason."""
-    found = scan(part)
-    causes = [f"{detail}" if detail else "" for detail in found.detail]
-    # A label that names no identity does not matter here: the image has an embedding all the same.
-    causes = ["" if image is not None else cause for image, cause in zip(found.images, causes, strict=True)]
-    keys: Iterator[str] = (str(first + i) if key is None else key for i, key in enumerate(found.key))
-    images = [b"" if image is None else image for image in found.images]
-    sids = np.arange(first, first + len(images))
-    return Images(sids, list(keys), found.label_original, images, causes)
+def _block(part: Partition, prefix: str) -> Callable[[int], Images]:
+    """Returns what reads a piece of a .rec or folder: its image records, broken ones with their reason.
+
+    Args:
+        part: the piece.
+        prefix: of the keys.
+    """
+
+    def read(first: int) -> Images:
+        found = scan(part)
+        causes = [f"{detail}" if detail else "" for detail in found.detail]
+        # A label that names no identity does not matter here: the image has an embedding all the same.
+        causes = ["" if image is not None else cause for image, cause in zip(found.images, causes, strict=True)]
+        keys = [prefix + (str(first + i) if key is None else key) for i, key in enumerate(found.key)]
+        images = [b"" if image is None else image for image in found.images]
+        sids = np.arange(first, first + len(images))
+        return Images(sids, keys, found.label_original, images, causes)
+
+    return read

@@ -19,26 +19,32 @@ from evaluation.models.model import Model
 from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
-from faceshards.formats.verification_bin import VerificationSet, read_bin
+from faceshards.formats.verification_bin import VerificationSet, read_bin, set_names
 from training.data.transforms import SIZE, ImageError, decode
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
-def read_set(path: Path, decoded: bool = True) -> tuple[VerificationSet, tuple[str, ...]]:
-    """Returns a verification set that can measure something, and a line for each pair that will be left out.
+def read_sets(paths: Sequence[Path], decoded: bool = True) -> list[tuple[VerificationSet, tuple[str, ...]]]:
+    """Returns verification sets that can measure something, each with a line for every pair that will be left out.
 
-    It costs the decoding of all images, a tenth of a millisecond each, and is known before hours of embedding.
+    It costs the decoding of all images, a tenth of a millisecond each, and is known before hours of embedding. Two
+    files of one name are told apart by their paths.
 
     Args:
-        path: the .bin.
-        decoded: its images are what is embedded; without this they may be anything.
+        paths: .bin files.
+        decoded: their images are what is embedded; without this they may be anything.
 
     Raises:
-        FaceshardsError: no verification set, or its pairs measure nothing: too few, all alike, or without images that
-            decode at the size that models take.
+        FaceshardsError: a file is no verification set or is named twice, or its pairs measure nothing: too few, all
+            alike, or without images that decode at the size that models take.
     """
-    source = read_bin(path)
+    return [_read_set(path, name, decoded) for path, name in zip(paths, set_names(paths), strict=True)]
+
+
+def _read_set(path: Path, name: str, decoded: bool) -> tuple[VerificationSet, tuple[str, ...]]:
+    """Returns one of the sets of read_sets(), by the name that it has among them."""
+    source = dataclasses.replace(read_bin(path), name=name)
     lost = _lost_pairs(source) if decoded else {}
     lines = tuple(lost.values())
     try:

@@ -42,9 +42,13 @@ def key(name: str) -> str:
 
 
 def rank(name: str) -> int:
-    """Returns a set's place in the field's order; sets that are not the field's come after."""
-    keys = [key(known) for known in SETS]
-    return keys.index(key(name)) if key(name) in keys else len(keys)
+    """Returns a set's place in the field's order; sets that are not the field's come after.
+
+    Args:
+        name: of the set, perhaps with a part of its file's path before it.
+    """
+    keys, wanted = [key(known) for known in SETS], key(name.rpartition("/")[2])
+    return keys.index(wanted) if wanted in keys else len(keys)
 
 
 def published(backbone: str, trained_on: str, name: str) -> dict[str, float]:

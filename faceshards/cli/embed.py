@@ -18,14 +18,17 @@ from faceshards.cli.options import (
 
 
 @click.command(cls=ModelCommand, go_on="; the same command goes on where it stopped")
-@click.argument("source", type=PATH)
+@click.argument("source", type=PATH, nargs=-1, required=True)
 @click.argument("out", type=PATH)
 @required_model_option
 @backbone_option
 @quiet_option
 @json_option
-def embed(source: Path, out: Path, model: Path, backbone: str, quiet: bool, as_json: bool) -> None:
-    """Write the embeddings of all images of SOURCE (a dataset, .bin, .rec or image folder) into the folder OUT.
+def embed(source: tuple[Path, ...], out: Path, model: Path, backbone: str, quiet: bool, as_json: bool) -> None:
+    """Write the embeddings of all images of SOURCE into the folder OUT.
+
+    SOURCE is a dataset, a .bin, a .rec, or a folder with a sub-folder per identity; or, without identities, a flat
+    folder of pictures, pictures, or a list of them (.txt: a path on each line; .lst: index, label and path).
 
     Interrupted, the same command goes on where it stopped.
 
@@ -34,11 +37,10 @@ def embed(source: Path, out: Path, model: Path, backbone: str, quiet: bool, as_j
       faceshards embed data/shards/synthetic data/embeddings --model data/runs/synthetic
       faceshards embed lfw.bin lfw_embeddings --model r50.onnx
       faceshards embed photographs/ out --model backbone.pth --backbone r100
+      faceshards embed ann.jpg bob.jpg out --model r50.onnx
     """
     from evaluation.embed_source import embed as run
     from evaluation.models.load import load_model  # MindSpore: only for this command
 
     counts = run(source, out, load_model(model, backbone), quiet)
     show(counts, [f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"], as_json)
-    if counts["left_out"] and not as_json:
-        click.echo(f"{counts['left_out']:,} images have none: column cause says why", err=True)

@@ -47,13 +47,13 @@ def evaluate(
     one_of_model_and_embeddings(model, embeddings)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
-    from evaluation.measure import measure_embeddings, measure_model, read_set
+    from evaluation.measure import measure_embeddings, measure_model, read_sets
     from evaluation.report.table import table
     from evaluation.report.write import write
 
     if out is not None:
         check_writable(out)  # before hours of embedding
-    found = [read_set(path, decoded=model is not None)[0] for path in sets]
+    found = [source for source, _ in read_sets(sets, decoded=model is not None)]
     if model is not None:
         source, trained_on = loaded(model, backbone, trained_on)
         backbone = source.backbone

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evaluation.pair_lists import make_set
+from evaluation.make_set import make_set
 from faceshards.cli.options import PATH, Command, json_option, show
 from faceshards.files import check_writable
 from faceshards.formats.verification_bin import write_bin
@@ -21,14 +21,19 @@ def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
     """Make a verification set OUT (.bin) of images below ROOT and a list of PAIRS.
 
     \b
-    PAIRS is one of
-      LFW's pairs.txt         name 1 2   or   name 1 other 2
-      a folder                CFP's Protocol (its Split/FP)
-      lines of two images     a/1.jpg b/2.jpg 0   (1: one person), or without the flag: one folder is one person
-      CALFW's, CPLFW's lists  a line an image, two lines a pair: ann_0001.jpg 0   (0: two persons)
+    PAIRS is CFP's folder Protocol (its Split/FP), or a text file whose lines are all
+      name i j, or name i name j    LFW's pairs.txt: name/name_000i.jpg, .jpeg or .png
+      image image flag              a/1.jpg b/2.jpg 0; the flag first or last; 1 or true: one person,
+                                    0, -1 or false: two; without a flag one folder is one person
+      image number                  CALFW's and CPLFW's: two lines a pair, 0: two persons
+      index label image             im2rec's .lst: two lines a pair, one label: one person
+    with tabs, commas, semicolons or blanks between the fields. A first line that counts the pairs (10 300) or has the
+    titles of columns is passed over, and so are lines that begin with #.
+
     \b
-    Example:
+    Examples:
       faceshards make-bin lfw_112x112 pairs.txt lfw.bin
+      faceshards make-bin lfw_112x112 pairs.csv lfw.bin
     """
     check_writable(out.parent)  # before all images are read
     found = make_set(root, pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import pickle
@@ -193,6 +194,29 @@ def read_bin(path: Path | str) -> VerificationSet:
     if not all(isinstance(flag, bool | int) and flag in (0, 1) for flag in same):
         raise SetError(f"{path}: a flag is neither true nor false")
     return VerificationSet(printable(path.stem), tuple(encoded), np.array(same, bool))
+
+
+def set_names(paths: Sequence[Path]) -> list[str]:
+    """Returns a name for each of several sets: its file's, with as much of the path as tells it from the others.
+
+    These are a/lfw and b/lfw for a/lfw.bin and b/lfw.bin, and agedb for a/agedb.bin.
+
+    Raises:
+        SetError: a file is named twice.
+    """
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    if twice := next((path for path, full in zip(paths, whole, strict=True) if whole.count(full) > 1), None):
+        raise SetError(f"{twice}: is named twice")
+    found = [path.stem for path in whole]
+    for stem in {name for name in found if found.count(name) > 1}:
+        places = [place for place, path in enumerate(whole) if path.stem == stem]
+        # By the suffix, too, if they lie in one folder.
+        bare = len({whole[place].parent for place in places}) == len(places)
+        parts = [(whole[place].with_suffix("") if bare else whole[place]).parts for place in places]
+        depth = next(depth for depth in itertools.count(1) if len({part[-depth:] for part in parts}) == len(parts))
+        for place, part in zip(places, parts, strict=True):
+            found[place] = "/".join(part[-depth:])
+    return [printable(name) for name in found]
 
 
 def _bytes(image: Any) -> bytes:

@@ -23,7 +23,7 @@ from pipelines.config import BuildConfig
 from pipelines.synthetic.write import SyntheticSpec
 from tests.evaluation.commands import run
 from tests.pipelines.build_fixtures import flip_bit, run_build, synthetic_set
-from tests.recs import jpeg
+from tests.recs import jpeg, pack, write_rec
 from training.data.transforms import decode
 
 pytestmark = pytest.mark.numeric
@@ -125,6 +125,123 @@ def test_a_set_a_folder_and_a_dataset(tmp_path):
     assert_embedded(vectors([rows[0], rows[2]]), IMAGES[1:3])
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    """A flat folder of three pictures, and what systems and people leave beside them."""
+    folder = tmp_path / "photographs"
+    leftovers = ("._a.jpg", "Thumbs.db", "notes.md", "@eaDir/a.jpg", ".cache/a.jpg")
+    for name, image in zip(("c.png", "a.jpg", "B.JPEG", *leftovers), IMAGES[:3] + [b"junk"] * 5, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+    return folder
+
+
+def test_a_flat_folder_has_no_identities(tmp_path, photographs, caplog):
+    assert embed(photographs, tmp_path / "out", MODEL, quiet=True) == {"images": 3, "embedded": 3, "left_out": 0}
+    rows = table(tmp_path / "out")
+    assert [(row["sid"], row["key"], row["label"]) for row in rows] == [
+        (0, "B.JPEG", None),
+        (1, "a.jpg", None),
+        (2, "c.png", None),
+    ]
+    assert_embedded(vectors(rows), [IMAGES[2], IMAGES[1], IMAGES[0]])
+    aside = "4 that systems left (the first: ._a.jpg), 1 that are no .jpg, .jpeg or .png (the first: notes.md)"
+    assert caplog.messages == [f"{photographs}: left aside: {aside}"]
+    (photographs / "a.jpg").write_bytes(IMAGES[4])  # other pictures are another source
+    with pytest.raises(FaceshardsError, match="holds embeddings of another source"):
+        embed(photographs, tmp_path / "out", MODEL, quiet=True)
+    (photographs / "ann").mkdir()
+    (photographs / "ann" / "1.jpg").write_bytes(IMAGES[3])  # a folder an identity, and loose pictures beside it
+    embed(photographs, tmp_path / "people", MODEL, quiet=True)
+    assert ("ann/1.jpg", "ann") in [(row["key"], row["label"]) for row in table(tmp_path / "people")]
+
+
+def test_pictures_by_name_and_in_a_list(tmp_path, photographs, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.jpg").write_bytes(IMAGES[3])
+    two = [Path("photographs/a.jpg"), tmp_path / "more" / "a.jpg"]  # of one file name
+    embed(two[0], tmp_path / "one", MODEL, quiet=True)
+    embed([*two, photographs / "Thumbs.db"], tmp_path / "two", MODEL, quiet=True)
+    assert caplog.messages[0].startswith("SOURCE: left aside: 1 that systems left")
+    lines = "\n".join(f"{number}\t{number}.000000\t{name}" for number, name in enumerate([*two, "more/gone.jpg"]))
+    Path("list.lst").write_text(lines)
+    found = embed(Path("list.lst"), tmp_path / "listed", MODEL, quiet=True)
+    assert found == {"images": 3, "embedded": 2, "left_out": 1}
+    assert "1 of 3 images have no embedding, the first: more/gone.jpg: cannot be read: No such file" in caplog.text
+    (photographs / "list.TXT").write_bytes("\ufeffa.jpg\r\n\r\n@eaDir/a.jpg\r\n../more/a.jpg\r\n".encode())
+    embed(
+        photographs / "list.TXT", tmp_path / "near", MODEL, quiet=True
+    )  # of its own folder, since none is in this one
+    keys = {
+        name: [(row["key"], row["label"]) for row in table(tmp_path / name)]
+        for name in ("one", "two", "listed", "near")
+    }
+    assert keys == {
+        "one": [("photographs/a.jpg", None)],
+        "two": [("photographs/a.jpg", None), (str(two[1]), None)],
+        "listed": [("photographs/a.jpg", "0"), (str(two[1]), "1"), ("more/gone.jpg", "2")],
+        "near": [("a.jpg", None), ("../more/a.jpg", None)],
+    }
+    assert_embedded(vectors(table(tmp_path / "two")), [IMAGES[1], IMAGES[3]])
+
+
+def test_a_root_one_level_too_high_is_doubted(tmp_path, caplog):
+    for name in ("train/ann", "train/bob", "val/ann", "val/bob"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.jpg").write_bytes(IMAGES[0])
+    embed(tmp_path / "set", tmp_path / "out", MODEL, quiet=True)
+    assert [row["label"] for row in table(tmp_path / "out")] == ["train", "train", "val", "val"]
+    assert "set: its folders may be no people; the column label has their names all the same" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["photographs", "photographs/a.jpg"], "photographs: a folder; of several sources each is a picture"),
+        (["photographs/a.jpg", "b.jpg"], "b.jpg: no such file"),
+        (["photographs/notes.md", "photographs/Thumbs.db"], "SOURCE: none of 2 files is a picture"),
+        (["photographs/notes.md"], "notes.md: not RecordIO: .*; nor is it a .bin, a picture .* or a list"),
+        (["empty.txt"], "empty.txt: names no file"),
+        (["astray.txt"], "astray.txt: none of its 2 files is there, the first: x.jpg"),
+    ],
+)
+def test_files_that_are_no_pictures(tmp_path, photographs, monkeypatch, names, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n")
+    Path("astray.txt").write_text("x.jpg\ny.jpg\n")
+    with pytest.raises(FaceshardsError, match=message):
+        embed([Path(name) for name in names], tmp_path / "out", MODEL, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_pictures_make_more_parts(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr("evaluation.image_sources.BYTES", len(IMAGES[1]) + 1)
+    embed(photographs, tmp_path / "out", MODEL, quiet=True)
+    parts = [len(ds.dataset(part).to_table()) for part in sorted((tmp_path / "out").glob("part-*"))]
+    assert (sum(parts), len(parts) > 1, min(parts)) == (3, True, 1)
+    assert [row["sid"] for row in table(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_nothing_embedded_is_an_error(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"<html>")
+    with pytest.raises(
+        FaceshardsError, match=r"out: 1 of 1 images have no embedding, the first: .*a.jpg: 6 bytes are no"
+    ):
+        embed(tmp_path / "a.jpg", tmp_path / "out", MODEL, quiet=True)
+    with pytest.raises(FaceshardsError, match=r"a.jpg: no folder; the last name is that of the folder"):
+        embed(tmp_path / "a.jpg", tmp_path / "a.jpg", MODEL, quiet=True)
+
+
+def test_records_of_several_files_have_keys_of_their_own(tmp_path, caplog):
+    (tmp_path / "recs").mkdir()
+    for name, image in (("x.rec", IMAGES[0]), ("y.rec", IMAGES[1])):
+        write_rec(tmp_path / "recs" / name, [pack(image, key=1)], keys=[1])
+    embed(tmp_path / "recs", tmp_path / "out", MODEL, quiet=True)
+    assert [row["key"] for row in table(tmp_path / "out")] == ["x.rec/1", "y.rec/1"]
+    assert "recs: 2 files: an identity is a label and the file that its key begins with" in caplog.text
+
+
 def test_damage_in_a_dataset_is_named(tiny_dataset, tmp_path):
     copy = shutil.copytree(tiny_dataset.path, tmp_path / "copy")
     row = tiny_dataset.table("images", shard=2).to_pylist()[5]
@@ -187,7 +304,7 @@ def test_what_is_left_aside_is_said_and_another_listing_refused(tmp_path, caplog
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(IMAGES[1])
     embed(folder, tmp_path / "out", MODEL, quiet=True)
-    assert "1 files that are no .jpg or .png in an identity's folder, left aside" in caplog.text
+    assert "1 pictures lie in the folder itself, of no identity, left aside" in caplog.text
     (folder / "ann").rename(folder / "zoe")  # as many bytes, nothing newer, another order
     with pytest.raises(FaceshardsError, match="holds embeddings of another source"):
         embed(folder, tmp_path / "out", MODEL, quiet=True)
@@ -240,6 +357,11 @@ def test_embed_from_the_command_line(tmp_path, narrow_weights):
     assert found.exit_code == 0, found.output
     assert found.stdout == f"{tmp_path / 'out'}: 4 embeddings of 4 images\n"
     assert vectors(table(tmp_path / "out")).shape == (4, 32)
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(IMAGES[0])
+    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--json")
+    found = run("embed", tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "two", *options)
+    assert json.loads(found.stdout) == {"images": 2, "embedded": 2, "left_out": 0}
     # Of another size: said before the model sees one, and before there is a folder.
     (tmp_path / "faces" / "ann").mkdir(parents=True)
     for i in range(6):

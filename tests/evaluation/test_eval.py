@@ -142,13 +142,27 @@ def test_embeddings_from_elsewhere_belong_to_images_of_any_size(pairs, tmp_path)
     assert result.stdout.splitlines()[1].startswith("large")
 
 
-def test_a_verifier_takes_black_images_but_no_name_twice(pairs, tmp_path):
+def test_a_verifier_takes_black_images(pairs, tmp_path):
     images = [*pairs[1][:-1], cv2.imencode(".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes()]
-    (tmp_path / "other").mkdir()
-    write_bin(tmp_path / "other" / "lfw.bin", images, pairs[2])
-    assert Verifier([tmp_path / "other" / "lfw.bin"]).raw_pixels["lfw"] > 0.5
-    with pytest.raises(FaceshardsError, match="two sets are named lfw"):
-        Verifier([pairs[0], tmp_path / "other" / "lfw.bin"])
+    write_bin(tmp_path / "black.bin", images, pairs[2])
+    assert Verifier([tmp_path / "black.bin"]).raw_pixels["black"] > 0.5
+
+
+def test_two_sets_of_one_name_are_told_apart_by_path(pairs, tmp_path, narrow_weights):
+    for folder, kept in (("a/aligned", PAIRS), ("b/aligned", PAIRS - 10)):
+        (tmp_path / folder).mkdir(parents=True)
+        write_bin(tmp_path / folder / "lfw.bin", pairs[1][: 2 * kept], pairs[2][:kept])
+    write_bin(tmp_path / "b" / "other.bin", pairs[1], pairs[2])
+    paths = [tmp_path / "b" / "other.bin", *(tmp_path / name / "aligned" / "lfw.bin" for name in "ba")]
+    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--trained-on", "casia", "--quiet")
+    result = run("eval", *options, *(word for path in paths for word in ("--set", path)), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[:2] for line in result.stdout.splitlines()[1:4]]
+    assert rows == [["b/aligned/lfw", "10"], ["a/aligned/lfw", "20"], ["other", "20"]]  # the field's sets first
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert [page.count(f"<h2>{name}</h2>") for name, _ in rows] == [1, 1, 1]
+    # Likewise in a training, whose accuracies are known by the sets' names.
+    assert list(Verifier(paths).raw_pixels) == ["other", "b/aligned/lfw", "a/aligned/lfw"]
 
 
 def test_a_folder_without_a_checkpoint(pairs, tmp_path):

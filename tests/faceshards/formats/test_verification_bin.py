@@ -6,11 +6,12 @@ import io
 import os
 import pickle
 import pickletools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from faceshards.formats.verification_bin import SetError, read_bin
+from faceshards.formats.verification_bin import SetError, read_bin, set_names
 from tests.recs import jpeg
 
 IMAGES = [jpeg(i, 40, 40) for i in range(4)]
@@ -118,3 +119,15 @@ def test_damage_is_one_line(tmp_path, content, message):
         read_bin(written(tmp_path, content))
     assert "\n" not in str(failure.value)
     assert "set.bin" in str(failure.value)
+
+
+def test_names_of_sets():
+    def names(*paths):
+        return set_names([Path(path) for path in paths])
+
+    assert names("lfw.bin", "agedb_30.bin") == ["lfw", "agedb_30"]
+    assert names("a/lfw.bin", "/data/b/lfw.bin", "b/agedb_30.bin") == ["a/lfw", "b/lfw", "agedb_30"]
+    assert names("a/x/lfw.bin", "b/x/lfw.bin", "b/y/lfw.bin") == ["a/x/lfw", "b/x/lfw", "b/y/lfw"]
+    assert names("a/lfw.bin", "a/lfw.pkl", "b/lfw.bin") == ["a/lfw.bin", "a/lfw.pkl", "b/lfw.bin"]
+    with pytest.raises(SetError, match=r"^a/lfw.bin: is named twice"):
+        names("a/lfw.bin", "b/../a/lfw.bin")
