@@ -35,18 +35,25 @@ class Verifier:
         names = [source.name for source in self._sets]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise FaceshardsError(f"verify: two sets are named {twice}; rename a file")
+        self._digests = {source.name: source.digest() for source in self._sets}
         self._backbone: nn.Cell | None = None
         self._embedder = Embedder(raw_pixels)
         # What the images themselves give, without any training, by set.
         self.raw_pixels = {source.name: self._measure(source).value("accuracy") for source in self._sets}
 
-    def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float]]:
-        """Returns 10-fold accuracy and threshold (a cosine) by set; leaves the backbone in evaluation mode."""
+    def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float, str]]:
+        """Returns 10-fold accuracy, threshold (a cosine) and SHA-256 of the pairs by set.
+
+        Leaves the backbone in evaluation mode.
+        """
         if self._backbone is not backbone:
             self._backbone, self._embedder = backbone, Embedder(cell_forward(backbone))  # compiled once a run
         backbone.set_train(False)
         results = {source.name: self._measure(source) for source in self._sets}
-        return {name: (result.value("accuracy"), result.threshold_cosine) for name, result in results.items()}
+        return {
+            name: (result.value("accuracy"), result.threshold_cosine, self._digests[name])
+            for name, result in results.items()
+        }
 
     def _measure(self, source: VerificationSet) -> Verification:
         """Returns what the pairs of a set give whose images can be decoded."""

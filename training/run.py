@@ -15,6 +15,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
+from faceshards.versions import stamp
 from training.config import TrainConfig, load_recipe
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
@@ -126,6 +127,7 @@ def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
         result = train(plan, manifest, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
         if verifier is not None:
             result["raw_pixels"] = verifier.raw_pixels
+        result |= {"dataset": manifest.info["name"], "fingerprint": manifest.fingerprint, **stamp()}
         if group.rank == 0:
             write_json(result, out / "result.json")
     group.barrier()  # a rank leaves only when all are done: the last AllReduce of one fails when another exits first
