@@ -16,6 +16,7 @@ from pyarrow import csv
 from faceshards.errors import FaceshardsError
 from faceshards.formats.pickles import shown
 
+_AS = bytes.maketrans(b"\r\t\v\f", b"\n   ")
 EXACT = 1 << 53  # whole numbers below this are exact as float64
 
 
@@ -66,8 +67,8 @@ class Lines:
 def read_lines(path: Path, types: Mapping[str, pa.DataType]) -> Lines:
     """Returns a list: words between blanks, as ``pandas.read_csv(sep=" ", header=None)`` and ``str.split`` take them.
 
-    Blanks at the ends of lines, several of them, tabs, blank lines, any kind of line end, a byte order mark and
-    quotation marks mean nothing: writers of such lists have left all of these.
+    Blanks at the ends of lines, several of them, tabs, blank lines, any kind of line end, marks of byte order and of
+    the end, and quotation marks mean nothing: writers of such lists have left all of these.
 
     Args:
         path: the file.
@@ -100,8 +101,7 @@ def read_lines(path: Path, types: Mapping[str, pa.DataType]) -> Lines:
 def _tidy(text: bytes) -> bytes:
     """Returns a text of as many lines with one blank between words, and nothing else that has no meaning."""
     text = text.removeprefix(codecs.BOM_UTF8)
-    for old, new in ((b"\r\n", b"\n"), (b"\r", b"\n"), (b"\t", b" "), (b'"', b"")):
-        text = text.replace(old, new)
+    text = text.replace(b"\r\n", b"\n").translate(_AS, delete=b'"\x1a')  # the latter ends files of DOS
     while b"  " in text:
         text = text.replace(b"  ", b" ")
     return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").strip(b" ")

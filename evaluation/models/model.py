@@ -53,7 +53,7 @@ class Model:
         # A card without an entry is of an older release, which exported the best checkpoint of a run.
         chosen_on = self.card.get("chosen_on", dict.fromkeys(self.card.get("accuracy") or {}, ""))
         return Origin(
-            file=printable(str(self.path)),
+            file=printable(str(self.path if self.path.name else self.path.resolve())),
             sha256=self.sha256,
             backbone=self.backbone,
             step=steps if isinstance(steps, int) else None,

@@ -67,7 +67,7 @@ def train(
         for line in run.plan_run(request, where).lines():
             click.echo(line)
         return
-    _print(run.run(request, where, _verifier), as_json)
+    show_result(run.run(request, where, _verifier), as_json)
 
 
 def _verifier(paths: Sequence[Path]) -> Any:
@@ -77,7 +77,8 @@ def _verifier(paths: Sequence[Path]) -> Any:
     return Verifier(paths)
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
+def show_result(result: dict[str, Any], as_json: bool) -> None:
+    """Prints what came of a run: as JSON, or as lines."""
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
