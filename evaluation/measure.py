@@ -134,7 +134,7 @@ def origin_of_embeddings(path: Path, backbone: str = "", trained_on: str = "") -
         backbone: of the model that made them, for published figures; "" for none.
         trained_on: its dataset, likewise.
     """
-    return Origin(printable(str(path)), file_digest(path)[1], backbone, trained_on=trained_on)
+    return Origin(printable(str(path)), file_digest(path)[1], backbone, trained_on=trained_on, kind="embeddings")
 
 
 @contextmanager

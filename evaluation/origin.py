@@ -28,6 +28,7 @@ class Origin:
         chosen_on: the sets whose accuracies chose it among the checkpoints of its run: the SHA-256 of their pairs
             (VerificationSet.digest) by name; "" where only the name is known.
         stamp: versions and date; of now, if it is not given.
+        kind: what the file is, "model" or "embeddings".
     """
 
     file: str
@@ -39,6 +40,7 @@ class Origin:
     trained_on: str = ""
     chosen_on: Mapping[str, str] = field(default_factory=dict)
     stamp: Mapping[str, Any] = field(default_factory=stamp)
+    kind: str = "model"
 
     def chosen_by(self, name: str, digest: str) -> bool:
         """Returns whether a set, by its name and the SHA-256 of its pairs, is one of those that chose the model."""
@@ -55,7 +57,7 @@ class Origin:
         """Returns the same as lines of text."""
         step = "" if self.step is None else f"step {self.step:,}"
         known = ", ".join(filter(None, (self.backbone, step, f"sha256 {self.sha256[:_SHORT]}")))
-        return [f"of {self.file}: {known}", self._training(), stamp_line(dict(self.stamp))]
+        return [f"{self.kind} {self.file}: {known}", self._training(), stamp_line(dict(self.stamp))]
 
     def _training(self) -> str:
         if not self.dataset:

@@ -22,7 +22,7 @@ from training.data.transforms import ImageError, decode
 
 log = logging.getLogger(__name__)
 
-PART = 2048  # images: whole batches, so that a part is the same whatever was embedded before it
+PART = 256  # images: whole batches, so that a part is the same whatever was embedded before it
 
 
 @dataclass

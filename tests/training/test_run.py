@@ -121,7 +121,7 @@ def test_real_faces_train(tmp_path):
     assert lines[2:5] == [
         NOTE,
         f"checkpoint {result['checkpoint']}",
-        f"trained on orl, fingerprint {faces.fingerprint[:12]}",
+        f"trained on {faces.info['name']}, fingerprint {faces.fingerprint[:12]}",
     ]
     assert lines[5] == stamp_line(result)
     assert load_model(out).origin().chosen_on == {"orl": read_bin(verify[0]).digest()}

@@ -254,7 +254,7 @@ def test_from_the_command_line(benchmark, tmp_path):
     assert lines[0].split() == ["FAR", "TAR", "%", "95", "%", "arcface_torch"]
     said = "left out: 2 images without an embedding; in all 0 pairs"
     assert lines[8] == said
-    assert lines[9].startswith(f"of {tmp_path / 'e.npy'}: r50, sha256 ")
+    assert lines[9].startswith(f"embeddings {tmp_path / 'e.npy'}: r50, sha256 ")
     assert lines[10] == "trained on ms1mv3, as you say"
     assert found.stderr == f"ijbc: {said}\n"
     written = json.loads((tmp_path / "out" / "ijb.json").read_text())

@@ -118,7 +118,7 @@ def test_a_set_that_chose_the_model_is_marked_everywhere(tmp_path):
     assert [name for name, line in rows.items() if line.split()[1] == "*"] == ["orl", "old"]
     assert table(entries, known).count(NOTE) == 1
     assert table(entries, known)[-3:-1] == [
-        "of r50.onnx: r50, step 300, sha256 0123456789ab",
+        "model r50.onnx: r50, step 300, sha256 0123456789ab",
         "trained on mine, fingerprint 999999999999",
     ]
     write(tmp_path, entries, known)
