@@ -15,6 +15,7 @@ from training.data.transforms import ImageError, decode, scaled
 
 Forward = Callable[[np.ndarray], np.ndarray]  # (B, 3, H, W) float32 to (B, D) float32
 SIZE = (112, 112)  # pixels
+NOT_FINITE = "the model's embedding of it is not finite"
 
 
 class EmbeddingError(FaceshardsError):
@@ -78,7 +79,7 @@ class Embedder:
                 wrong = np.flatnonzero(~np.isfinite(views).all(axis=(0, 2)))  # of n images
                 if len(wrong) and self._strict:
                     raise EmbeddingError(f"the model's embedding of image {number + int(wrong[0])} is not finite")
-                problems = dict.fromkeys(wrong.tolist(), "the model's embedding of it is not finite") | problems
+                problems = dict.fromkeys(wrong.tolist(), NOT_FINITE) | problems
                 if problems:
                     views = views.copy()
                     views[:, list(problems)] = np.nan

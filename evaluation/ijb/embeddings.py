@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.embedder import Embedder, Forward
+from evaluation.embedder import NOT_FINITE, Embedder, EmbeddingError, Forward
 from evaluation.ijb.alignment import AlignmentError, align
 from evaluation.ijb.lines import IjbError
 from evaluation.ijb.protocol import Protocol
@@ -62,6 +62,7 @@ def embed_protocol(
 
     Raises:
         IjbError: there is no folder of images, or none of them in it.
+        EmbeddingError: the model gives nothing finite.
     """
     if not protocol.images.is_dir():
         raise IjbError(f"{protocol.images}: no such folder of images")
@@ -80,6 +81,8 @@ def embed_protocol(
         bar.update(count - sum(map(len, missing)))
         for places in missing:
             part = _embed(protocol, places, forward, bar.update)
+            if not places.start and [*part.problems.values()] == [NOT_FINITE] * len(places):
+                raise EmbeddingError(f"the model's embeddings of the first {len(places)} images are not finite")
             if folder is not None and not part.passing:
                 _write(_part(folder, places), identities[places], part)
             found.put(places.start, part, count)

@@ -65,6 +65,8 @@ def ijb(
         if model is not None:
             source, trained_on = loaded(model, backbone, trained_on)
             origin, kept = source.origin(trained_on), None if out is None else out / "embeddings"
+            if kept is None:
+                click.echo(f"{protocol.name}: without --out the embeddings are not kept", err=True)
             found = embed_protocol(protocol, source.forward, kept, f"{source.backbone} {source.sha256}", quiet)
             rows, problems = found.rows, found.problems
         else:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
 from evaluation.during import raw_pixels
+from evaluation.embedder import EmbeddingError
 from evaluation.ijb import embeddings
 from evaluation.ijb.alignment import REFERENCE, AlignmentError, align, similarity
 from evaluation.ijb.embeddings import embed_protocol
@@ -432,6 +433,9 @@ def test_an_embedding_that_is_not_finite_costs_its_image(kept, benchmark):
     found = kept(wrong=[2])[1]
     assert found.problems == dict.fromkeys((2, 18, 34), "the model's embedding of it is not finite")
     assert measure(read_protocol(benchmark), found.rows).dropped_images == 3
+    # A model that gives nothing else is told from it at once.
+    with pytest.raises(EmbeddingError, match="the model's embeddings of the first 16 images are not finite"):
+        kept("broken", wrong=range(128))
 
 
 def test_a_model_from_the_command_line_twice(benchmark, narrow_weights):
