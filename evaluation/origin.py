@@ -61,7 +61,7 @@ class Origin:
 
     def _training(self) -> str:
         if not self.dataset:
-            return f"trained on {self.trained_on}, as you say" if self.trained_on else "trained on: not known"
+            return f"trained on {self.trained_on}, as --trained-on says" if self.trained_on else "trained on: not known"
         exactly = f", fingerprint {self.fingerprint[:_SHORT]}" if self.fingerprint else ""
         other = f", compared as {self.trained_on}" if self.trained_on not in ("", self.dataset) else ""
         return f"trained on {self.dataset}{exactly}{other}"

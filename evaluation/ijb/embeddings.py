@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.data.transforms import ImageError, decode
 
 log = logging.getLogger(__name__)
 
+_NAME = re.compile(r"part-\d{5}\.npz|\.part-\d{5}\.npz\.[0-9a-f]{32}")
 PART = 256  # images: whole batches, so that a part is the same whatever was embedded before it
 
 
@@ -69,13 +71,12 @@ def embed_protocol(
     count = len(protocol.names)
     if not any(_state(protocol.images / name) for name in protocol.names):
         raise IjbError(f"{protocol.images}: none of the {count:,} images is there")
-    found, missing = (
-        Embedded(np.zeros((0, 0), np.float32)),
-        [range(i, min(i + PART, count)) for i in range(0, count, PART)],
-    )
+    found = Embedded(np.zeros((0, 0), np.float32))
+    missing = [range(start, min(start + PART, count)) for start in range(0, count, PART)]
     identities = {}
     if folder is not None:
-        identities = {places: _identity(protocol, places, model) for places in missing}
+        by = f"{model} {stamp()['versions']['faceshards']}"
+        identities = {places: _identity(protocol, places, by) for places in missing}
         missing = _take_kept(found, folder, identities, count)
     with tqdm(desc=protocol.name, unit=" images", total=count, disable=quiet, mininterval=0.5) as bar:
         bar.update(count - sum(map(len, missing)))
@@ -92,8 +93,9 @@ def embed_protocol(
 def _take_kept(found: Embedded, folder: Path, identities: dict[range, str], count: int) -> list[range]:
     """Takes over the parts that are kept, and returns the places of the others; says how many there are of both."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in set(folder.glob("*part-*.npz*")) - {_part(folder, places) for places in identities}:
-        path.unlink()  # of a longer list, or half-written when a process died
+    for path in {*folder.iterdir()} - {_part(folder, places) for places in identities}:
+        if _NAME.fullmatch(path.name):
+            path.unlink()  # of a longer list, or half-written when a process died
     missing, other = [], 0
     for places, identity in identities.items():
         part = _read(_part(folder, places), identity, len(places))
@@ -142,9 +144,9 @@ def _part(folder: Path, places: range) -> Path:
     return folder / f"part-{places.start // PART:05d}.npz"
 
 
-def _identity(protocol: Protocol, places: range, model: str) -> str:
-    """Returns the SHA-256 (hex) of what decides a part: model, release, images with their times, and landmarks."""
-    digest = hashlib.sha256(f"{model}\n{stamp()['versions']['faceshards']}\n".encode())
+def _identity(protocol: Protocol, places: range, by: str) -> str:
+    """Returns the SHA-256 (hex) of what decides a part: images with their times, landmarks, and `by` what."""
+    digest = hashlib.sha256(f"{by}\n".encode())
     for place in places:
         name = protocol.names[place]
         digest.update(f"{name}\n{_state(protocol.images / name)}\n".encode())

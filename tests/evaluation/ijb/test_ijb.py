@@ -256,7 +256,7 @@ def test_from_the_command_line(benchmark, tmp_path):
     said = "left out: 2 images without an embedding; in all 0 pairs"
     assert lines[8] == said
     assert lines[9].startswith(f"embeddings {tmp_path / 'e.npy'}: r50, sha256 ")
-    assert lines[10] == "trained on ms1mv3, as you say"
+    assert lines[10] == "trained on ms1mv3, as --trained-on says"
     assert found.stderr == f"ijbc: {said}\n"
     written = json.loads((tmp_path / "out" / "ijb.json").read_text())
     assert (written["dropped_images"], written["published_tar_1e-4"]) == (2, 96.37)

@@ -98,7 +98,7 @@ def test_a_model_from_elsewhere_says_what_is_known(narrow_weights):
     origin = load_model(narrow_weights, "mbf_narrow").origin("ms1mv3")
     assert origin.lines()[:2] == [
         f"model {narrow_weights}: mbf_narrow, sha256 {origin.sha256[:12]}",
-        "trained on ms1mv3, as you say",
+        "trained on ms1mv3, as --trained-on says",
     ]
     assert (origin.step, origin.dataset, origin.chosen_on) == (None, "", {})
 

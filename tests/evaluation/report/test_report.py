@@ -150,4 +150,4 @@ def test_a_report_says_of_what_it_is(tmp_path):
     assert report["versions"].items() >= {"numpy": np.__version__, "faceshards": faceshards.__version__}.items()
     assert datetime.fromisoformat(report["date"]).utcoffset() == timedelta(0)
     assert table([entry("lfw")], origin())[-2] == "trained on: not known"
-    assert "trained on casia, as you say" in (tmp_path / "report.html").read_text()
+    assert "trained on casia, as --trained-on says" in (tmp_path / "report.html").read_text()
