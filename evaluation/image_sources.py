@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.manifest import Manifest, check_image
 from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
@@ -90,10 +90,13 @@ def _dataset(data: Manifest) -> ImageSource:
     shards = data.table("shards", ["shard", "file", "rows"]).sort_by("shard").to_pylist()
 
     def read(shard: dict[str, Any], start: int) -> Images:
-        where = (ds.field("shard") == shard["shard"]) & (ds.field("row") >= start) & (ds.field("row") < start + ROWS)
-        rows = data.table("images", ["row", "sid", "key", "label_original"], where).sort_by("row")
+        where = (ds.field("row") >= start) & (ds.field("row") < start + ROWS)
+        columns = ["row", "sid", "key", "label_original", "sha256"]
+        rows = data.table("images", columns, where, shard["shard"]).sort_by("row")
         with Shard(data.shard_path(shard["file"])) as file:
             images = [file.image(row) for row in rows["row"].to_pylist()]
+        for row, image, sha256 in zip(rows["row"].to_pylist(), images, rows["sha256"].to_pylist(), strict=True):
+            check_image(file.path, row, image, sha256)
         keys, labels = (rows[name].to_pylist() for name in ("key", "label_original"))
         return Images(rows["sid"].to_numpy(), keys, labels, images, [""] * len(images))
 

@@ -6,8 +6,9 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from faceshards.errors import FaceshardsError
 
 ROW_GROUP = 65536  # rows
+_BLOCK = 1 << 20  # bytes read at a time
 _TRIES = 100  # to lock a folder that others remove: each try is another process that has just left it
 
 
@@ -47,14 +49,73 @@ def write_json(value: object, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def file_digest(path: Path) -> tuple[int, str]:
-    """Returns size in bytes and SHA-256 (hex) of a file."""
+def file_digest(path: Path, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Returns size in bytes and SHA-256 (hex) of a file, read block by block.
+
+    Args:
+        path: of the file.
+        before_block: called before each block of 1 MiB; what it raises ends the reading.
+    """
     digest, size = hashlib.sha256(), 0
+    block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
+        while True:
+            if before_block:
+                before_block()
+            count = file.readinto(block)
+            if not count:
+                return size, digest.hexdigest()
+            digest.update(block[:count])
+            size += count
+
+
+def difference(
+    path: Path, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
+) -> str | None:
+    """Returns one line on how a file differs from what is written of it; None if it does not.
+
+    Args:
+        path: of the file.
+        size: in bytes, as it is written.
+        sha256: hex, likewise.
+        where: they are written, for the line.
+        before_block: see file_digest.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path}: no regular file; {where} lists one"
+        found = status.st_size
+        if found == size and file_digest(path, before_block)[1] == sha256:
+            return None
+    except FileNotFoundError:
+        return f"{path}: missing; {where} lists it"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if found != size:
+        return f"{path}: {found} bytes, {where} says {size}"
+    return f"{path}: changed since it was published: its SHA-256 is not {where}'s"
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns JSON content with a checksum of its own.
+
+    Its `sha256` is that (hex) of the rest as canonical JSON: keys sorted, no blanks, ASCII.
+    """
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, "sha256": hashlib.sha256(text.encode("ascii")).hexdigest()}
+
+
+def check_seal(content: Mapping[str, Any]) -> None:
+    """Compares content read from JSON with its own checksum.
+
+    Raises:
+        KeyError: it has none.
+        ValueError: it is another one's.
+    """
+    if content["sha256"] != sealed(content)["sha256"]:
+        raise ValueError("its SHA-256 (sha256) is not that of the rest of it")
 
 
 def fsync(path: Path | str) -> None:

@@ -51,14 +51,15 @@ def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _plain(value: Any, kind: type, where: str) -> Any:
-    """Returns a value of exactly the type wanted; a float, a finite one, may be an integer, or what YAML 1.1 calls a
-    text: 5e-05."""
+def _plain(value: Any, kind: Any, where: str) -> Any:
+    """Returns a value of exactly the type wanted, or of one of `bool | str`; a float, a finite one, may be an integer,
+    or what YAML 1.1 calls a text: 5e-05."""
+    kinds = get_args(kind) or (kind,)
     if kind is float and type(value) in (int, str):
         with suppress(ValueError, OverflowError):
             value = float(value)
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
+    if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{where}: {value!r} is not of type {' or '.join(one.__name__ for one in kinds)}")
     return value
 
 
@@ -74,16 +75,31 @@ def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{name}: {value} is outside {low}..{high}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, in which a key that comes twice is an error; PyYAML takes the last of them in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping."""
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise ConfigError(f"line {key.start_mark.line + 1}: '{key.value}' comes twice")
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or holds no mapping.
+        ConfigError: the file is missing, is not YAML, holds no mapping, or a key twice.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if data is None:

@@ -180,8 +180,8 @@ def read_meta(path: Path) -> Meta:
     """
     try:
         content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise CheckpointError(f"{path}: not of format {FORMAT}, which this release reads")
+        if content["format"] not in (1, FORMAT):
+            raise CheckpointError(f"{path}: not of format 1 or {FORMAT}, which this release reads")
         meta = Meta.from_json(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no checkpoint there (no checkpoint.json)") from None

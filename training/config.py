@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from faceshards.errors import ConfigError
-from faceshards.settings import CONFIGS, check_ranges, load_yaml, make_config
+from faceshards.settings import CONFIGS, check_ranges
+from training.recipes import read_recipe, resolve
 
 RECIPES = CONFIGS / "train"
 
@@ -18,6 +20,7 @@ CHOICES = {
     "sampling": ("instance", "identity", "sqrt"),
     "device": ("CPU", "GPU", "Ascend"),
 }
+CHECKS = ("background", True, False)  # of check_shards; YAML reads true and false as truth values
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TrainConfig:
         momentum: of SGD.
         weight_decay: of backbone and class centres.
         schedule: ``polynomial`` decay to 0, ``multistep`` or ``cosine`` decay to 0.
-        power: of the polynomial.
+        power: of the polynomial; 1, as arcface_torch trains, is a straight line.
         milestones: epochs at which multistep multiplies the learning rate by `gamma`.
         gamma: see milestones.
         warmup_epochs: epochs in which the learning rate grows linearly from 0.
@@ -57,11 +60,13 @@ class TrainConfig:
         sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
             (``identity``) or by the square root of their images (``sqrt``).
         mirror: mirrors each image with probability 1/2.
-        augment: the augmentations of training.data.transforms.
+        augment: the augmentations of arcface_torch's DALI pipeline (training.data.transforms).
         seed: decides first values, order, mirroring and samples.
         device: ``CPU``, ``GPU`` or ``Ascend``.
         threads: that decode images, in each rank; 0: one per core.
-        check_shards: compares the shards with their checksums before the first step.
+        check_shards: compares a rank's shards with their checksums: ``background`` beside the first epoch, and no
+            checkpoint is written before that is done; ``true`` before the first step; ``false`` never. Tables of the
+            dataset are always compared.
         log_steps: steps between two lines of progress.
         checkpoint_steps: steps between two checkpoints; 0: one an epoch.
         keep: the last checkpoints that stay, beside the best.
@@ -86,7 +91,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "polynomial"
-    power: float = 2.0
+    power: float = 1.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     warmup_epochs: float = 0.0
@@ -102,7 +107,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "CPU"
     threads: int = 0
-    check_shards: bool = True
+    check_shards: bool | str = "background"
     log_steps: int = 10
     checkpoint_steps: int = 0
     keep: int = 3
@@ -113,6 +118,8 @@ class TrainConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+        if self.check_shards not in CHECKS:
+            raise ConfigError(f"check_shards: '{self.check_shards}' is not one of background, true, false")
         check_ranges(
             self,
             {
@@ -152,26 +159,32 @@ class TrainConfig:
         return self.lr * self.global_batch / self.lr_batch if self.lr_batch else self.lr
 
 
-def load_recipe(recipe: str, settings: dict[str, object]) -> TrainConfig:
-    """Returns a recipe with settings laid over it.
+def find_recipe(recipe: str) -> Path:
+    """Returns the file of a recipe: of one that comes with faceshards (faceshards/configs/train), or a YAML file.
+
+    Raises:
+        ConfigError: no such name; the message lists the known ones.
+    """
+    if Path(recipe).suffix:
+        return Path(recipe)
+    path = RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        known = sorted(entry.stem for entry in RECIPES.glob("*.yaml"))
+        raise ConfigError(f"no recipe '{recipe}'; known recipes: {', '.join(known)}; a file of your own ends in .yaml")
+    return path
+
+
+def load_recipe(recipe: str, settings: dict[str, Any]) -> TrainConfig:
+    """Returns a recipe with its entry for the backbone and then settings laid over it.
 
     Args:
-        recipe: name of one that comes with faceshards (faceshards/configs/train), or a YAML file.
+        recipe: name of one that comes with faceshards, or a YAML file.
         settings: plain values by key, as --set gives them.
 
     Raises:
         ConfigError: no such recipe (the message lists the known ones), unknown key, bad value.
     """
-    path: Path = Path(recipe)
-    if not Path(recipe).suffix:
-        path = RECIPES / f"{recipe}.yaml"
-        if not path.is_file():
-            known = sorted(entry.stem for entry in RECIPES.glob("*.yaml"))
-            raise ConfigError(
-                f"no recipe '{recipe}'; known recipes: {', '.join(known)}; a file of your own ends in .yaml"
-            )
-    config = make_config(load_yaml(path), str(path), TrainConfig())
-    return make_config(settings, "--set", config)
+    return resolve(read_recipe(find_recipe(recipe)), settings, TrainConfig()).config
 
 
 def verification_sets(config: TrainConfig, data_root: Path) -> list[Path]:

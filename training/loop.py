@@ -13,6 +13,7 @@ import mindspore as ms
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 from training import checkpoint
+from training.data.layout import StreamError
 from training.device.distributed import Group
 from training.metrics import RunLog
 from training.plan import Plan
@@ -56,6 +57,7 @@ def train(
 
     Raises:
         TrainingError: a loss is not finite.
+        StreamError: a shard is not what was published; see TrainConfig.check_shards.
         OtherRunError: the checkpoint is of another dataset or other settings.
         CheckpointError: a checkpoint is damaged, or cannot be written.
     """
@@ -101,9 +103,13 @@ def train(
                 state.count(loss, plan.steps_per_epoch)
                 log.step(state.step, loss, lr, norm, parts.step.scale)
                 began = time.perf_counter()
-                if config.verify and plan.due(state.step, config.verify_steps):
+                measures = config.verify and plan.due(state.step, config.verify_steps)
+                saves = plan.due(state.step, config.checkpoint_steps)
+                if measures or saves:
+                    _wait_for_checks(parts, group)
+                if measures:
                     _measure(state, parts, group, verify, log)
-                if plan.due(state.step, config.checkpoint_steps):
+                if saves:
                     state.loss_scale, state.pending = (parts.step.scale, parts.step.good), log.pending
                     saved = save(state, plan, parts, data, folder, group)
                 log.pause(time.perf_counter() - began)
@@ -124,6 +130,22 @@ def train(
         "best_steps": highest.step if highest else None,
         "best_accuracies": highest.verification if highest else {},
     }
+
+
+def _wait_for_checks(parts: Parts, group: Group) -> None:
+    """Returns once all ranks know their shards to be whole: nothing is measured or saved of damaged ones.
+
+    Raises:
+        StreamError: on every rank, if one found damage.
+    """
+    try:
+        parts.stream.wait_for_check()
+        mine = ""
+    except StreamError as error:
+        mine = str(error)
+    for problem in group.gather_object(mine):
+        if problem:
+            raise StreamError(problem)
 
 
 def _measure(state: RunState, parts: Parts, group: Group, verify: Verify | None, log: RunLog) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +82,15 @@ class Plan:
                 f"{path}: made with the dataset {fingerprint[:12]}, this one is {self.fingerprint[:12]}; "
                 f"--finetune takes over its backbone only"
             )
-        for name, then, value in differences(settings, vars(self.config)):
-            if name not in self.FREE:
-                raise OtherRunError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
+        found = [entry for entry in differences(settings, vars(self.config)) if entry.name not in self.FREE]
+        if found:
+            name, then, value = found[0]
+            known = [entry for entry in found if None not in entry[1:]]  # by that release and by this one
+            began = " ".join(f"--set {shlex.quote(f'{entry.name}={json.dumps(entry.before)}')}" for entry in known)
+            raise OtherRunError(
+                f"{path}: made with {name} {then}, now {value}; choose another --out for a new run, or go on as it "
+                f"began: {began}"
+            )
 
     def lines(self) -> Iterator[str]:
         """Yields the plan as a user wants to read it."""
@@ -100,6 +108,18 @@ class Plan:
                 f"on, {self.sample[rank]:,} in a step; {whole:.2f} GiB in {config.centers}, {step + batch:.2f} GiB "
                 f"in a step"
             )
+        yield self._checks()
+
+    def _checks(self) -> str:
+        """Returns what of the dataset is compared with its checksums, and when."""
+        sizes = (sum(self.layout.bytes[i] for i in self.layout.files(rank)) for rank in range(self.world))
+        largest = f"up to {max(sizes) / 2**30:.2f} GiB of shards on each rank"
+        shards = {
+            "background": f"{largest}, beside the first epoch and before any checkpoint",
+            True: f"{largest}, before the first step",
+            False: "no shards",
+        }[self.config.check_shards]
+        return f"compared with their checksums: the dataset's tables; {shards} (check_shards)"
 
 
 def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.errors import FaceshardsError
+from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
+from faceshards.settings import make_config
 from faceshards.versions import stamp
-from training.config import TrainConfig, load_recipe
+from training.backbones.registry import BACKBONES, find_spec
+from training.config import TrainConfig, find_recipe
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
+from training.recipes import Resolved, read_recipe, resolve
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,24 @@ class Request:
 
     def config(self) -> TrainConfig:
         """Returns the settings of the run."""
-        return load_recipe(self.recipe, self.settings)
+        return self.resolved().config
+
+    def resolved(self) -> Resolved[TrainConfig]:
+        """Returns the settings of the run and where they come from.
+
+        Where recipe and settings are silent, a run that goes on keeps what it began with, whatever today's defaults.
+
+        Raises:
+            ConfigError: see training.recipes.resolve; or an entry for a backbone that there is not.
+            CheckpointError: the last checkpoint of the run is damaged.
+        """
+        recipe = read_recipe(find_recipe(self.recipe))
+        for name in recipe.backbones:
+            if name not in BACKBONES:
+                raise ConfigError(f"{recipe.path}: backbones: '{name}' is not one of {', '.join(BACKBONES)}")
+        found = resolve(recipe, self.settings, _begun(self.out) if self.resume else TrainConfig())
+        find_spec(found.config.backbone)  # refuses an unknown one
+        return found
 
     def arguments(self) -> list[str]:
         """Returns the arguments of ``faceshards train`` for a rank."""
@@ -61,9 +81,23 @@ class Request:
         return found
 
 
+def _begun(out: Path) -> TrainConfig:
+    """Returns the settings that the run in `out` began with and must keep; the defaults if it has no checkpoint."""
+    from training.checkpoint import known, read_meta
+
+    for path in known(out / "checkpoints")[-1:]:
+        settings = read_meta(path).config
+        names = [name for name in vars(TrainConfig()) if name in settings and name not in Plan.FREE]
+        return make_config({name: settings[name] for name in names}, str(path), TrainConfig())
+    return TrainConfig()
+
+
 def plan_run(request: Request, hosts: Hosts) -> Plan:
-    """Returns what a run would do; nothing is started."""
-    return make_plan(request.config(), Manifest(request.data), hosts.world)
+    """Returns what a run would do, after the tables that it reads were compared with their checksums."""
+    config, data = request.config(), Manifest(request.data)
+    plan = make_plan(config, data, hosts.world)
+    data.check_table("images")
+    return plan
 
 
 def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str, Any]:
@@ -72,16 +106,21 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
     Raises:
         FaceshardsError: `out` holds another run, or one that is not to go on; a rank ended early.
     """
-    plan, out = plan_run(request, hosts), request.out
+    found, data, out = request.resolved(), Manifest(request.data), request.out
+    plan = make_plan(found.config, data, hosts.world)
+    kept = [f"{name} {getattr(found.config, name)}" for name, origin in found.origins.items() if origin == "checkpoint"]
+    if kept:
+        log.warning("%s: goes on with %s, as it began; the defaults are others", out, ", ".join(kept))
     result = _finished(out, plan) if request.resume else None
     if result is not None:
         log.warning("%s: finished already; this is its result", out)
         return _located(result, out)
     if not request.resume and any(out.glob("checkpoints/step-*")):
         raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")
+    data.check_table("images")  # once on each host; a rank then looks at the parts of its own shards only
     with exclusive_folder(out, f".lock-{hosts.rank}"):
         if plan.world == 1:
-            return _located(run_rank(request, make_verifier), out)
+            return _located(run_rank(request, data, make_verifier), out)
         logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
         launch(request.arguments(), logs, hosts)
         return _located(json.loads((out / "result.json").read_text(encoding="utf-8")), out)
@@ -105,10 +144,12 @@ def run_role(request: Request, make_verifier: MakeVerifier) -> None:
         init(request.config().device)
         return
     announce()
-    run_rank(request, make_verifier)
+    with logging_at("faceshards.dataset", logging.ERROR):  # what is to be said of it, the launcher has said
+        data = Manifest(request.data)
+    run_rank(request, data, make_verifier)
 
 
-def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
+def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> dict[str, Any]:
     """Returns the result of a run in this process, which is one of its ranks."""
     from training.config import verification_sets
     from training.device.distributed import init
@@ -116,18 +157,17 @@ def run_rank(request: Request, make_verifier: MakeVerifier) -> dict[str, Any]:
 
     config, out = request.config(), request.out
     group = init(config.device)
-    manifest = Manifest(request.data)
-    plan = make_plan(config, manifest, group.world)
+    plan = make_plan(config, data, group.world)
     verifier = None
     if config.verify and group.rank == 0:
         verifier = make_verifier(verification_sets(config, request.data_root))
     # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
     own = exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext()
     with own, logging_at("training", logging.INFO):
-        result = train(plan, manifest, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
+        result = train(plan, data, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
         if verifier is not None:
             result["raw_pixels"] = verifier.raw_pixels
-        result |= {"dataset": manifest.info["name"], "fingerprint": manifest.fingerprint, **stamp()}
+        result |= {"dataset": data.info["name"], "fingerprint": data.fingerprint, **stamp()}
         if group.rank == 0:
             write_json(result, out / "result.json")
     group.barrier()  # a rank leaves only when all are done: the last AllReduce of one fails when another exits first

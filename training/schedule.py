@@ -16,8 +16,8 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         steps_per_epoch: steps in an epoch.
 
     During warm-up the rate grows linearly, from peak/warm-up steps at step 0 to the peak. After it, with x the part of
-    the remaining steps that is done: polynomial peak * (1 - x)^power (arcface_torch's PolynomialLRWarmup has power 2),
-    cosine peak * (1 + cos(pi x)) / 2 (arXiv 1608.03983), multistep peak * gamma^(milestones passed).
+    the remaining steps that is done: polynomial peak * (1 - x)^power (arcface_torch's PolynomialLRWarmup is left at its
+    default, power 1), cosine peak * (1 + cos(pi x)) / 2 (arXiv 1608.03983), multistep peak * gamma^(milestones passed).
     """
     peak = config.peak_lr()
     total = config.epochs * steps_per_epoch

@@ -7,7 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+from faceshards.files import check_seal, sealed
+
+FORMAT = 2
+"""Format 1 is the same without a checksum of checkpoint.json itself, and is read too."""
 
 
 @dataclass
@@ -70,18 +73,21 @@ class Meta:
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of checkpoint.json: the fields of the state beside its own."""
+        """Returns the content of checkpoint.json: the fields of the state beside its own, and a checksum of all."""
         own = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "state"}
-        return {"format": FORMAT, **vars(self.state), **own}
+        return sealed({"format": FORMAT, **vars(self.state), **own})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Meta:
-        """Returns what to_json() was called on, from its result without the format.
+        """Returns what to_json() was called on, from its result, of this format or of 1.
 
         Raises:
             TypeError, KeyError: a field lacks, is too many, or is no such thing.
+            ValueError: the checksum is of other content.
         """
-        content = dict(content)
+        if content["format"] != 1 or "sha256" in content:
+            check_seal(content)
+        content = {key: value for key, value in content.items() if key not in ("format", "sha256")}
         names = {entry.name for entry in dataclasses.fields(RunState)}
         state = {name: content.pop(name) for name in names & content.keys()}
         for name in ("loss_scale", "losses", "pending"):

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import click
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from faceshards.cli.options import PATH, Commands, json_option
-from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import DROP_REASONS
+from faceshards.cli.options import PATH, Commands, json_option, show
+from faceshards.cli.rows import BATCH, limit_option, print_rows
+from faceshards.dataset.manifest import Manifest, check_image
+from faceshards.dataset.schema import DROP_REASONS, SCHEMA_VERSION, SCHEMAS
 from faceshards.errors import FaceshardsError
 from faceshards.formats.mindrecord.reader import Shard
 
@@ -27,11 +26,11 @@ def manifest() -> None:
       faceshards manifest drops data/shards/synthetic --reason near_duplicate
       faceshards manifest image data/shards/synthetic 42 --out 42.jpg
       faceshards manifest verify data/shards/synthetic
+      faceshards manifest upgrade data/shards/older
     """
 
 
 _PATH = click.argument("path", type=PATH)
-_LIMIT = click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows; 0: all.")
 
 
 @manifest.command()
@@ -59,63 +58,60 @@ def print_summary(found: Manifest, as_json: bool) -> None:
     click.echo(f"  fingerprint {found.fingerprint}")
 
 
-def _print_table(table: pa.Table, limit: int, as_json: bool) -> None:
-    """Prints rows as aligned columns, or as JSON; bytes as hex."""
-    total = len(table)
-    rows = table.slice(0, limit or total).to_pylist()
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, bytes):
-                row[key] = value.hex()
-    if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    cells = [table.column_names, *[["-" if value is None else str(value) for value in row.values()] for row in rows]]
-    widths = [max(len(line[i]) for line in cells) for i in range(table.num_columns)]
-    for line in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if len(rows) < total:
-        click.echo(f"({len(rows)} of {total} rows; --limit 0 for all)", err=True)
+def _print_table(
+    found: Manifest,
+    table: str,
+    limit: int | None,
+    as_json: bool,
+    where: ds.Expression | None = None,
+    columns: list[str] | None = None,
+) -> None:
+    """Prints rows of a table, as they are read."""
+    names = columns or SCHEMAS[table].names
+    print_rows(names, lambda: found.batches(table, names, where), found.count(table, where), limit, as_json)
 
 
 @manifest.command()
 @_PATH
 @click.option("--label", help="Only this identity, by its label in the source.")
-@_LIMIT
+@limit_option
 @json_option
-def identities(path: Path, label: str | None, limit: int, as_json: bool) -> None:
+def identities(path: Path, label: str | None, limit: int | None, as_json: bool) -> None:
     """Images scanned, kept and dropped of each identity."""
     where = ds.field("label_original") == label if label is not None else None
-    table = Manifest(path).table("identities", where=where)
+    found = Manifest(path)
     # Columns of reasons that never occurred only take room.
-    empty = [name for name in DROP_REASONS if not as_json and not pc.any(pc.not_equal(table[name], 0)).as_py()]
-    _print_table(table.drop_columns(empty), limit, as_json)
+    empty = [name for name in DROP_REASONS if not as_json and not found.totals["dropped"].get(name)]
+    columns = [name for name in SCHEMAS["identities"].names if name not in empty]
+    _print_table(found, "identities", limit, as_json, where, columns)
 
 
 @manifest.command()
 @_PATH
 @click.option("--reason", type=click.Choice(DROP_REASONS), help="Only this reason.")
-@_LIMIT
+@limit_option
 @json_option
-def drops(path: Path, reason: str | None, limit: int, as_json: bool) -> None:
+def drops(path: Path, reason: str | None, limit: int | None, as_json: bool) -> None:
     """Every record that was dropped, with its reason and what stands for it."""
     where = ds.field("reason") == reason if reason else None
-    _print_table(Manifest(path).table("dropped", where=where), limit, as_json)
+    _print_table(Manifest(path), "dropped", limit, as_json, where)
 
 
 @manifest.command()
 @_PATH
 @click.option("--pairs", is_flag=True, help="Each pair of photographs, instead of pairs of identities.")
-@_LIMIT
+@limit_option
 @json_option
-def conflicts(path: Path, pairs: bool, limit: int, as_json: bool) -> None:
+def conflicts(path: Path, pairs: bool, limit: int | None, as_json: bool) -> None:
     """Identities that share photographs: perhaps the same person, perhaps wrong labels."""
     found = Manifest(path)
     if pairs:
-        _print_table(found.table("conflicts"), limit, as_json)
+        _print_table(found, "conflicts", limit, as_json)
         return
+    # To be sorted they have to be held, as columns; the build held them likewise.
     order = [("photographs", "descending"), ("label_original_a", "ascending"), ("label_original_b", "ascending")]
-    _print_table(found.table("identity_links").sort_by(order), limit, as_json)
+    links = found.table("identity_links").sort_by(order)
+    print_rows(links.column_names, lambda: iter(links.to_batches(max_chunksize=BATCH)), len(links), limit, as_json)
 
 
 @manifest.command()
@@ -140,13 +136,15 @@ def image(path: Path, sid: int, out: Path | None, as_json: bool) -> None:
         number = rows["shard"][0].as_py()
         file = found.table("shards", ["file"], ds.field("shard") == number)["file"][0].as_py()
         with Shard(found.shard_path(file)) as shard:
-            data = shard.image(rows["row"][0].as_py())
+            row = rows["row"][0].as_py()
+            data = shard.image(row)
+            check_image(shard.path, row, data, rows["sha256"][0].as_py())
         try:
             out.write_bytes(data)
         except OSError as error:
             raise FaceshardsError(f"{out}: {error.strerror}") from None
     if as_json:
-        _print_table(rows, 1, True)
+        print_rows(rows.column_names, lambda: iter(rows.to_batches()), 1, 1, True)
         return
     for key, value in rows.to_pylist()[0].items():
         click.echo(f"{key:<15} {value.hex() if isinstance(value, bytes) else '-' if value is None else value}")
@@ -166,3 +164,17 @@ def verify(path: Path) -> None:
     if count:
         raise click.ClickException(f"{path}: {count} mismatches")
     click.echo(f"{path}: {found.totals['kept']} images in {found.totals['shards']} shards are as the manifest says")
+
+
+@manifest.command()
+@_PATH
+@json_option
+def upgrade(path: Path, as_json: bool) -> None:
+    """Bring a dataset of an older schema to this release's; its tables are compared first, its shards left alone."""
+    from faceshards.dataset.upgrade import upgrade as bring
+
+    changed = bring(path)
+    found = Manifest(path)
+    facts = {"path": str(found.path), "schema_version": SCHEMA_VERSION, "upgraded": changed}
+    said = "of schema {0} now, with the same tables, shards and fingerprint" if changed else "of schema {0} already"
+    show({**facts, "fingerprint": found.fingerprint}, [f"{found.path}: {said.format(SCHEMA_VERSION)}"], as_json)

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from evaluation.origin import MARK, NOTE, Origin
-from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option
+from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
 
 
 @click.command(cls=Command, go_on="; with --resume the command goes on from the last checkpoint")
 @click.argument("recipe")
-@click.option("--data", required=True, type=PATH, help="A published dataset.")
-@click.option("--out", required=True, type=PATH, help="The run's folder: checkpoints, metrics, logs.")
+@click.option("--data", type=PATH, help="A published dataset.  [required, --explain apart]")
+@click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
 @data_root_option
 @settings_option
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
@@ -27,11 +27,14 @@ from faceshards.cli.options import PATH, Command, data_root_option, json_option,
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the scheduler; 0: a free one (one host).")
 @click.option("--rank-table", type=PATH, help="Ascend's rank table file, for clusters that need one.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option(
+    "--explain", is_flag=True, help="Print each setting, where it comes from and whose figure it is, and stop."
+)
 @json_option
 def train(
     recipe: str,
-    data: Path,
-    out: Path,
+    data: Path | None,
+    out: Path | None,
     data_root: Path,
     settings: dict[str, Any],
     resume: bool,
@@ -42,6 +45,7 @@ def train(
     port: int,
     rank_table: Path | None,
     dry_run: bool,
+    explain: bool,
     as_json: bool,
 ) -> None:
     """Train by RECIPE (a name that comes with faceshards, or a YAML file) on the dataset at --data.
@@ -50,11 +54,18 @@ def train(
     Examples:
       faceshards train synthetic --data data/shards/synthetic --out data/runs/synthetic
       faceshards train glint360k --data /ssd/glint360k --out runs/r100 --set backbone=r100 --devices 8
+      faceshards train ms1mv3 --set backbone=mbf --explain
       faceshards train webface42m --data /mnt/wf42m --out /mnt/runs/b --set backbone=vit_b --dry-run
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
     from training import run  # MindSpore takes seconds
 
+    if explain:
+        found = run.Request(recipe, settings, data or Path(), out or Path(), resume and bool(out)).resolved()
+        show(found.to_json(), found.lines(), as_json)
+        return
+    if data is None or out is None:
+        raise click.MissingParameter(param_hint="'--out'" if data else "'--data'", param_type="option")
     request = run.Request(recipe, settings, data, out, resume, finetune, data_root)
     if run.job_role() is not None:
         run.run_role(request, _verifier)

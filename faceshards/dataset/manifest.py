@@ -1,26 +1,34 @@
 """The manifest: a published dataset's Parquet tables and dataset.json, the contract between build and training.
 
 docs/manifest.md describes every column. The tables need nothing but a Parquet reader; this module adds the checks that
-tell a whole dataset of a known schema from anything else.
+tell a whole dataset of a known schema from anything else: dataset.json has a checksum of its own and those of all
+tables, and no table is read here before it was compared with its.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, ShardError
+from faceshards.files import check_seal, difference
+
+log = logging.getLogger(__name__)
 
 # What readers rely on in dataset.json.
 _INFO = {"name": str, "totals": dict, "fingerprint": str, "files": dict, "warnings": list, "config": dict}
 _TOTALS = ("scanned", "kept", "identities", "shards", "conflicts", "identity_links", "image_bytes")
+_BATCH = 8192  # rows
+_FINGERPRINT_RULE = 1  # of fingerprint(); no schema's number, so that a new schema leaves fingerprints as they are
 
 
 class ManifestError(FaceshardsError):
@@ -29,6 +37,9 @@ class ManifestError(FaceshardsError):
 
 class Manifest:
     """A published dataset, opened for reading.
+
+    A dataset of schema 1 is read too, with a warning: its tables are compared with dataset.json like any, but nothing
+    vouches for dataset.json itself.
 
     Args:
         path: the dataset's folder (or its dataset.json).
@@ -43,48 +54,171 @@ class Manifest:
         file = self.path / "dataset.json"
         try:
             self.info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            version = self.info["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ManifestError(f"{self.path}: schema version {version}; this release reads {SCHEMA_VERSION}")
+            self.schema_version: int = self.info["schema_version"]
+            if self.schema_version not in (1, SCHEMA_VERSION):
+                raise ManifestError(
+                    f"{self.path}: schema version {self.schema_version}; this release reads 1 and {SCHEMA_VERSION}"
+                )
+            if self.schema_version == SCHEMA_VERSION or "sha256" in self.info:
+                check_seal(self.info)
             _check_info(self.info)
         except FileNotFoundError:
             raise ManifestError(f"{self.path}: no dataset published there (no dataset.json)") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ManifestError(f"{file}: damaged: {error}") from None
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
+        self._checked: dict[str, tuple[int, int, int] | None] = {}  # files compared, and their state then
+        if self.schema_version == 1:
+            log.warning(
+                "%s: of schema 1, whose dataset.json has no checksum of its own; "
+                "'faceshards manifest upgrade %s' gives it one",
+                *(self.path, self.path),
+            )
 
-    def dataset(self, table: str) -> ds.Dataset:
-        """Returns a table for lazy reading.
+    def files(self, table: str, shard: int | None = None) -> list[str]:
+        """Returns the files of a table by their names in dataset.json, in order.
+
+        Args:
+            table: a name of SCHEMAS.
+            shard: of `images` only the part with this shard's rows.
 
         Raises:
-            ManifestError: the table is missing or is not Parquet.
+            ManifestError: dataset.json lists none.
         """
-        path = self.path / "manifest" / f"{table}.parquet"
-        try:
-            found = ds.dataset(path, format="parquet", schema=SCHEMAS[table])
-            if not found.files:
-                raise FileNotFoundError
-            return found
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise ManifestError(f"{path}: missing or no Parquet {error}".rstrip()) from None
+        whole = f"manifest/{table}.parquet"
+        if shard is None:
+            found = sorted(name for name in self.info["files"] if name == whole or name.startswith(f"{whole}/"))
+        else:
+            found = [name for name in (f"{whole}/part-{shard:05d}.parquet",) if name in self.info["files"]]
+        if not found:
+            part = "" if shard is None else f" for shard {shard}"
+            raise ManifestError(f"{self.path / whole}: dataset.json lists no such table{part}")
+        return found
 
-    def table(self, table: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None) -> pa.Table:
-        """Returns a table, or some of its columns and rows.
+    def mismatch(self, name: str) -> str | None:
+        """Returns one line on how a file that dataset.json lists differs from its checksum; None if it does not.
+
+        A file that was compared before is read again only if it has changed since.
+        """
+        path, entry = self.path / name, self.info["files"][name]
+        state = _state(path)
+        if state is not None and self._checked.get(name) == state:
+            return None
+        problem = difference(path, entry["bytes"], entry["sha256"], "dataset.json")
+        if not problem:
+            self._checked[name] = state
+        return problem
+
+    def check_table(self, table: str) -> None:
+        """Compares all files of a table with their checksums.
+
+        Raises:
+            ManifestError: one is missing, or its size or SHA-256 is another.
+        """
+        self._check(self.files(table))
+
+    def _check(self, names: Sequence[str]) -> None:
+        for name in names:
+            if problem := self.mismatch(name):
+                raise ManifestError(problem)
+
+    def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
+        """Returns a table for lazy reading, after its files were compared with their checksums.
+
+        Args:
+            table: a name of SCHEMAS.
+            shard: of `images` only the part with this shard's rows; nothing else is looked at.
 
         Raises:
             ManifestError: the table is missing or damaged.
         """
+        names = self.files(table, shard)
+        self._check(names)
         try:
-            return self.dataset(table).to_table(columns=list(columns) if columns else None, filter=where)
+            return ds.dataset([str(self.path / name) for name in names], format="parquet", schema=SCHEMAS[table])
         except (OSError, pa.ArrowException) as error:
-            raise ManifestError(f"{self.path / 'manifest' / table}.parquet: {error}") from None
+            raise self._unreadable(table, error) from None
+
+    def table(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        shard: int | None = None,
+    ) -> pa.Table:
+        """Returns a table, or some of its columns and rows; see dataset().
+
+        Raises:
+            ManifestError: the table is missing or damaged.
+        """
+        found = self.dataset(table, shard)
+        try:
+            return found.to_table(columns=list(columns) if columns else None, filter=where)
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(table, error) from None
+
+    def batches(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        shard: int | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields a table's rows in order, a few thousand at a time; see table(). No more than a row group is held.
+
+        Raises:
+            ManifestError: the table is missing or damaged; before the first row.
+        """
+        wanted = list(columns or SCHEMAS[table].names)
+        names = self.files(table, shard)
+        self._check(names)
+        try:
+            for name in names:
+                # Not Arrow's scanner, which reads ahead of a slow reader without end.
+                with pq.ParquetFile(self.path / name) as file:
+                    for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
+                        rows = pa.Table.from_batches([batch])
+                        yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise self._unreadable(table, error) from None
+
+    def count(self, table: str, where: ds.Expression | None = None) -> int:
+        """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
+        found = self.dataset(table)
+        try:
+            return int(found.count_rows(filter=where))
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(table, error) from None
+
+    def _unreadable(self, table: str, error: Exception) -> ManifestError:
+        """Returns the one line for what Arrow says of a table."""
+        return ManifestError(f"{self.path / 'manifest' / table}.parquet: {' '.join(str(error).split())[:300]}")
 
     def shard_path(self, file: str) -> Path:
         """Returns where a shard lies, by its name in the table `shards`."""
         return self.path / "shards" / file
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Returns what changes with a file; None if it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_image(path: Path, row: int, image: bytes | memoryview, sha256: bytes) -> None:
+    """Compares an image read from a shard with its checksum in `images`.
+
+    Raises:
+        ShardError: it is another's; names file and row.
+    """
+    if hashlib.sha256(image).digest() != sha256:
+        raise ShardError(path, f"row {row}: the image's sha256 is not the manifest's")
 
 
 def _check_info(info: dict[str, Any]) -> None:
@@ -96,12 +230,15 @@ def _check_info(info: dict[str, Any]) -> None:
         raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
     if not isinstance(info["totals"]["dropped"], dict):
         raise TypeError("the total dropped is no dict")
+    for name, entry in info["files"].items():
+        if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+            raise TypeError(f"files: {name} has no size or checksum")
 
 
 def fingerprint(shards: pa.Table) -> str:
-    """Returns the dataset's fingerprint: SHA-256 (hex) over schema version and the checksums of its shards in order.
+    """Returns the dataset's fingerprint: SHA-256 (hex) over the names and checksums of its shards in order.
 
     A shard's bytes hold images, labels and sids, so equal fingerprints mean equal training data.
     """
-    text = json.dumps([SCHEMA_VERSION, shards["file"].to_pylist(), shards["sha256"].to_pylist()])
+    text = json.dumps([_FINGERPRINT_RULE, shards["file"].to_pylist(), shards["sha256"].to_pylist()])
     return hashlib.sha256(text.encode()).hexdigest()

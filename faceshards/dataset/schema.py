@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Schema 1 has the same tables; its dataset.json has no checksum of its own (faceshards.dataset.upgrade)."""
 
 REASONS: tuple[str, ...] = (
     "kept",

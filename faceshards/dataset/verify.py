@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.schema import DROP_REASONS
-from faceshards.errors import FaceshardsError, ShardError
-from faceshards.files import file_digest
+from faceshards.errors import FaceshardsError
+from faceshards.files import difference
 from faceshards.formats.mindrecord.reader import Shard, verify_index
 
 
@@ -34,6 +33,10 @@ def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) 
             yield f"the identities' {reason} sum up to {total}, not {totals['dropped'].get(reason, 0)}"
     if (rows := sum(shards["rows"].to_pylist())) != totals["kept"]:
         yield f"the shards hold {rows} rows, not {totals['kept']}"
+    if len(shards) != totals["shards"]:
+        yield f"{len(shards)} shards, not {totals['shards']}"
+    if (present := len(identities) - identities["label"].null_count) != totals["identities"]:
+        yield f"{present} identities with images, not {totals['identities']}"
 
 
 def check_rows(shard: Shard, images: pa.Table) -> Iterator[str]:
@@ -58,53 +61,60 @@ def check_rows(shard: Shard, images: pa.Table) -> Iterator[str]:
 def verify(manifest: Manifest) -> Iterator[str]:
     """Yields a line for each mismatch between a dataset's files and its manifest; none means it is whole.
 
-    Reads every byte once more than it has to: file checksums and row checksums are independent proofs.
+    Reads every byte once more than it has to: file checksums and row checksums are independent proofs. What a damaged
+    table says is not looked at.
     """
-    for name, entry in manifest.info["files"].items():
-        path = manifest.path / name
-        try:
-            size, digest = file_digest(path)
-        except OSError as error:
-            yield f"{path}: {error.strerror}"
-            continue
-        if (size, digest) != (entry["bytes"], entry["sha256"]):
-            yield f"{path}: {size} bytes, sha256 {digest}; dataset.json says {entry['bytes']}, {entry['sha256']}"
+    damaged = {name: problem for name in manifest.info["files"] if (problem := manifest.mismatch(name))}
+    yield from damaged.values()
+    for line in _beyond_tables(manifest):
+        if line not in damaged.values():  # a table that could not be read then says so again
+            yield line
+
+
+def _beyond_tables(manifest: Manifest) -> Iterator[str]:
+    """Yields each mismatch of the books, the fingerprint and the shards, and files that do not belong there."""
     try:
-        shards, identities = manifest.table("shards"), manifest.table("identities")
-        yield from check_books(manifest.totals, identities, shards)
-        if fingerprint(shards) != manifest.fingerprint:
-            yield f"{manifest.path}: the fingerprint is not that of the table shards"
-        for entry in shards.to_pylist():
-            yield from _verify_shard(manifest, entry)
+        shards = manifest.table("shards")
     except FaceshardsError as error:
         yield str(error)
+        return
+    yield from _strangers(manifest, shards["file"].to_pylist())
+    if fingerprint(shards) != manifest.fingerprint:
+        yield f"{manifest.path}: the fingerprint is not that of the table shards"
+    try:
+        yield from check_books(manifest.totals, manifest.table("identities"), shards)
+    except FaceshardsError as error:
+        yield str(error)
+    for entry in shards.to_pylist():
+        yield from _verify_shard(manifest, entry)
+
+
+def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[str]:
+    """Yields each file among tables and shards that nobody published: other readers would take it for a part."""
+    known = {*manifest.info["files"], *(f"shards/{name}{more}" for name in shards for more in ("", ".db"))}
+    for folder in ("manifest", "shards"):
+        for path in sorted((manifest.path / folder).rglob("[!.]*")):
+            if path.is_file() and str(path.relative_to(manifest.path)) not in known:
+                yield f"{path}: was not published with the dataset"
 
 
 def _verify_shard(manifest: Manifest, entry: dict) -> Iterator[str]:
     path = manifest.shard_path(entry["file"])
     index = path.with_name(f"{path.name}.db")
-    readable = []
     for file, size, digest in ((path, entry["bytes"], entry["sha256"]), (index, entry["db_bytes"], entry["db_sha256"])):
-        try:
-            found = file_digest(file)
-        except OSError as error:
-            yield f"{file}: {error.strerror}"
-            continue
-        readable.append(file)
-        if found != (size, digest):
-            yield f"{file}: {found[0]} bytes, sha256 {found[1]}; the manifest says {size}, {digest}"
-    if path not in readable:
+        if problem := difference(file, size, digest, "the manifest"):
+            yield problem
+    if not path.is_file():
         return
     try:
-        columns = ["row", "label", "sid", "sha256"]
-        images = manifest.table("images", columns, ds.field("shard") == entry["shard"]).sort_by("row")
+        images = manifest.table("images", ["row", "label", "sid", "sha256"], shard=entry["shard"]).sort_by("row")
         if (images["row"].to_numpy() != np.arange(len(images))).any():
             yield f"{path}: the manifest's rows are not 0..{len(images) - 1}"
         with Shard(path) as shard:
             yield from check_rows(shard, images)
-        if index in readable:
+        if index.is_file():
             verify_index(path)
-    except ShardError as error:
+    except FaceshardsError as error:
         yield str(error)
     except OSError as error:
         yield f"{path}: {error.strerror}"

@@ -17,7 +17,7 @@ from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
-from faceshards.files import ROW_GROUP, file_digest, replacing, write_json, write_parquet
+from faceshards.files import ROW_GROUP, file_digest, replacing, sealed, write_json, write_parquet
 from pipelines.sources.catalog import Dataset
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def assemble(
         "files": {str(path.relative_to(data)): {"bytes": size, "sha256": sha} for path, (size, sha) in digests.items()},
         "fingerprint": fingerprint(shard_table),
     }
-    write_json(info, data / "dataset.json")
+    write_json(sealed(info), data / "dataset.json")
 
 
 def _remove_temporaries(*folders: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from evaluation.during import raw_pixels
 from evaluation.embed_source import embed
 from evaluation.embedder import Embedder, EmbeddingError, usable_pairs
 from evaluation.models.model import Model
-from faceshards.errors import FaceshardsError
+from faceshards.dataset.manifest import ManifestError
+from faceshards.errors import FaceshardsError, ShardError
+from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import write_bin
 from pipelines.config import BuildConfig
 from pipelines.synthetic.write import SyntheticSpec
 from tests.evaluation.commands import run
-from tests.pipelines.build_fixtures import run_build, synthetic_set
+from tests.pipelines.build_fixtures import flip_bit, run_build, synthetic_set
 from tests.recs import jpeg
 from training.data.transforms import decode
 
@@ -120,6 +123,21 @@ def test_a_set_a_folder_and_a_dataset(tmp_path):
     assert np.isnan(rows[1]["embedding"]).all()
     assert rows[1]["cause"] == "4 bytes are no image that OpenCV decodes"
     assert_embedded(vectors([rows[0], rows[2]]), IMAGES[1:3])
+
+
+def test_damage_in_a_dataset_is_named(tiny_dataset, tmp_path):
+    copy = shutil.copytree(tiny_dataset.path, tmp_path / "copy")
+    row = tiny_dataset.table("images", shard=2).to_pylist()[5]
+    shard = copy / "shards" / "shard-00002.mindrecord"
+    with Shard(shard) as opened:
+        image = opened.image(row["row"])
+    flip_bit(shard, 8 * (shard.read_bytes().index(image) + len(image) - 3))  # an image all the same
+    with pytest.raises(ShardError, match=rf"{shard}: row {row['row']}: the image's sha256 is not the manifest's"):
+        embed(copy, tmp_path / "out", MODEL, quiet=True)
+    part = copy / "manifest" / "images.parquet" / "part-00000.parquet"
+    flip_bit(part, 999)
+    with pytest.raises(ManifestError, match=rf"{part}: changed since it was published"):
+        embed(copy, tmp_path / "other", MODEL, quiet=True)
 
 
 def test_a_dataset_and_its_rec_agree(tmp_path):

@@ -1,8 +1,9 @@
-"""Folders that one process has to itself, and requests compared."""
+"""Folders that one process has to itself, requests compared, and files that are what is written of them."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -12,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from faceshards.errors import FaceshardsError
-from faceshards.files import BusyError, Difference, differences, exclusive_folder, fsync_tree
+from faceshards.files import (
+    BusyError,
+    Difference,
+    difference,
+    differences,
+    exclusive_folder,
+    file_digest,
+    fsync_tree,
+)
 
 
 def test_a_folder_is_had_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -100,3 +109,27 @@ def test_every_file_and_folder_of_a_tree_is_forced_to_disk(tmp_path: Path, monke
     fsync_tree(tmp_path)
     assert sorted(forced) == sorted((tmp_path, *tmp_path.rglob("*")))
     assert forced[-1] == tmp_path
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 3])
+def test_a_digest_is_that_of_the_whole_file(size: int, tmp_path: Path) -> None:
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    blocks: list[None] = []
+    assert file_digest(tmp_path / "file", lambda: blocks.append(None)) == (size, hashlib.sha256(data).hexdigest())
+    assert len(blocks) == 1 + -(-size // (1 << 20))  # the last one finds the end
+
+
+def test_a_file_differs_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    written = (3, hashlib.sha256(b"abc").hexdigest(), "the list")
+    assert difference(path, *written) == f"{path}: missing; the list lists it"
+    path.write_bytes(b"abcd")
+    assert difference(path, *written) == f"{path}: 4 bytes, the list says 3"
+    path.write_bytes(b"abd")
+    assert difference(path, *written) == f"{path}: changed since it was published: its SHA-256 is not the list's"
+    path.write_bytes(b"abc")
+    assert difference(path, *written) is None
+    path.unlink()
+    os.mkfifo(path)  # reading it would wait for ever
+    assert difference(path, 0, *written[1:]) == f"{path}: no regular file; the list lists one"

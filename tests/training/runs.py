@@ -86,3 +86,12 @@ def trace(out: Path) -> dict[int, float]:
     """Returns the loss of every step."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def refused(result: Result) -> str:
+    """Returns the one line of a refusal."""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("INFO", "WARNING", "[WARNING"))]
+    assert result.exit_code in (1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert len(lines) == 1, lines
+    return lines[0]

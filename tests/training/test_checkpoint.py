@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from faceshards.formats.safetensors import TensorFileError
+from tests.pipelines.build_fixtures import flip_bit
 from training import checkpoint
 from training.centers.class_centers import ClassCenters
 from training.centers.rules import LazyAdamW, Sgd
@@ -135,13 +136,41 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"rank-1-of-2.safetensors: missing; the checkpoint was written by 2"):
         checkpoint.read_meta(path)
     (path / "checkpoint.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(CheckpointError, match="not of format 1"):
+    with pytest.raises(CheckpointError, match="not of format 1 or 2"):
         checkpoint.read_meta(path)
     (path / "checkpoint.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"checkpoint.json: damaged"):
         checkpoint.read_meta(path)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         checkpoint.read_meta(tmp_path / "none")
+
+
+def test_no_flipped_bit_of_checkpoint_json_passes(tmp_path):
+    path = save(tmp_path, 1, verification={"lfw": 0.9})
+    file, want = path / "checkpoint.json", checkpoint.read_meta(path)
+    whole = file.read_bytes()
+    refused = 0
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 200).tolist():
+        flip_bit(file, bit)
+        try:
+            assert checkpoint.read_meta(path) == want  # a blank between two words may be another
+        except CheckpointError as error:
+            assert str(path) in str(error)  # noqa: PT017 - nearly all raise
+            refused += 1
+        file.write_bytes(whole)
+    assert refused > 100
+
+
+def test_checkpoints_of_before_have_no_checksum_of_their_own(tmp_path):
+    path = save(tmp_path, 1)
+    want = checkpoint.read_meta(path)
+    content = json.loads((path / "checkpoint.json").read_text())
+    del content["sha256"]
+    (path / "checkpoint.json").write_text(json.dumps({**content, "format": 1}))
+    assert checkpoint.read_meta(path) == want
+    (path / "checkpoint.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: damaged: 'sha256'"):
+        checkpoint.read_meta(path)
 
 
 def test_a_rank_that_cannot_write_leaves_the_last_one(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from training.schedule import learning_rate
 pytestmark = pytest.mark.numeric
 
 
-@pytest.mark.parametrize("recipe", ["casia", "ms1mv2", "ms1mv3", "glint360k", "webface12m", "webface42m", "synthetic"])
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_recipes(recipe):
     config = load_recipe(recipe, {})
     assert (RECIPES / f"{recipe}.yaml").is_file()
@@ -37,6 +37,8 @@ def test_published_learning_rates():
         ({"lr": float("nan")}, "--set: lr: nan is not of type float"),
         ({"margin": [1, 0.5]}, r"--set: margin: \[1.0, 0.5\] is not \[m1, m2, m3\]"),
         ({"margin": 3}, "--set: margin: 3 is not a list of numbers"),
+        ({"check_shards": "later"}, "--set: check_shards: 'later' is not one of background, true, false"),
+        ({"check_shards": 1}, "--set: check_shards: 1 is not of type bool or str"),
         ({"device": "TPU"}, "--set: device: 'TPU' is not one of CPU, GPU, Ascend"),
         ({"sample_rate": 0}, "--set: sample_rate: 0.0 is outside"),
         ({"milestones": [3, 2]}, "milestones: .* are not epochs in ascending order"),
@@ -76,6 +78,18 @@ def test_warmup_and_polynomial():
     found = rates(power=2.0)
     np.testing.assert_allclose(found[:20], np.arange(1, 21) / 20)
     np.testing.assert_allclose(found[20:], (1 - np.arange(180) / 180) ** 2)
+
+
+def test_the_default_decay_is_the_references():
+    # PolynomialLRWarmup of arcface_torch goes by factors from step to step: 0.0500 half-way, 50.05 over 1,000 steps.
+    config = TrainConfig(epochs=10)
+    found = np.array([learning_rate(config, step, 100) for step in range(1000)])
+    wanted = [0.1]
+    for step in range(1, 1000):
+        wanted.append(wanted[-1] * (1 - step / 1000) / (1 - (step - 1) / 1000))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    assert found[500] == pytest.approx(0.05)
+    assert found.sum() == pytest.approx(50.05)
 
 
 def test_cosine_and_multistep():

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from faceshards.dataset.manifest import Manifest
-from tests.training.runs import tiny_dataset, train
+from tests.pipelines.build_fixtures import rewrite_info
+from tests.training.runs import refused, tiny_dataset, train
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +19,6 @@ def run(data, tmp_path_factory):
     done = train(data.path, out, epochs=1, warmup_epochs=0)
     assert done.exit_code == 0, done.output
     return out
-
-
-def refused(result) -> str:
-    """Returns the one line of a refusal."""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith(("INFO", "WARNING", "[WARNING"))]
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +71,7 @@ def damaged(data, tmp_path, how):
     elif how == "cut":
         next((copy / "manifest" / "images.parquet").iterdir()).write_bytes(b"PAR1")
     elif how == "larger":
-        content = json.loads((copy / "dataset.json").read_text())
-        content["config"]["image_size"] = [128, 128]
-        (copy / "dataset.json").write_text(json.dumps(content))
+        rewrite_info(copy, lambda info: info["config"].update(image_size=[128, 128]))
     return copy
 
 
@@ -92,7 +82,7 @@ def damaged(data, tmp_path, how):
         ("schema", "99"),
         ("flipped", "changed since it was published: its SHA-256 is not the manifest's"),
         ("gone", "missing; the manifest lists it"),
-        ("cut", "table images: "),
+        ("cut", ".parquet: 4 bytes, dataset.json says "),
         ("larger", "images of 128 x 128 pixels; the backbones take 112 x 112"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -9,16 +10,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
-from training.config import CHOICES
+from training.config import CHECKS, CHOICES
 from training.data.layout import Layout, StreamError, lane_order
+from training.data.shard_check import ShardCheck, Written
 from training.data.transforms import ImageError, augment, decode, scaled
+
+log = logging.getLogger(__name__)
 
 SAMPLING = CHOICES["sampling"]
 
@@ -39,10 +40,12 @@ class Stream:
         mirror: mirrors each image with probability 1/2.
         augment: see training.data.transforms.augment.
         threads: that decode; 0: one per core.
-        check_shards: compares the files with their checksums first.
+        check_shards: compares the files with their checksums: ``background`` beside the first batches, True first,
+            False never.
 
     Raises:
         StreamError: an unknown `sampling`, a shard is missing or changed, a label names no identity.
+        ManifestError: a table is missing or changed.
         ShardError: a file is no shard of ours.
     """
 
@@ -57,8 +60,10 @@ class Stream:
         mirror: bool = True,
         augment: bool = False,
         threads: int = 0,
-        check_shards: bool = False,
+        check_shards: bool | str = "background",
     ) -> None:
+        if check_shards not in CHECKS:
+            raise StreamError(f"check_shards {check_shards!r} is not one of {', '.join(map(repr, CHECKS))}")
         if sampling not in SAMPLING:
             raise StreamError(f"sampling '{sampling}' is not one of {', '.join(SAMPLING)}")
         if not 0 <= rank < layout.world:
@@ -73,9 +78,15 @@ class Stream:
         self._offsets = np.empty(end - self._start, np.int64)
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
         self._handles: dict[int, int] = {}
+        self._check: ShardCheck | None = None
         try:
             for number in self._files:
-                self._open(data, number, check_shards)
+                self._open(data, number)
+            if check_shards:
+                names, sizes, digests = layout.names, layout.bytes, layout.sha256
+                self._check = ShardCheck([Written(data.shard_path(names[i]), sizes[i], digests[i]) for i in self._files])
+                if check_shards != "background":
+                    self.wait_for_check()
         except BaseException:
             self.close()
             raise
@@ -91,29 +102,36 @@ class Stream:
         """Bytes kept about the own rows while an epoch runs."""
         return self._offsets.nbytes + self._lengths.nbytes + self.labels.nbytes + 5 * len(self.labels)
 
-    def _open(self, data: Manifest, number: int, check: bool) -> None:
+    def wait_for_check(self) -> None:
+        """Returns once every own shard was compared with its checksum, if that was asked for.
+
+        Raises:
+            StreamError: one is not what was published.
+        """
+        if self._check is not None and self._check.busy:
+            log.info("rank %d: waiting until its shards are compared with their checksums", self._rank)
+            self._check.wait()
+        self._refuse_damage()
+
+    def _refuse_damage(self) -> None:
+        """Raises StreamError if a shard is known to be damaged."""
+        if self._check is not None and self._check.problem:
+            raise StreamError(self._check.problem)
+
+    def _open(self, data: Manifest, number: int) -> None:
         """Opens a shard and notes where the images of its own rows lie."""
         layout, path = self._layout, data.shard_path(self._layout.names[number])
         if not path.is_file():
             raise StreamError(f"{path}: missing; the manifest lists it")
         if path.stat().st_size != layout.bytes[number]:
             raise StreamError(f"{path}: {path.stat().st_size} bytes, the manifest says {layout.bytes[number]}")
-        if check and file_digest(path)[1] != layout.sha256[number]:
-            raise StreamError(f"{path}: changed since it was published: its SHA-256 is not the manifest's")
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
         labels, lengths = np.full(end - first, -1, np.int32), np.zeros(end - first, np.int32)
-        columns = ["row", "label", "bytes"]
-        scan = data.dataset("images").scanner(columns, filter=ds.field("shard") == number, batch_readahead=1)
-        try:
-            for batch in scan.to_batches():
-                rows = batch["row"].to_numpy()
-                if len(rows) and not (rows.min() >= 0 and rows.max() < end - first):
-                    raise StreamError(
-                        f"{data.path}: the manifest has rows of {path.name} that its table shards has not"
-                    )
-                labels[rows], lengths[rows] = batch["label"].to_numpy(), batch["bytes"].to_numpy()
-        except (pa.ArrowException, OSError) as error:
-            raise StreamError(f"{data.path}: table images: {' '.join(str(error).split())[:300]}") from None
+        for batch in data.batches("images", ["row", "label", "bytes"], shard=number):
+            rows = batch["row"].to_numpy()
+            if len(rows) and not (rows.min() >= 0 and rows.max() < end - first):
+                raise StreamError(f"{data.path}: the manifest has rows of {path.name} that its table shards has not")
+            labels[rows], lengths[rows] = batch["label"].to_numpy(), batch["bytes"].to_numpy()
         with Shard(path) as shard:
             if len(shard) != end - first:
                 raise StreamError(f"{path}: {len(shard)} rows, the manifest says {end - first}")
@@ -131,6 +149,7 @@ class Stream:
 
         Raises:
             ShardError: an image cannot be read or decoded; the message names file and row.
+            StreamError: a shard was found to be damaged; an epoch does not end before all were compared.
         """
         layout = self._layout
         lanes = layout.own_lanes(self._rank)
@@ -158,9 +177,12 @@ class Stream:
                 for step in steps:
                     waiting.append(pool.submit(load, step))
                     if len(waiting) > self._threads + 1:
+                        self._refuse_damage()
                         yield waiting.popleft().result()
                 while waiting:
+                    self._refuse_damage()
                     yield waiting.popleft().result()
+                self.wait_for_check()
             finally:  # also when the caller leaves in the middle
                 for future in waiting:
                     future.cancel()
@@ -213,7 +235,9 @@ class Stream:
         return self._layout.names[number], f"row {self._start + row - self._layout.shard_bounds[number]}: {cause}"
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, and gives up a check that goes on."""
+        if self._check is not None:
+            self._check.close()
         for handle in self._handles.values():
             os.close(handle)
         self._handles = {}

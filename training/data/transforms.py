@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -12,8 +13,16 @@ from faceshards.errors import FaceshardsError
 # (x / 255 - 0.5) / 0.5 for every byte: RGB in [-1, 1], as InsightFace feeds its backbones.
 SCALED = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)  # (256,)
 
-# Probability of each augmentation; arcface_torch's DALI pipeline uses these four, each on a tenth of the images.
-RATE = 0.1
+# Of arcface_torch's DALI pipeline (dataset.py, dali_data_iter): how probable an augmentation is, and its range.
+RESIZE, FACTOR = 0.1, (0.5, 0.8)  # of the side
+BLUR, WINDOWS = 0.2, (3, 5)  # pixels
+COLOR, HUE, SATURATION = 0.2, (0.0, 20.0), (1.0, 1.2)  # degrees; a factor
+GRAY = 0.1
+
+# RGB to luma and the two axes of colour (YIQ), in whose plane DALI's hsv turns the hue and scales the saturation, and
+# back, to DALI's digits (dali/operators/image/color/color_twist.h).
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+TO_RGB = np.array([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.107, 1.705]])
 
 
 class ImageError(FaceshardsError):
@@ -54,31 +63,61 @@ def scaled(image: np.ndarray, out: np.ndarray) -> None:
     cv2.LUT(planes.reshape(-1, width), SCALED, out.reshape(-1, width))
 
 
-def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns an image after the augmentations of arcface_torch's DALI pipeline, each with probability RATE.
-
-    Down-up resize to 0.2-0.8 of the side (a low-resolution face), Gaussian blur of sigma 0.5-2 pixels, gray, and hue
-    (up to 10 of OpenCV's 180) and saturation (factor 0.7-1.3). The ranges are ours.
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to an image, in this order; what is None or False is left out.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
-        rng: all randomness; always the same number of draws.
+        factor: of the side that it is resized to, and back (a low-resolution face).
+        window: of a Gaussian blur, pixels.
+        color: degrees that the hue turns by, and the saturation's factor.
+        gray: whether its colour is taken away.
     """
-    chosen = rng.random(4) < RATE
-    side, sigma, hue, saturation = rng.random(4)
-    height, width = image.shape[:2]
-    if chosen[0]:
-        factor = 0.2 + 0.6 * side
-        low = (max(1, round(width * factor)), max(1, round(height * factor)))  # columns, rows
-        small = cv2.resize(image, low, interpolation=cv2.INTER_AREA)
-        image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    if chosen[1]:
-        image = cv2.GaussianBlur(image, (0, 0), 0.5 + 1.5 * sigma)
-    if chosen[2]:
-        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    if chosen[3]:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.float32)
-        hsv[..., 0] = (hsv[..., 0] + 20 * hue - 10) % 180
-        hsv[..., 1] = np.clip(hsv[..., 1] * (0.7 + 0.6 * saturation), 0, 255)
-        image = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
-    return image
+
+    factor: float | None = None
+    window: int | None = None
+    color: tuple[float, float] | None = None
+    gray: bool = False
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Augmentation:
+        """Returns one as probable as the constants of this module say; always the same number of draws."""
+        chosen = rng.random(4) < (RESIZE, BLUR, COLOR, GRAY)
+        factor, hue, saturation = rng.uniform(*np.transpose((FACTOR, HUE, SATURATION)))
+        window = WINDOWS[rng.integers(len(WINDOWS))]
+        return cls(
+            float(factor) if chosen[0] else None,
+            window if chosen[1] else None,
+            (float(hue), float(saturation)) if chosen[2] else None,
+            bool(chosen[3]),
+        )
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Returns (H, W, 3) uint8, RGB, of an image that is the like."""
+        height, width = image.shape[:2]
+        if self.factor is not None:
+            low = (max(1, round(width * self.factor)), max(1, round(height * self.factor)))  # columns, rows
+            small = cv2.resize(image, low, interpolation=cv2.INTER_AREA)
+            image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+        if self.window is not None:
+            sigma = 0.3 * ((self.window - 1) / 2 - 1) + 0.8  # what DALI and OpenCV take for a window
+            image = cv2.GaussianBlur(image, (self.window, self.window), sigma)
+        if self.color is not None:
+            image = cv2.transform(image, _color_matrix(*self.color))
+        if self.gray:
+            image = cv2.transform(image, _color_matrix(0.0, 0.0))
+        return image
+
+
+def _color_matrix(hue: float, saturation: float) -> np.ndarray:
+    """Returns the (3, 3) matrix of a turn by `hue` degrees and a factor of the saturation, RGB to RGB."""
+    turn = np.deg2rad(hue)
+    plane = saturation * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    whole = np.eye(3)
+    whole[1:, 1:] = plane  # the luma stays
+    return TO_RGB @ whole @ TO_YIQ
+
+
+def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns an image (H, W, 3) uint8, RGB, after the augmentations that `rng` draws for it."""
+    return Augmentation.draw(rng).apply(image)

@@ -170,6 +170,8 @@ TABLE = "manifest/images.parquet/part-00001.parquet"
         (lambda out: (out / "manifest/dropped.parquet").unlink(), "manifest/dropped.parquet"),
         (lambda out: flip(out / TABLE, 900), TABLE),
         (lambda out: (out / TABLE).unlink(), TABLE),
+        (lambda out: shutil.copy(out / TABLE, out / f"{TABLE}.copy.parquet"), f"{TABLE}.copy.parquet"),
+        (lambda out: shutil.copy(out / SHARD, out / "shards/shard-00099.mindrecord"), "shards/shard-00099.mindrecord"),
     ],
     ids=[
         "byte",
@@ -183,6 +185,8 @@ TABLE = "manifest/images.parquet/part-00001.parquet"
         "parquet-gone",
         "part",
         "part-gone",
+        "part-more",
+        "shard-more",
     ],
 )
 def test_verify_names_what_is_damaged(
@@ -222,7 +226,9 @@ def test_a_folder_without_a_dataset(name: str, tmp_path: Path) -> None:
         ("[]", "damaged: list indices must be integers"),
         ("{}", "damaged: 'schema_version'"),
         ('{"schema_version": 1}', "damaged: 'name'"),
-        ('{"schema_version": 99}', "schema version 99; this release reads 1"),
+        ('{"schema_version": 2}', "damaged: 'sha256'"),
+        ('{"schema_version": 2, "sha256": "0"}', "damaged: its SHA-256 (sha256) is not that of the rest of it"),
+        ('{"schema_version": 99}', "schema version 99; this release reads 1 and 2"),
     ],
 )
 def test_a_dataset_json_that_is_none(text: str, line: str, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import cv2
 import numpy as np
 import pytest
 
 from tests.recs import encode, texture
-from training.data.transforms import RATE, ImageError, augment, decode, scaled
+from training.data.transforms import Augmentation, ImageError, augment, decode, scaled
 
 pytestmark = pytest.mark.numeric
 
@@ -34,16 +36,111 @@ def test_what_is_no_image(data, message):
         decode(data, (112, 112))
 
 
-def test_augmentations_come_at_their_rate():
+MANY = 20_000
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Many augmentations, each of an image's own generator, as a stream seeds them."""
+    return [Augmentation.draw(np.random.default_rng((0, 0, 0, place))) for place in range(MANY)]
+
+
+def test_augmentations_are_as_probable_as_arcface_torchs(drawn):
+    # dataset.py, dali_data_iter: down-up resize 0.1, blur 0.2, hue and saturation 0.2, gray 0.1, each by itself.
+    wanted = np.array([0.1, 0.2, 0.2, 0.1])
+    found = np.array([(one.factor is not None, one.window is not None, one.color is not None, one.gray) for one in drawn])
+    deviation = np.sqrt(wanted * (1 - wanted) / MANY)
+    assert (np.abs(found.mean(axis=0) - wanted) < 5 * deviation).all()
+    pairs = (found.T @ found.astype(float)) / MANY  # of two together
+    for i, j in zip(*np.triu_indices(4, 1), strict=True):
+        both = wanted[i] * wanted[j]
+        assert abs(pairs[i, j] - both) < 5 * np.sqrt(both / MANY)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [
+        (lambda one: one.factor, 0.5, 0.8),
+        (lambda one: one.color and one.color[0], 0.0, 20.0),
+        (lambda one: one.color and one.color[1], 1.0, 1.2),
+    ],
+)
+def test_augmentations_fill_arcface_torchs_ranges(drawn, value, low, high):
+    found = np.array([value(one) for one in drawn if value(one) is not None])
+    assert low <= found.min() < found.max() <= high
+    # Evenly: every tenth of the range has a tenth of them, within five deviations.
+    share = np.histogram(found, 10, (low, high))[0] / len(found)
+    assert np.abs(share - 0.1).max() < 5 * np.sqrt(0.09 / len(found))
+
+
+def test_the_windows_of_the_blur(drawn):
+    found = [one.window for one in drawn if one.window]
+    assert set(found) == {3, 5}
+    assert abs(found.count(3) / len(found) - 0.5) < 5 * np.sqrt(0.25 / len(found))
+
+
+ALL = Augmentation(factor=0.6, window=5, color=(20.0, 1.2), gray=True)
+STEPS = [Augmentation(factor=0.6), Augmentation(window=5), Augmentation(color=(20.0, 1.2)), Augmentation(gray=True)]
+
+
+def in_turn(picture, steps):
+    for step in steps:
+        picture = step.apply(picture)
+    return picture
+
+
+def test_augmentations_come_in_arcface_torchs_order():
+    picture = texture(3)
+    np.testing.assert_array_equal(ALL.apply(picture), in_turn(picture, STEPS))
+    first, second, third = STEPS[:3]
+    for steps in ([second, first, third], [first, third, second]):  # gray last: before hue it would be all the same
+        assert not np.array_equal(in_turn(picture, steps), in_turn(picture, STEPS[:3]))
+
+
+def test_nothing_is_done_to_most_images(drawn):
+    picture = texture(3)
+    assert Augmentation().apply(picture) is picture
+    assert abs(drawn.count(Augmentation()) / MANY - 0.9 * 0.8 * 0.8 * 0.9) < 0.02
+
+
+def test_what_an_augmentation_does():
+    picture = texture(4)
+    # Gray is the luma of ITU-R BT.601, as OpenCV has it.
+    gray = Augmentation(gray=True).apply(picture)
+    assert (gray == gray[..., :1]).all()
+    assert np.abs(gray[..., 0].astype(int) - cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)).max() <= 1
+    # Of a window's weights, exp(-x^2 / 2 sigma^2), the deviation is 0.3 (w / 2 - 1.5) + 0.8: a bright point shows them.
+    point = np.zeros((9, 9, 3), np.uint8)
+    point[4, 4] = 255
+    for window, sigma in ((3, 0.8), (5, 1.1)):
+        weights = np.exp(-((np.arange(window) - window // 2) ** 2) / (2 * sigma**2))
+        weights /= weights.sum()
+        blurred = Augmentation(window=window).apply(point)[..., 0].astype(float)
+        rim = (9 - window) // 2
+        np.testing.assert_allclose(blurred[rim : 9 - rim, rim : 9 - rim], 255 * np.outer(weights, weights), atol=1.5)
+        assert blurred.sum() == blurred[rim : 9 - rim, rim : 9 - rim].sum()
+    # In the plane of colour (colorsys' YIQ, other digits) the hue turns by its degrees and the saturation grows.
+    soft = (picture // 2 + 64).astype(np.uint8)  # no channel is cut off at 0 or 255
+    turned = Augmentation(color=(20.0, 1.2)).apply(soft)
+
+    def plane(image):
+        yiq = [colorsys.rgb_to_yiq(*color) for color in image.reshape(-1, 3)[::50] / 255]
+        return np.array(yiq)[:, 0], np.array([complex(i, q) for _, i, q in yiq])
+
+    (luma, before), (same, after) = plane(soft), plane(turned)
+    assert np.abs(luma - same).max() < 0.01
+    strong = abs(before) > 0.1  # where rounding to bytes does not blur an angle
+    assert strong.sum() > 20
+    ratio = after[strong] / before[strong]
+    assert np.median(np.abs(ratio)) == pytest.approx(1.2, abs=0.02)
+    assert np.median(np.degrees(np.angle(ratio))) == pytest.approx(-20, abs=1)  # from I towards -Q, as DALI turns
+
+
+def test_augmentations_follow_from_the_generator():
     picture = cv2.resize(texture(3), (24, 24))
-    rng = np.random.default_rng(0)
-    many = 4000
-    results = [augment(picture, rng) for _ in range(many)]
-    assert all(result.shape == picture.shape and result.dtype == np.uint8 for result in results)
-    same = sum(np.array_equal(result, picture) for result in results) / many
-    gray = sum((result == result[..., :1]).all() for result in results) / many
-    assert same == pytest.approx((1 - RATE) ** 4, abs=0.03)
-    assert gray == pytest.approx(RATE, abs=0.02)
-    again = np.random.default_rng(0)
-    for result in results[:50]:
-        np.testing.assert_array_equal(augment(picture, again), result)
+    results = [[augment(picture, np.random.default_rng(place)) for place in range(50)] for _ in range(2)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.shape == picture.shape
+        assert one.dtype == np.uint8
+    assert any(not np.array_equal(one, picture) for one in results[0])
