@@ -35,6 +35,7 @@ class Verifier:
             self._sets.append(source)
             if lost:
                 log.warning("%s: %d of %d pairs left out: %s", source.name, len(lost), len(source.same), lost[0])
+        self._digests = {source.name: source.digest() for source in self._sets}
         self._backbone: nn.Cell | None = None
 
     @cached_property
@@ -48,13 +49,19 @@ class Verifier:
         for source in self._sets:
             yield f"verification on {source.name}: {len(source.same):,} pairs, {int(source.same.sum()):,} of one person"
 
-    def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float]]:
-        """Returns 10-fold accuracy and threshold (a cosine) by set; leaves the backbone in evaluation mode."""
+    def __call__(self, backbone: nn.Cell) -> dict[str, tuple[float, float, str]]:
+        """Returns 10-fold accuracy, threshold (a cosine) and SHA-256 of the pairs by set.
+
+        Leaves the backbone in evaluation mode.
+        """
         if self._backbone is not backbone:
             self._backbone, self._embedder = backbone, Embedder(cell_forward(backbone))  # compiled once a run
         backbone.set_train(False)
         results = {source.name: self._measure(source, self._embedder) for source in self._sets}
-        return {name: (result.value("accuracy"), result.threshold_cosine) for name, result in results.items()}
+        return {
+            name: (result.value("accuracy"), result.threshold_cosine, self._digests[name])
+            for name, result in results.items()
+        }
 
     def _measure(self, source: VerificationSet, embedder: Embedder) -> Verification:
         """Returns what the pairs of a set give whose images can be decoded."""

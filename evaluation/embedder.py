@@ -14,6 +14,7 @@ from faceshards.errors import FaceshardsError
 from training.data.transforms import SIZE, ImageError, decode, scaled
 
 Forward = Callable[[np.ndarray], np.ndarray]  # (B, 3, H, W) float32 to (B, D) float32
+NOT_FINITE = "the model's embedding of it is not finite"
 
 
 class EmbeddingError(FaceshardsError):
@@ -31,6 +32,7 @@ class Embedder:
         batch: images in a call, and as many mirror images.
         size: height and width the images must have, in pixels.
         load: gives the pixels of what batches() takes, (H, W, 3) uint8, RGB, or raises ImageError; None decodes images.
+        strict: an embedding that is not finite is an error; otherwise its image has none.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Embedder:
         batch: int = 64,
         size: tuple[int, int] = SIZE,
         load: Callable[[Any], np.ndarray] | None = None,
+        strict: bool = True,
     ) -> None:
         self._forward, self._batch, self._size = forward, batch, size
         self._pixels = load or (lambda image: decode(image, size))
+        self._strict = strict
 
     @functools.cached_property
     def dim(self) -> int:
@@ -59,7 +63,7 @@ class Embedder:
             embedding (its rows are NaN).
 
         Raises:
-            EmbeddingError: the model gives a value that is not finite.
+            EmbeddingError: the model gives a value that is not finite, which `strict` does not allow.
         """
         places = iter(images)
         number = 0
@@ -71,9 +75,10 @@ class Embedder:
                     return
                 ahead = pool.submit(self._load, list(itertools.islice(places, self._batch)))
                 views = self._forward(data.reshape(-1, 3, *self._size)).reshape(2, self._batch, -1)[:, :count]
-                wrong = ~np.isfinite(views).all(axis=(0, 2))  # (n,)
-                if wrong.any():
-                    raise EmbeddingError(f"the model's embedding of image {number + int(wrong.argmax())} is not finite")
+                wrong = np.flatnonzero(~np.isfinite(views).all(axis=(0, 2)))  # of n images
+                if len(wrong) and self._strict:
+                    raise EmbeddingError(f"the model's embedding of image {number + int(wrong[0])} is not finite")
+                problems = dict.fromkeys(wrong.tolist(), NOT_FINITE) | problems
                 if problems:
                     views = views.copy()
                     views[:, list(problems)] = np.nan

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from evaluation.embedder import Embedder, left_out, lost_lines, usable_pairs
 from evaluation.models.model import Model
+from evaluation.origin import Origin
 from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
-from faceshards.formats.verification_bin import VerificationSet, read_bin, set_names
+from faceshards.files import file_digest
+from faceshards.formats.verification_bin import VerificationSet, printable, read_bin, set_names
 from training.data.transforms import SIZE, ImageError, decode
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -115,6 +117,7 @@ class EmbeddedSet:
             pictures=[self.source.images[i] for pair in self.places for i in (2 * pair, 2 * pair + 1)],
             problems=self.lost,
             numbers=self.places.tolist(),
+            digest=self.source.digest(),
         )
 
 
@@ -157,6 +160,17 @@ def measure_embeddings(path: Path, source: VerificationSet) -> Entry:
     return EmbeddedSet(source, both=rows, views=None, places=np.arange(len(source.same))).entry()
 
 
+def origin_of_embeddings(path: Path, backbone: str = "", trained_on: str = "") -> Origin:
+    """Returns what figures of embeddings from elsewhere are of.
+
+    Args:
+        path: the .npy, which was read already.
+        backbone: of the model that made them, for published figures; "" for none.
+        trained_on: its dataset, likewise.
+    """
+    return Origin(printable(str(path)), file_digest(path)[1], backbone, trained_on=trained_on, kind="embeddings")
+
+
 @contextmanager
 def _named(entry: VerificationSet, more: str = "") -> Iterator[None]:
     """Puts the name of a set before an error, and `more` behind it."""
@@ -189,11 +203,19 @@ def read_array(path: Path, count: int, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two faces: the cosine of their embeddings, the threshold, and whether the cosine is above it."""
+    """Of two faces.
+
+    Args:
+        cosine: of their embeddings.
+        threshold: a cosine.
+        same: whether the cosine is above it.
+        sets: the verification sets whose mean the threshold is; empty if it was given.
+    """
 
     cosine: float
     threshold: float
     same: bool
+    sets: tuple[str, ...]
 
 
 def compare(first: Path, second: Path, model: Model, threshold: float | None = None) -> Comparison:
@@ -227,4 +249,4 @@ def compare(first: Path, second: Path, model: Model, threshold: float | None = N
     if not lengths:
         raise FaceshardsError(f"{model.path}: gives an embedding of length 0")
     cosine = float(a @ b) / lengths
-    return Comparison(cosine, limit, cosine > limit)
+    return Comparison(cosine, limit, cosine > limit, tuple(map(str, known)) if threshold is None else ())

@@ -21,7 +21,8 @@ from training.schedule import learning_rate
 from training.setup import Parts, restore, save, set_up, write_config
 from training.state import RunState
 
-Verify = Callable[[ms.nn.Cell], dict[str, tuple[float, float]]]  # accuracy and threshold (a cosine) by set
+# Accuracy, threshold (a cosine) and SHA-256 of the pairs by set.
+Verify = Callable[[ms.nn.Cell], dict[str, tuple[float, float, str]]]
 
 
 class TrainingError(FaceshardsError):
@@ -51,7 +52,8 @@ def train(
         verify: measures a backbone; called on rank 0.
 
     Returns:
-        steps, first_loss, last_loss, accuracies; checkpoint (the last) and best, as paths below `out`.
+        steps, first_loss, last_loss, accuracies; checkpoint (the last) and best, as paths below `out`; best_steps and
+        best_accuracies, of the best.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -117,6 +119,7 @@ def train(
         log.close()
         parts.close()
     best = checkpoint.best(folder) if group.rank == 0 else None  # which may be pruning while another rank looks
+    highest = checkpoint.read_meta(best).state if best else None
     return {
         "steps": state.step,
         "first_loss": state.losses[0],
@@ -124,6 +127,8 @@ def train(
         "accuracies": state.verification,
         "checkpoint": str(saved.relative_to(out)) if saved else None,
         "best": str(best.relative_to(out)) if best else None,
+        "best_steps": highest.step if highest else None,
+        "best_accuracies": highest.verification if highest else {},
     }
 
 
@@ -148,7 +153,8 @@ def _measure(state: RunState, parts: Parts, group: Group, verify: Verify | None,
     if group.rank == 0 and verify is not None:
         found = verify(parts.backbone)
         parts.backbone.set_train()
-        state.verification = {name: accuracy for name, (accuracy, _) in found.items()}
-        state.thresholds = {name: threshold for name, (_, threshold) in found.items()}
+        state.verification = {name: accuracy for name, (accuracy, _, _) in found.items()}
+        state.thresholds = {name: threshold for name, (_, threshold, _) in found.items()}
+        state.digests = {name: digest for name, (_, _, digest) in found.items()}
         log.write(state.step, {f"accuracy/{name}": value for name, value in state.verification.items()})
     group.barrier()

@@ -16,6 +16,7 @@ from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import exclusive_folder, write_json
 from faceshards.progress import logging_at
 from faceshards.settings import make_config
+from faceshards.versions import stamp
 from training import preflight
 from training.backbones.registry import BACKBONES, find_spec
 from training.config import TrainConfig, find_recipe, verification_sets
@@ -212,6 +213,7 @@ def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> d
         result = train(plan, data, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
         if verifier is not None:
             result["raw_pixels"] = verifier.raw_pixels
+        result |= {"dataset": data.info["name"], "fingerprint": data.fingerprint, **stamp()}
         if group.rank == 0:
             write_json(result, out / "result.json")
     group.barrier()  # a rank leaves only when all are done: the last AllReduce of one fails when another exits first

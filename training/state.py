@@ -26,6 +26,7 @@ class RunState:
         pending: losses of the steps since the last line of progress, of which the next line's mean is also made.
         verification: accuracies by set, when they were measured at this step.
         thresholds: cosines by set, likewise: from there on two images count as one person.
+        digests: SHA-256 (hex) of the sets' pairs, likewise: which sets these are.
     """
 
     step: int = 0
@@ -36,6 +37,7 @@ class RunState:
     pending: tuple[float, ...] = ()
     verification: dict[str, float] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     def count(self, loss: float, steps_per_epoch: int) -> None:
         """Counts a step that is done; what was measured before it is no longer of this step."""
@@ -43,7 +45,7 @@ class RunState:
         if self.batch >= steps_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
         self.losses = (loss if math.isnan(self.losses[0]) else self.losses[0], loss)
-        self.verification, self.thresholds = {}, {}
+        self.verification, self.thresholds, self.digests = {}, {}, {}
 
 
 @dataclass(frozen=True)

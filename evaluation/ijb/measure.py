@@ -8,22 +8,35 @@ recognition/arcface_torch/eval_ijbc.py; the benchmark: Maze et al., IARPA Janus 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from evaluation.embedder import Embedder, Forward
-from evaluation.ijb.alignment import AlignmentError, align
-from evaluation.ijb.protocol import IjbError, Protocol
+from evaluation.ijb.lines import IjbError
+from evaluation.ijb.protocol import Protocol
 from evaluation.protocol.figures import Figure, Interval, middle, tar_name
-from training.data.transforms import ImageError, decode
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 PAIRS = 1 << 15  # whose features are multiplied at once: 2 x 128 MiB at 512 components
 TEMPLATES = 1 << 11  # whose images are weighted at once
 CELLS, RESAMPLES = 2000, 1000  # of the intervals
+
+
+@dataclass(frozen=True)
+class DroppedTemplates:
+    """Templates without a feature.
+
+    Args:
+        cause: why they have none, as one says it of one of them.
+        templates: how many.
+        pairs: that go with them; a pair of two such templates is counted under the first cause.
+    """
+
+    cause: str
+    templates: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -34,47 +47,17 @@ class IjbResult:
         pairs: that were scored.
         impostors: those of two persons among them.
         dropped_images: without an embedding.
-        dropped_pairs: with a template that has no image left; pairs + dropped_pairs are all of the benchmark.
+        dropped_templates: without a feature, by cause.
+        dropped_pairs: that went with them; pairs + dropped_pairs are all of the benchmark.
         figures: by name: the true accept rate at each false accept rate, and auc, which has no interval.
     """
 
     pairs: int
     impostors: int
     dropped_images: int
+    dropped_templates: tuple[DroppedTemplates, ...]
     dropped_pairs: int
     figures: dict[str, Figure]
-
-
-def embed_protocol(protocol: Protocol, forward: Forward, places: Iterable[int]) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns (N, D) float32, image and mirror image added, of the aligned faces; and, by place, why one is NaN.
-
-    Args:
-        protocol: the benchmark.
-        forward: (B, 3, 112, 112) float32 to (B, D).
-        places: 0 to N - 1, in order; a progress bar around them, perhaps.
-
-    Raises:
-        IjbError: there is no folder of images.
-        EmbeddingError: see Embedder.batches.
-    """
-    if not protocol.images.is_dir():
-        raise IjbError(f"{protocol.images}: no such folder of images")
-
-    def load(place: int) -> np.ndarray:
-        try:
-            image = decode((protocol.images / protocol.names[place]).read_bytes())
-            return align(image, protocol.points[place])
-        except OSError as error:
-            raise ImageError(f"{protocol.names[place]}: {error.strerror}") from None
-        except (ImageError, AlignmentError) as error:
-            raise ImageError(f"{protocol.names[place]}: {error}") from None
-
-    rows, problems, start = [], {}, 0
-    for views, bad in Embedder(forward, load=load).batches(places):
-        rows.append(views[0] + views[1])
-        problems.update({start + place: cause for place, cause in bad.items()})
-        start += len(rows[-1])
-    return np.concatenate(rows), problems
 
 
 def template_features(
@@ -82,14 +65,13 @@ def template_features(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the templates (T,) int64, ascending, and their features (T, D) float64 of length 1.
 
+    A template whose images add up to nothing, since their scores are 0 perhaps, has no direction and is not there.
+
     Args:
         embeddings: (N, D) float; rows that are not finite are left out.
         template: (N,) int64.
         media: (N,) int64.
         score: (N,) float, the weight of each image.
-
-    Raises:
-        IjbError: a template's feature has no length.
     """
     order = np.lexsort((media, template))
     order = order[_finite(embeddings)[order]]
@@ -106,8 +88,9 @@ def template_features(
         means = np.add.reduceat(rows, starts) / np.diff(starts, append=len(rows))[:, None]
         features[low:high] = np.add.reduceat(means, np.searchsorted(starts, first[low:high] - begin))
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    if not (lengths > 0).all():
-        raise IjbError(f"template {template[first[int((~(lengths > 0)).argmax())]]}: its images add up to nothing")
+    kept = (lengths[:, 0] > 0) & (lengths[:, 0] < np.inf)
+    if not kept.all():
+        first, features, lengths = first[kept], features[kept], lengths[kept]
     features /= lengths
     return template[first], features
 
@@ -126,8 +109,10 @@ def pair_scores(templates: np.ndarray, features: np.ndarray, pairs: np.ndarray) 
         features: (T, D) float64.
         pairs: (P, 2) int64, templates.
     """
-    places = np.searchsorted(templates, pairs).clip(max=len(templates) - 1)  # (P, 2)
     scores = np.full(len(pairs), np.nan)
+    if not len(templates):
+        return scores
+    places = np.searchsorted(templates, pairs).clip(max=len(templates) - 1)  # (P, 2)
     there = np.flatnonzero((templates[places] == pairs).all(axis=1))
     for low in range(0, len(there), PAIRS):
         part = there[low : low + PAIRS]
@@ -139,8 +124,7 @@ def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] 
     """Returns what embeddings (N, D) give on the benchmark; rows that are not finite are images without one.
 
     Raises:
-        IjbError: as many embeddings as images are not there, none of them is finite, a template's add up to nothing, or
-            all pairs left are of one kind.
+        IjbError: as many embeddings as images are not there, none of them is finite, or all pairs left are of one kind.
     """
     if len(embeddings) != len(protocol.names):
         raise IjbError(f"{len(embeddings)} embeddings for {len(protocol.names)} images")
@@ -150,10 +134,14 @@ def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] 
     templates, features = template_features(embeddings, protocol.template, protocol.media, protocol.score)
     scores = pair_scores(templates, features, protocol.pairs)
     kept = np.isfinite(scores)
+    lost = tuple(_dropped(protocol, embeddings, templates, protocol.pairs[~kept]))
     scores, same = scores[kept], protocol.same[kept]
     impostors = int(np.count_nonzero(~same))
     if impostors in (0, len(same)):
-        raise IjbError(f"{protocol.name}: the {len(same)} pairs left are all of one kind")
+        causes = "; ".join(f"{part.pairs:,} pairs are left out: a template {part.cause}" for part in lost)
+        raise IjbError(
+            f"{protocol.name}: the {len(same):,} pairs left are all of one kind" + "; " * bool(lost) + causes
+        )
     far, tar = (rates[::-1] for rates in roc_curve(same, scores)[:2])  # of equal FARs the largest TAR comes first
     figures = {}
     for wanted, interval in zip(fars, _intervals(scores, same, fars, seed), strict=True):
@@ -165,9 +153,33 @@ def measure(protocol: Protocol, embeddings: np.ndarray, fars: tuple[float, ...] 
         pairs=len(same),
         impostors=impostors,
         dropped_images=dropped,
+        dropped_templates=lost,
         dropped_pairs=int(np.count_nonzero(~kept)),
         figures=figures,
     )
+
+
+def _dropped(
+    protocol: Protocol, embeddings: np.ndarray, scored: np.ndarray, pairs: np.ndarray
+) -> Iterator[DroppedTemplates]:
+    """Yields which templates have no feature, by cause, those causes alone that there are.
+
+    Args:
+        protocol: the benchmark.
+        embeddings: (N, D) float.
+        scored: (T,) int64, the templates that have one.
+        pairs: (Q, 2) int64, those that go with the others.
+    """
+    listed, embedded = np.unique(protocol.template), np.unique(protocol.template[_finite(embeddings)])
+    for cause, templates in (
+        ("that no image is of", np.setdiff1d(pairs, listed)),
+        ("none of whose images has an embedding", np.setdiff1d(listed, embedded)),
+        ("whose images, weighted by their scores, add up to nothing", np.setdiff1d(embedded, scored)),
+    ):
+        with_them = np.isin(pairs, templates).any(axis=1)
+        if len(templates):
+            yield DroppedTemplates(cause, len(templates), int(np.count_nonzero(with_them)))
+        pairs = pairs[~with_them]
 
 
 def _intervals(scores: np.ndarray, same: np.ndarray, fars: tuple[float, ...], seed: int) -> Iterator[Interval | None]:

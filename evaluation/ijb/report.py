@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.ijb.measure import IjbResult
+from evaluation.origin import Origin
 from evaluation.protocol.figures import by_far
 from faceshards.errors import FaceshardsError
 from faceshards.files import write_json
 
 
-def facts(benchmark: str, result: IjbResult, published: float | None) -> dict[str, Any]:
-    """Returns what ijb.json has: the benchmark's name, what was measured, and the published TAR in % at FAR 1e-4."""
+def facts(benchmark: str, result: IjbResult, published: float | None, origin: Origin) -> dict[str, Any]:
+    """Returns what ijb.json has: of which benchmark and model it is, what was measured, and the published TAR in %."""
     tars = by_far(result.figures)
     counts = {name: value for name, value in dataclasses.asdict(result).items() if name != "figures"}
     return {
         "benchmark": benchmark,
+        **origin.facts(),
         **counts,
         "tar": {far: figure.value for far, figure in tars.items()},
         "intervals": {far: figure.interval for far, figure in tars.items()},
@@ -26,8 +28,8 @@ def facts(benchmark: str, result: IjbResult, published: float | None) -> dict[st
     }
 
 
-def table(result: IjbResult, published: float | None) -> list[str]:
-    """Returns what was measured as lines of text, beside the published TAR in % at FAR 1e-4."""
+def table(result: IjbResult, published: float | None, origin: Origin) -> list[str]:
+    """Returns what was measured, beside the published TAR in % at FAR 1e-4, and of which model, as lines of text."""
     lines = [f"{'FAR':>6}  {'TAR %':>6}  {'95 %':>12}" + ("  arcface_torch" if published else "")]
     for far, figure in by_far(result.figures).items():
         tar, interval, beside = "n/m", "", ""  # not measurable: too few impostor pairs
@@ -39,9 +41,18 @@ def table(result: IjbResult, published: float | None) -> list[str]:
         lines.append(f"{far:>6g}  {tar:>6}  {interval:>12}{beside}")
     auc = 100 * (result.figures["auc"].value or 0)
     lines.append(f"{result.pairs:,} pairs, {result.impostors:,} of them two persons; AUC {auc:.2f} %")
-    if result.dropped_images:
-        lines.append(f"left out: {result.dropped_images:,} images, and {result.dropped_pairs:,} pairs without any")
-    return lines
+    return [*lines, *left_out(result), *origin.lines()]
+
+
+def left_out(result: IjbResult) -> list[str]:
+    """Returns what is left out as a line of text; nothing if nothing is."""
+    images = [f"{result.dropped_images:,} images without an embedding"] if result.dropped_images else []
+    templates = [
+        f"{part.templates:,} templates {part.cause} ({part.pairs:,} pairs)" for part in result.dropped_templates
+    ]
+    if not images and not templates:
+        return []
+    return [f"left out: {'; '.join(images + templates)}; in all {result.dropped_pairs:,} pairs"]
 
 
 def write(out: Path, found: dict[str, Any], left_out: list[str]) -> None:

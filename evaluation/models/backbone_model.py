@@ -82,7 +82,7 @@ def _of_checkpoint(path: Path) -> Backbone:
         known = checkpoint.known(path / "checkpoints")
         path = checkpoint.best(path / "checkpoints") or (known[-1] if known else path)
     meta = checkpoint.read_meta(path)
-    name, size = str(meta.config["backbone"]), int(meta.config["embedding_size"])
+    state, name, size = meta.state, str(meta.config["backbone"]), int(meta.config["embedding_size"])
     cell = create_backbone(name, size)
     checkpoint.set_from(path, meta, "backbone", cell.parameters_dict())
     cell.set_train(False)
@@ -92,10 +92,14 @@ def _of_checkpoint(path: Path) -> Backbone:
         "dataset": meta.dataset,
         "fingerprint": meta.fingerprint,
         "classes": meta.classes,
-        "steps": meta.state.step,
-        "accuracy": meta.state.verification,
-        "thresholds": meta.state.thresholds,
+        "steps": state.step,
+        "accuracy": state.verification,
+        "thresholds": state.thresholds,
+        "chosen_on": {},
     }
+    # Unless a better one lies beside it, its accuracies may be why it is there.
+    if checkpoint.best(path.resolve().parent) in (None, path.resolve()):
+        card["chosen_on"] = {name: state.digests.get(name, "") for name in state.verification}
     return Backbone(cell, name, size, path, meta.files["backbone.safetensors"][1], card)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from evaluation.embedder import SIZE, Forward
+from evaluation.origin import Origin
 from faceshards.errors import FaceshardsError
 from faceshards.files import file_digest
+from faceshards.formats.verification_bin import printable
 
 GRAPHS = (".onnx", ".mindir")
 SHAPE = (3, *SIZE)  # of an image
@@ -40,6 +42,26 @@ class Model:
     path: Path
     sha256: str
     card: dict[str, Any]
+
+    def origin(self, trained_on: str = "") -> Origin:
+        """Returns what figures of this model are of.
+
+        Args:
+            trained_on: the name of its dataset for published figures; "" takes what the card says.
+        """
+        dataset, steps = str(self.card.get("dataset") or ""), self.card.get("steps")
+        # A card without an entry is of an older release, which exported the best checkpoint of a run.
+        chosen_on = self.card.get("chosen_on", dict.fromkeys(self.card.get("accuracy") or {}, ""))
+        return Origin(
+            file=printable(str(self.path if self.path.name else self.path.resolve())),
+            sha256=self.sha256,
+            backbone=self.backbone,
+            step=steps if isinstance(steps, int) else None,
+            dataset=dataset,
+            fingerprint=str(self.card.get("fingerprint") or ""),
+            trained_on=trained_on or dataset,
+            chosen_on={str(name): str(digest) for name, digest in dict(chosen_on).items()},
+        )
 
 
 def read_card(path: Path) -> tuple[str, dict[str, Any]]:

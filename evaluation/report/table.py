@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.origin import MARK, NOTE, Origin
 from evaluation.protocol.figures import Figure, Interval, tar_name
 from evaluation.protocol.verification import Verification
 from evaluation.report.published import published, rank
@@ -36,6 +37,7 @@ class Entry:
         pictures: (2P,) encoded images of these pairs; empty for none.
         problems: what was left out, one line a pair.
         numbers: (P,) places of these pairs in the set; empty if they are all of it.
+        digest: SHA-256 (hex) of the set's pairs; "" for none.
     """
 
     name: str
@@ -46,41 +48,51 @@ class Entry:
     pictures: Sequence[bytes] = ()
     problems: tuple[str, ...] = ()
     numbers: Sequence[int] = ()
+    digest: str = ""
 
 
-def table(entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> list[str]:
-    """Returns the table as lines of text: the field's sets in the field's order, then the others.
+def table(entries: Sequence[Entry], origin: Origin) -> list[str]:
+    """Returns the table as lines of text: the field's sets in the field's order, then the others; then of what it is.
 
     Args:
         entries: what was measured, a set each.
-        backbone: of the model, for published figures; "" for none.
-        trained_on: its dataset, likewise.
+        origin: of the model, also for published figures.
     """
-    head, rows = table_rows(entries, backbone, trained_on)
+    head, rows = table_rows(entries, origin)
     cells = [head, *([text for text, _ in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = []
     for row in cells:
         first, *others = zip(row, widths, strict=True)
         lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
-    return lines
+    return [*lines, *notes(entries, origin), *origin.lines()]
 
 
-def table_rows(entries: Sequence[Entry], backbone: str, trained_on: str) -> tuple[list[str], list[list[Cell]]]:
+def notes(entries: Sequence[Entry], origin: Origin) -> list[str]:
+    """Returns what a table says of its marks; nothing if it has none."""
+    return [NOTE] if any(origin.chosen_by(entry.name, entry.digest) for entry in entries) else []
+
+
+def marked(entry: Entry, origin: Origin) -> str:
+    """Returns a set's name, marked if the set chose the model."""
+    return entry.name + (MARK if origin.chosen_by(entry.name, entry.digest) else "")
+
+
+def table_rows(entries: Sequence[Entry], origin: Origin) -> tuple[list[str], list[list[Cell]]]:
     """Returns the table's headings, and a row a set of figures with their intervals (as fractions)."""
     columns = {
         heading: name
         for heading, name in COLUMNS.items()
         if name not in RARE or any(_figure(entry.result, name).value is not None for entry in entries)
     }
-    prints = [published(backbone, trained_on, entry.name) for entry in ordered(entries)]
+    prints = [published(origin.backbone, origin.trained_on, entry.name) for entry in ordered(entries)]
     sources = sorted({source for known in prints for source in known}, reverse=True)
     head = ["set", "pairs", "accuracy %", "95 %", "1 view", *columns, "XNorm", "cosine", *sources]
     rows = []
     for entry, known in zip(ordered(entries), prints, strict=True):
         got, accuracy = entry.result, 100 * entry.result.value("accuracy")
         cells = [
-            _bare(entry.name),
+            _bare(marked(entry, origin)),
             _bare(f"{got.pairs:,}"),
             _bare(f"{accuracy:.2f} +- {100 * got.std:.2f}"),
             _bare(interval_text(got.figures["accuracy"].interval)),

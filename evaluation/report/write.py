@@ -12,11 +12,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from evaluation.origin import Origin
 from evaluation.protocol.figures import by_far, tar_name
 from evaluation.protocol.verification import fold_of
 from evaluation.report.figures import histogram, roc, svg
 from evaluation.report.published import published
-from evaluation.report.table import Entry, interval_text, ordered, rate, table_rows
+from evaluation.report.table import Entry, interval_text, marked, notes, ordered, rate, table_rows
 from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
 
@@ -27,32 +28,35 @@ FACTS = (
     *("fold_accuracies", "fold_thresholds", "fold_vals", "fold_fars"),
     *("threshold", "threshold_cosine", "best_threshold", "best_threshold_cosine", "best_accuracy"),
 )
-# The order that readers of report.json know.
+# The order in which report.json has what it says of a set.
 KEYS = (
     *("set", "pairs", "accuracy", "std", "interval", "fold_accuracies", "fold_thresholds", "val", "val_std", "far"),
     *("tar", "auc", "eer", "xnorm", "warnings", "impostors", "threshold", "best_threshold", "best_accuracy"),
     *("fold_vals", "fold_fars", "val_interval", "tar_intervals", "eer_interval", "auc_interval"),
     *("threshold_cosine", "best_threshold_cosine", "accuracy_without_mirror", "accuracy_without_mirror_interval"),
-    *("excluded", "published"),
+    *("excluded", "published", "chose_the_model"),
 )
 
 
-def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: str = "") -> None:
+def content(entries: Sequence[Entry], origin: Origin) -> dict[str, Any]:
+    """Returns what report.json has: model, versions and date (see Origin.facts), and `sets` in the table's order."""
+    return {**origin.facts(), "sets": [_plain(_set(entry, origin)) for entry in ordered(entries)]}
+
+
+def write(out: Path, entries: Sequence[Entry], origin: Origin) -> None:
     """Writes report.json and report.html into `out`, each whole or not at all.
 
     Args:
         out: a folder, made if need be.
         entries: what was measured, a set each.
-        backbone: of the model, for published figures; "" for none.
-        trained_on: its dataset, likewise.
+        origin: of the model, also for published figures.
 
     Raises:
         FaceshardsError: the folder cannot be written.
     """
-    content = [_content(entry, backbone, trained_on) for entry in ordered(entries)]
     texts = {
-        "report.json": json.dumps(_plain(content), indent=1, allow_nan=False),
-        "report.html": _page(entries, backbone, trained_on),
+        "report.json": json.dumps(content(entries, origin), indent=1, allow_nan=False),
+        "report.html": _page(entries, origin),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,7 @@ def write(out: Path, entries: Sequence[Entry], backbone: str = "", trained_on: s
         raise FaceshardsError(f"{out}: the report cannot be written: {error.strerror}") from None
 
 
-def _content(entry: Entry, backbone: str, trained_on: str) -> dict[str, Any]:
+def _set(entry: Entry, origin: Origin) -> dict[str, Any]:
     """Returns what report.json has of a set, in the order that its readers know; a new figure comes last by itself."""
     got, plain, tars = entry.result, entry.plain and entry.plain.figures["accuracy"], by_far(entry.result.figures)
     single = {name: figure for name, figure in got.figures.items() if name not in map(tar_name, tars)}
@@ -78,23 +82,25 @@ def _content(entry: Entry, backbone: str, trained_on: str) -> dict[str, Any]:
         "accuracy_without_mirror": plain and plain.value,
         "accuracy_without_mirror_interval": plain and plain.interval,
         "excluded": entry.problems,
-        "published": published(backbone, trained_on, entry.name),
+        "published": published(origin.backbone, origin.trained_on, entry.name),
+        "chose_the_model": origin.chosen_by(entry.name, entry.digest),
     }
     return {name: found.pop(name) for name in KEYS} | found
 
 
-def _page(entries: Sequence[Entry], backbone: str, trained_on: str) -> str:
+def _page(entries: Sequence[Entry], origin: Origin) -> str:
     """Returns report.html."""
-    head, rows = table_rows(entries, backbone, trained_on)
+    head, rows = table_rows(entries, origin)
     loader = jinja2.PackageLoader("evaluation", "report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
     return environment.get_template("page.html.j2").render(
-        title=f"Verification of {backbone or 'embeddings'}",
-        trained_on=trained_on,
+        title=f"Verification of {origin.backbone or 'embeddings'}",
+        origin=origin.lines(),
+        notes=notes(entries, origin),
         head=head,
         rows=[[(text, interval_text(interval)) for text, interval in row] for row in rows],
         roc=svg(roc(entries), "roc"),
-        sets=[_section(entry) for entry in ordered(entries)],
+        sets=[_section(entry, origin) for entry in ordered(entries)],
     )
 
 
@@ -107,7 +113,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _section(entry: Entry) -> dict[str, Any]:
+def _section(entry: Entry, origin: Origin) -> dict[str, Any]:
     """Returns what the page shows of a set."""
     got = entry.result
     best = f"{100 * got.best_accuracy:.2f} % of all pairs, the same it was chosen on"
@@ -124,11 +130,11 @@ def _section(entry: Entry) -> dict[str, Any]:
         )
     ]
     return {
-        "name": entry.name,
+        "name": marked(entry, origin),
         "histogram": svg(histogram(entry), entry.name),
         "hardest": hardest(entry),
         "problems": entry.problems,
-        "warnings": got.warnings,
+        "warnings": [*notes([entry], origin), *got.warnings],
         "tar": [
             (f"{far:g}", rate(figure.value), interval_text(figure.interval))
             for far, figure in by_far(got.figures).items()

@@ -31,8 +31,14 @@ def compare(first: Path, second: Path, model: Path, backbone: str, threshold: fl
         raise click.BadParameter("not a number", param_hint="--threshold")
     from evaluation.measure import compare as measured
     from evaluation.models.load import load_model
+    from evaluation.origin import MARK, NOTE
 
-    result = measured(first, second, load_model(model, backbone), threshold)
+    loaded = load_model(model, backbone)
+    result, origin = measured(first, second, loaded, threshold), loaded.origin()
     verdict = "the same person" if result.same else "two persons"
-    line = f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}"
-    show(dataclasses.asdict(result), [line], as_json)
+    lines = [f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}"]
+    if result.sets:
+        chose = [name in origin.chosen_on for name in result.sets]
+        names = [name + MARK * mark for name, mark in zip(result.sets, chose, strict=True)]
+        lines += [f"threshold: mean of the model's on {', '.join(names)}", *([NOTE] if any(chose) else [])]
+    show({**dataclasses.asdict(result), **origin.facts()}, [*lines, *origin.lines()], as_json)

@@ -11,10 +11,12 @@ from faceshards.cli.options import (
     ModelCommand,
     backbone_option,
     embeddings_option,
+    json_option,
     loaded,
     model_option,
     one_of_model_and_embeddings,
     quiet_option,
+    show,
     trained_on_option,
 )
 from faceshards.files import check_writable
@@ -28,6 +30,7 @@ from faceshards.files import check_writable
 @click.option("--out", type=PATH, help="Folder for report.json and report.html.")
 @trained_on_option
 @quiet_option
+@json_option
 def evaluate(
     model: Path | None,
     backbone: str,
@@ -36,6 +39,7 @@ def evaluate(
     out: Path | None,
     trained_on: str,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Measure a model on verification sets: 10-fold accuracy, VAL, TAR@FAR, EER, AUC.
 
@@ -47,25 +51,25 @@ def evaluate(
     one_of_model_and_embeddings(model, embeddings)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
-    from evaluation.measure import measure_embeddings, measure_model, read_sets
+    from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
     from evaluation.report.table import table
-    from evaluation.report.write import write
+    from evaluation.report.write import content, write
 
     if out is not None:
         check_writable(out)  # before hours of embedding
     found = [source for source, _ in read_sets(sets, decoded=model is not None)]
     if model is not None:
         source, trained_on = loaded(model, backbone, trained_on)
-        backbone = source.backbone
+        origin = source.origin(trained_on)
         entries = measure_model(source, found, quiet)
     else:
         assert embeddings is not None
         entries = [measure_embeddings(embeddings, found[0])]
-    for line in table(entries, backbone, trained_on):
-        click.echo(line)
+        origin = origin_of_embeddings(embeddings, backbone, trained_on)
+    if out is not None:
+        write(out, entries, origin)
     for measured in entries:
         for line in (*measured.result.warnings, *measured.problems):
             click.echo(f"{measured.name}: {line}", err=True)
-    if out is not None:
-        write(out, entries, backbone, trained_on)
-        click.echo(f"report {out / 'report.html'}")
+    report = [] if out is None else [f"report {out / 'report.html'}"]
+    show(content(entries, origin), [*table(entries, origin), *report], as_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -19,16 +21,17 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
-from faceshards.files import check_writable
+from faceshards.files import exclusive_folder
+from faceshards.progress import logging_at
 
 
-@click.command(cls=ModelCommand)
+@click.command(cls=ModelCommand, go_on="; with --out the same command goes on where it stopped")
 @click.argument("root", type=PATH)
 @model_option
 @backbone_option
 @embeddings_option
 @trained_on_option
-@click.option("--out", type=PATH, help="Folder for ijb.json and the list of images left out.")
+@click.option("--out", type=PATH, help="Folder for ijb.json, and for embeddings: kept, no image is embedded twice.")
 @quiet_option
 @json_option
 def ijb(
@@ -49,31 +52,33 @@ def ijb(
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
     one_of_model_and_embeddings(model, embeddings)
-    if out is not None:
-        check_writable(out)  # before hours of embedding
-    from tqdm import tqdm
-
-    from evaluation.ijb.measure import embed_protocol, measure
+    from evaluation.ijb.embeddings import embed_protocol
+    from evaluation.ijb.measure import measure
     from evaluation.ijb.protocol import read_protocol
-    from evaluation.ijb.report import facts, table, write
-    from evaluation.measure import read_array
+    from evaluation.ijb.report import facts, left_out, table, write
+    from evaluation.measure import origin_of_embeddings, read_array
     from evaluation.report.published import published_ijbc
 
     protocol = read_protocol(root)
-    problems: dict[int, str] = {}
-    if model is not None:
-        source, trained_on = loaded(model, backbone, trained_on)
-        backbone = source.backbone
-        places = tqdm(range(len(protocol.names)), protocol.name, unit=" images", disable=quiet, mininterval=0.5)
-        rows, problems = embed_protocol(protocol, source.forward, places)
-    else:
-        assert embeddings is not None
-        rows = read_array(embeddings, len(protocol.names), protocol.name)
-    result = measure(protocol, rows)
-    known = published_ijbc(backbone, trained_on) if protocol.name == "ijbc" else None
-    found = facts(protocol.name, result, known)
-    if out is not None:
-        write(out, found, list(problems.values()))
-    for cause in problems.values():
-        click.echo(f"left out: {cause}", err=True)
-    show(found, table(result, known), as_json)
+    with exclusive_folder(out) if out is not None else nullcontext(), logging_at("evaluation.ijb", logging.INFO):
+        problems: dict[int, str] = {}
+        if model is not None:
+            source, trained_on = loaded(model, backbone, trained_on)
+            origin, kept = source.origin(trained_on), None if out is None else out / "embeddings"
+            if kept is None:
+                click.echo(f"{protocol.name}: without --out the embeddings are not kept", err=True)
+            found = embed_protocol(protocol, source.forward, kept, f"{source.backbone} {source.sha256}", quiet)
+            rows, problems = found.rows, found.problems
+        else:
+            assert embeddings is not None
+            rows = read_array(embeddings, len(protocol.names), protocol.name)
+            origin = origin_of_embeddings(embeddings, backbone, trained_on)
+        result = measure(protocol, rows)
+        known = published_ijbc(origin.backbone, origin.trained_on) if protocol.name == "ijbc" else None
+        content = facts(protocol.name, result, known, origin)
+        if out is not None:
+            write(out, content, list(problems.values()))
+    for line in left_out(result):
+        first = f"; the first image: {next(iter(problems.values()))}" if problems else ""
+        click.echo(f"{protocol.name}: {line}{first}", err=True)
+    show(content, table(result, known, origin), as_json)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from evaluation.origin import MARK, NOTE, Origin
 from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
 
 
@@ -77,7 +78,7 @@ def train(
         for line in run.dry_run(request, where, _verifier):
             click.echo(line)
         return
-    _print(run.run(request, where, _verifier), as_json)
+    show_result(run.run(request, where, _verifier), as_json)
 
 
 def _verifier(paths: Sequence[Path]) -> Any:
@@ -87,12 +88,31 @@ def _verifier(paths: Sequence[Path]) -> Any:
     return Verifier(paths)
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
+def show_result(result: dict[str, Any], as_json: bool) -> None:
+    """Prints what came of a run: as JSON, or as lines."""
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
     click.echo(f"steps {result['steps']:,}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
+    for line in (*_accuracies(result), f"checkpoint {result['checkpoint']}"):
+        click.echo(line)
+    if "versions" in result:  # results of releases before have none
+        origin = Origin("", "", dataset=result["dataset"], fingerprint=result["fingerprint"], stamp=result)
+        for line in origin.lines()[1:]:
+            click.echo(line)
+
+
+def _accuracies(result: dict[str, Any]) -> Iterator[str]:
+    """Yields the accuracies of the last checkpoint and, if it is another, of the best, which its sets chose."""
+    best, raw = result.get("best_accuracies", {}), result.get("raw_pixels", {})
+    last_is_best = bool(best) and result["best"] == result["checkpoint"]
     for name, value in result["accuracies"].items():
-        raw = result.get("raw_pixels", {}).get(name)
-        click.echo(f"{name}: accuracy {value:.2%}" + (f" (raw pixels {raw:.2%})" if raw is not None else ""))
-    click.echo(f"checkpoint {result['checkpoint']}")
+        pixels = f" (raw pixels {raw[name]:.2%})" if name in raw else ""
+        which = "the last checkpoint" + (", which is the best" if last_is_best else "")
+        yield f"{name}{MARK * last_is_best}: accuracy {value:.2%} at step {result['steps']:,}, {which}{pixels}"
+    if best and not last_is_best:
+        for name, value in best.items():
+            yield f"{name}{MARK}: accuracy {value:.2%} at step {result['best_steps']:,}, the best, which eval takes"
+        yield f"best {result['best']}"
+    if best:
+        yield NOTE

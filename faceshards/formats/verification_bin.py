@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
@@ -64,6 +65,14 @@ class VerificationSet:
     name: str
     images: tuple[bytes, ...]
     same: np.ndarray
+
+    def digest(self) -> str:
+        """Returns the SHA-256 (hex) of the pairs, whatever the file is called and however it was pickled."""
+        digest = hashlib.sha256(self.same.tobytes())
+        for image in self.images:
+            digest.update(len(image).to_bytes(8, "little"))
+            digest.update(image)
+        return digest.hexdigest()
 
 
 class _Unpickler(pickle.Unpickler):

@@ -44,7 +44,7 @@ def test_embeddings_from_elsewhere(pairs, tmp_path):
     result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", path, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[1].split()[:3] == ["lfw", "20", "100.00"]
-    report = json.loads((tmp_path / "out" / "report.json").read_text())[0]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["sets"][0]
     assert report["accuracy"] == 1
     assert report["tar"]["1e-06"] is None
     page = (tmp_path / "out" / "report.html").read_text()
@@ -82,7 +82,7 @@ def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path, narrow_weigh
     assert [line.split()[:2] for line in result.stdout.splitlines()[1:3]] == [["lfw", "20"], ["odd", "18"]]
     assert "odd: pair 1 left out: image 3: 4 bytes are no image that OpenCV decodes" in result.stderr
     assert "odd: pair 4 left out: image 8: an image of 50 x 50 pixels" in result.stderr
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["sets"]
     assert [len(entry["excluded"]) for entry in report] == [0, 2]
 
 

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from evaluation.models.load import load_model
+from evaluation.origin import NOTE
+from faceshards.formats.verification_bin import read_bin
+from faceshards.versions import stamp_line
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import external, run_build
 from tests.training.runs import SETTINGS, finish, start, steps, trace, train, wait_for_step
@@ -109,7 +113,18 @@ def test_real_faces_train(tmp_path):
     assert code == 0, errors
     losses = list(trace(out).values())
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    assert 0.5 <= json.loads(said)["accuracies"]["orl"] <= 1
+    result = json.loads(said)
+    assert 0.5 <= result["accuracies"]["orl"] <= 1
+    # What it prints names the checkpoint, the dataset and the set that chose; what embeds it knows them, too.
+    lines = train(faces.path, out, "--resume", epochs=1, lr=0.02, verify=verify).stdout.splitlines()
+    assert lines[1].startswith(f"orl *: accuracy {result['accuracies']['orl']:.2%} at step {result['steps']}, the last")
+    assert lines[2:5] == [
+        NOTE,
+        f"checkpoint {result['checkpoint']}",
+        f"trained on {faces.info['name']}, fingerprint {faces.fingerprint[:12]}",
+    ]
+    assert lines[5] == stamp_line(result)
+    assert load_model(out).origin().chosen_on == {"orl": read_bin(verify[0]).digest()}
 
 
 def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp_path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 
+import faceshards
+from evaluation.origin import NOTE, Origin
 from evaluation.protocol.metrics import METRICS
 from evaluation.protocol.verification import verify_distances
 from evaluation.report.figures import POINTS, roc_points
@@ -19,30 +22,36 @@ from tests.recs import jpeg
 PAIRS = 40
 
 
-def entry(name, seed=0, spread=0.3, pictures=()):
+def origin(backbone="", trained_on="", **more):
+    """Returns the origin of figures that a model from elsewhere gives."""
+    return Origin("r50.onnx", "0123456789abcdef" * 4, backbone, trained_on=trained_on, **more)
+
+
+def entry(name, seed=0, spread=0.3, pictures=(), digest=""):
     """Returns an entry of random distances; the smaller the spread, the better they tell persons apart."""
     rng = np.random.default_rng(seed)
     same = np.arange(PAIRS) % 2 == 0
     dist = np.clip(np.where(same, 0.8, 1.6) + rng.normal(0, spread, PAIRS), 0, 4)
     result = verify_distances(dist, same, fars=(1e-1, 1e-6), bootstrap=50)
-    return Entry(name, result, result, dist, same, pictures)
+    return Entry(name, result, result, dist, same, pictures, digest=digest)
 
 
 def test_the_fields_sets_come_first_with_published_figures():
-    lines = table([entry("mine"), entry("CPLFW"), entry("lfw"), entry("AgeDB-30")], "r50", "CASIA-WebFace")
-    assert [line.split()[0] for line in lines[1:]] == ["lfw", "AgeDB-30", "CPLFW", "mine"]
+    entries = [entry("mine"), entry("CPLFW"), entry("lfw"), entry("AgeDB-30")]
+    lines = table(entries, origin("r50", "CASIA-WebFace"))
+    assert [line.split()[0] for line in lines[1:5]] == ["lfw", "AgeDB-30", "CPLFW", "mine"]
     assert lines[0].split()[-2:] == ["mindface", "CVLface"]
     accuracy = 100 * entry("lfw").result.value("accuracy")
     assert lines[1].split()[-4:] == ["98.67", f"{accuracy - 98.67:+.2f}", "99.37", f"{accuracy - 99.37:+.2f}"]
     assert max(map(len, lines)) <= 150
-    assert "mindface" not in table([entry("lfw")], "r50", "synthetic")[0]
+    assert "mindface" not in table([entry("lfw")], origin("r50", "synthetic"))[0]
     assert published("vit_l", "ms1mv2", "cfp-fp") == published("vit_l", "ms1mv2", "b/cfp-fp") == {"mindface": 93.71}
     assert published_ijbc("r100", "Glint360K") == 97.55
 
 
 def test_the_page_is_complete_and_shows_what_is_wrong(tmp_path):
     found = entry("a<b>$c", pictures=[jpeg(i) for i in range(2 * PAIRS)])
-    write(tmp_path, [found], "r50", "<script>")
+    write(tmp_path, [found], origin("r50", "<script>"))
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "a<b>" not in page
@@ -61,17 +70,17 @@ def test_the_page_is_complete_and_shows_what_is_wrong(tmp_path):
 def test_without_errors_the_nearest_are_shown_as_such(tmp_path):
     found = entry("easy", spread=0.0)
     assert [(kind["wrong"], len(kind["pairs"])) for kind in hardest(found)] == [(0, 5), (0, 5)]
-    write(tmp_path, [found])
+    write(tmp_path, [found], origin())
     assert (tmp_path / "report.html").read_text().count("nearest to the threshold") == 2
 
 
 def test_json_has_every_figure_and_no_nan(tmp_path):
-    write(tmp_path, [entry("lfw")], "r50", "casia")
+    write(tmp_path, [entry("lfw")], origin("r50", "casia"))
 
     def refuse(name):
         raise AssertionError(name)
 
-    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)[0]
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)["sets"][0]
     assert report["tar"]["1e-06"] is None
     assert report["tar_intervals"]["0.1"][0] <= report["tar"]["0.1"] <= report["tar_intervals"]["0.1"][1]
     assert report["threshold_cosine"] == pytest.approx(1 - report["threshold"] / 2)
@@ -83,8 +92,8 @@ def test_json_has_every_figure_and_no_nan(tmp_path):
 def test_a_new_metric_comes_last_in_the_json(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "worst fold", lambda pairs: {"worst_fold": pairs.judged.accuracies.min(axis=1)})
     found = entry("lfw")
-    write(tmp_path, [found])
-    report = json.loads((tmp_path / "report.json").read_text())[0]
+    write(tmp_path, [found], origin())
+    report = json.loads((tmp_path / "report.json").read_text())["sets"][0]
     assert list(report) == [*KEYS, "worst_fold", "worst_fold_interval"]
     assert report["worst_fold"] == min(found.result.fold_accuracies)
 
@@ -99,3 +108,46 @@ def test_a_curve_of_many_pairs_has_few_points():
         # The definition: as many impostor pairs accepted as the rate says, and all genuine pairs below the next one.
         border = np.sort(dist[~same])[round(far[i] * (~same).sum())]
         assert tar[i] == np.mean(dist[same] < border)
+
+
+def test_a_set_that_chose_the_model_is_marked_everywhere(tmp_path):
+    entries = [entry("lfw", digest="d" * 64), entry("orl", digest="e" * 64), entry("old", digest="f" * 64)]
+    # By its pairs, whatever its name is now; by its name alone, where a checkpoint of before knows no more.
+    known = origin("r50", step=300, dataset="mine", fingerprint="9" * 64, chosen_on={"faces": "e" * 64, "old": ""})
+    rows = {line.split()[0]: line for line in table(entries, known)}
+    assert [name for name, line in rows.items() if line.split()[1] == "*"] == ["orl", "old"]
+    assert table(entries, known).count(NOTE) == 1
+    assert table(entries, known)[-3:-1] == [
+        "model r50.onnx: r50, step 300, sha256 0123456789ab",
+        "trained on mine, fingerprint 999999999999",
+    ]
+    write(tmp_path, entries, known)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {row["set"]: row["chose_the_model"] for row in report["sets"]} == {"lfw": False, "orl": True, "old": True}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count(NOTE) == 3  # below the table, and in both sections
+    assert "<h2>orl *</h2>" in page
+    assert "<h2>lfw</h2>" in page
+    assert "trained on mine, fingerprint 999999999999" in page
+    # Another set of a name that chose it is not that set.
+    assert not origin(chosen_on={"lfw": "a" * 64}).chosen_by("lfw", "d" * 64)
+    assert NOTE not in table(entries, origin())
+
+
+def test_a_report_says_of_what_it_is(tmp_path):
+    write(tmp_path, [entry("lfw")], origin("r50", "casia"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["model"] == {
+        "file": "r50.onnx",
+        "sha256": "0123456789abcdef" * 4,
+        "backbone": "r50",
+        "step": None,
+        "dataset": None,
+        "fingerprint": None,
+        "trained_on": "casia",
+        "chosen_on": [],
+    }
+    assert report["versions"].items() >= {"numpy": np.__version__, "faceshards": faceshards.__version__}.items()
+    assert datetime.fromisoformat(report["date"]).utcoffset() == timedelta(0)
+    assert table([entry("lfw")], origin())[-2] == "trained on: not known"
+    assert "trained on casia, as --trained-on says" in (tmp_path / "report.html").read_text()

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from evaluation.origin import NOTE
 from faceshards.cli.main import main
+from faceshards.cli.train import show_result
 from faceshards.dataset.manifest import Manifest
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import read_rec
@@ -333,3 +335,38 @@ def test_settings() -> None:
     found = json.loads(call("settings", "--json").stdout)
     assert BuildConfig(**{**found, "image_size": tuple(found["image_size"])}) == BuildConfig()
     assert [line.split()[0] for line in call("settings").stdout.splitlines()] == list(found)
+
+
+def test_train_tells_the_last_checkpoint_from_the_best(capsys):
+    result = {
+        "steps": 300,
+        "first_loss": 9.0,
+        "last_loss": 1.0,
+        "accuracies": {"orl": 0.93},
+        "raw_pixels": {"orl": 0.6},
+        "checkpoint": "run/checkpoints/step-000000300",
+        "best": "run/checkpoints/step-000000200",
+        "best_steps": 200,
+        "best_accuracies": {"orl": 0.96},
+        "dataset": "mine",
+        "fingerprint": "f" * 64,
+        "versions": {"faceshards": "9"},
+        "date": "2030-01-01T00:00:00+00:00",
+    }
+    show_result(result, as_json=False)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "orl: accuracy 93.00% at step 300, the last checkpoint (raw pixels 60.00%)",
+        "orl *: accuracy 96.00% at step 200, the best, which eval takes",
+        "best run/checkpoints/step-000000200",
+        NOTE,
+        "checkpoint run/checkpoints/step-000000300",
+        "trained on mine, fingerprint ffffffffffff",
+        "with faceshards 9; 2030-01-01T00:00:00+00:00",
+    ]
+    # Of a run that a release before has finished.
+    before = {name: result[name] for name in ("steps", "first_loss", "last_loss", "accuracies", "checkpoint", "best")}
+    show_result(before, as_json=False)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "orl: accuracy 93.00% at step 300, the last checkpoint",
+        "checkpoint run/checkpoints/step-000000300",
+    ]
