@@ -16,7 +16,7 @@ from faceshards.errors import WeightsError
 from training import checkpoint
 from training.backbones.registry import BACKBONES, create_backbone, find_spec
 from training.device.prepare import prepare_to_embed
-from training.weights.assign import embedding_size, set_weights
+from training.weights.assign import embedding_size, load_weights
 from training.weights.read import SUFFIXES, read_weights
 
 
@@ -68,10 +68,10 @@ def _of_weights(path: Path, name: str) -> Backbone:
     spec = find_spec(name)
     try:
         size = embedding_size(state, spec)
-        cell = create_backbone(name, size)
-        set_weights(cell, state)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    cell = create_backbone(name, size)
+    load_weights(path, cell, state)
     cell.set_train(False)
     return Backbone(cell, name, size, path, digest, card)
 
