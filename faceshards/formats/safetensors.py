@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from faceshards.errors import FaceshardsError
+from faceshards.formats.torch_pickle import BFLOAT16
 
 DTYPES = {
     "float16": "F16",
@@ -30,7 +31,6 @@ DTYPES = {
     "bool": "BOOL",
 }
 
-BFLOAT16 = np.dtype([("bfloat16", "u2")])  # NumPy has none: the upper half of a float32
 Block = tuple[str, int, np.ndarray]  # name, first row, rows
 
 

@@ -13,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from faceshards.formats.pickles import Guard, RefusedError
 
 HOLDS = "only a state dict is read: torch.save(model.state_dict(), ...)"
 MOST_AXES = 8  # of a tensor
+BFLOAT16 = np.dtype([("bfloat16", "u2")])  # NumPy has none: the upper half of a float32
 DTYPES = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
     "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",
+    "torch.BFloat16Storage": BFLOAT16,
     "torch.LongStorage": "i8",
     "torch.IntStorage": "i4",
     "torch.ShortStorage": "i2",

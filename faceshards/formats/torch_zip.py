@@ -18,7 +18,6 @@ import numpy as np
 
 from faceshards.errors import WeightsError, first_few
 from faceshards.formats.pickles import RefusedError, shown
-from faceshards.formats.safetensors import BFLOAT16
 from faceshards.formats.torch_pickle import DTYPES, HOLDS, Foreign, Tensor, unpickle
 
 log = logging.getLogger(__name__)
@@ -162,8 +161,7 @@ def _array(archive: zipfile.ZipFile, root: str, big: bool, name: str, tensor: Te
         raise RefusedError(f"{name[:80]!r} reaches beyond its storage")
     flat = np.frombuffer(raw, dtype)[tensor.offset :]
     view = np.lib.stride_tricks.as_strided(flat, tensor.size, [step * dtype.itemsize for step in tensor.stride])
-    own = view.astype(dtype.newbyteorder("="))
-    return own.view(BFLOAT16) if storage.kind == "torch.BFloat16Storage" else own
+    return view.astype(dtype.newbyteorder("="))
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:

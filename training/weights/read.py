@@ -13,7 +13,8 @@ import mindspore as ms
 import numpy as np
 
 from faceshards.errors import WeightsError
-from faceshards.formats.safetensors import BFLOAT16, TensorFile, TensorFileError
+from faceshards.formats.safetensors import TensorFile, TensorFileError
+from faceshards.formats.torch_pickle import BFLOAT16
 from faceshards.formats.torch_zip import read_torch
 
 log = logging.getLogger(__name__)
