@@ -20,7 +20,7 @@ from faceshards.formats.pickles import Guard, RefusedError
 HOLDS = "only a state dict is read: torch.save(model.state_dict(), ...)"
 MOST_AXES = 8  # of a tensor
 BFLOAT16 = np.dtype([("bfloat16", "u2")])  # NumPy has none: the upper half of a float32
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
     "torch.HalfStorage": "f2",
