@@ -10,6 +10,8 @@ from faceshards.cli.options import (
     PATH,
     Command,
     backbone_option,
+    channels_option,
+    colours,
     embeddings_option,
     loaded,
     model_option,
@@ -22,6 +24,7 @@ from faceshards.cli.options import (
 @click.command("eval", cls=Command)
 @model_option
 @backbone_option
+@channels_option
 @embeddings_option
 @click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
 @click.option("--out", type=PATH, help="Folder for report.json and report.html.")
@@ -30,6 +33,7 @@ from faceshards.cli.options import (
 def evaluate(
     model: Path | None,
     backbone: str,
+    channels: str,
     embeddings: Path | None,
     sets: tuple[Path, ...],
     out: Path | None,
@@ -43,7 +47,7 @@ def evaluate(
       faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
       faceshards eval --embeddings lfw.npy --set lfw.bin
     """
-    one_of_model_and_embeddings(model, embeddings)
+    one_of_model_and_embeddings(model, embeddings, channels)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
     from evaluation.measure import measure_embeddings, measure_model, read_sets
@@ -52,13 +56,13 @@ def evaluate(
 
     found = read_sets(sets)
     if model is not None:
-        source, trained_on = loaded(model, backbone, trained_on)
+        source, trained_on = loaded(model, backbone, trained_on, channels)
         backbone = source.backbone
         entries = measure_model(source, found, quiet)
     else:
         assert embeddings is not None
         entries = [measure_embeddings(embeddings, found[0])]
-    for line in table(entries, backbone, trained_on):
+    for line in [*table(entries, backbone, trained_on), *(colours(source) if model else [])]:
         click.echo(line)
     for measured in entries:
         for line in (*measured.result.warnings, *measured.problems):

@@ -10,6 +10,8 @@ from faceshards.cli.options import (
     PATH,
     Command,
     backbone_option,
+    channels_option,
+    colours,
     embeddings_option,
     json_option,
     loaded,
@@ -25,6 +27,7 @@ from faceshards.cli.options import (
 @click.argument("root", type=PATH)
 @model_option
 @backbone_option
+@channels_option
 @embeddings_option
 @trained_on_option
 @click.option("--out", type=PATH, help="Folder for ijb.json and the list of images left out.")
@@ -34,6 +37,7 @@ def ijb(
     root: Path,
     model: Path | None,
     backbone: str,
+    channels: str,
     embeddings: Path | None,
     trained_on: str,
     out: Path | None,
@@ -47,7 +51,7 @@ def ijb(
       faceshards ijb /data/IJBC --model r100.onnx --out data/eval/ijbc
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
-    one_of_model_and_embeddings(model, embeddings)
+    one_of_model_and_embeddings(model, embeddings, channels)
     from tqdm import tqdm
 
     from evaluation.ijb.measure import embed_protocol, measure
@@ -59,7 +63,7 @@ def ijb(
     protocol = read_protocol(root)
     problems: dict[int, str] = {}
     if model is not None:
-        source, trained_on = loaded(model, backbone, trained_on)
+        source, trained_on = loaded(model, backbone, trained_on, channels)
         backbone = source.backbone
         places = tqdm(range(len(protocol.names)), protocol.name, unit=" images", disable=quiet, mininterval=0.5)
         rows, problems = embed_protocol(protocol, source.forward, places)
@@ -68,9 +72,9 @@ def ijb(
         rows = read_array(embeddings, len(protocol.names), protocol.name)
     result = measure(protocol, rows)
     known = published_ijbc(backbone, trained_on) if protocol.name == "ijbc" else None
-    found = facts(protocol.name, result, known)
+    found = {**facts(protocol.name, result, known), **({"channels": channels} if model else {})}
     if out is not None:
         write(out, found, list(problems.values()))
     for cause in problems.values():
         click.echo(f"left out: {cause}", err=True)
-    show(found, table(result, known), as_json)
+    show(found, [*table(result, known), *(colours(source) if model else [])], as_json)
