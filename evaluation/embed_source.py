@@ -37,6 +37,8 @@ def embed(source: Path, out: Path, model: Model, quiet: bool = False) -> dict[st
     with exclusive_folder(out), tempfile.TemporaryDirectory(prefix="faceshards-") as work:
         found = open_source(source, Path(work))
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
+        if model.channels != "rgb":
+            request["channels"] = model.channels
         facts = out / "_embed.json"
         if facts.exists():
             if different := differences(_request(facts), request):

@@ -10,6 +10,8 @@ from faceshards.cli.options import (
     PATH,
     Command,
     backbone_option,
+    channels_option,
+    colours,
     json_option,
     quiet_option,
     required_model_option,
@@ -22,9 +24,10 @@ from faceshards.cli.options import (
 @click.argument("out", type=PATH)
 @required_model_option
 @backbone_option
+@channels_option
 @quiet_option
 @json_option
-def embed(source: Path, out: Path, model: Path, backbone: str, quiet: bool, as_json: bool) -> None:
+def embed(source: Path, out: Path, model: Path, backbone: str, channels: str, quiet: bool, as_json: bool) -> None:
     """Write the embeddings of all images of SOURCE (a dataset, .bin, .rec or image folder) into the folder OUT.
 
     Interrupted, the same command goes on where it stopped.
@@ -38,7 +41,9 @@ def embed(source: Path, out: Path, model: Path, backbone: str, quiet: bool, as_j
     from evaluation.embed_source import embed as run
     from evaluation.models.load import load_model  # MindSpore: only for this command
 
-    counts = run(source, out, load_model(model, backbone), quiet)
-    show(counts, [f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"], as_json)
+    loaded = load_model(model, backbone, channels)
+    counts = run(source, out, loaded, quiet)
+    line = f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"
+    show(counts, [line, *colours(loaded)], as_json)
     if counts["left_out"] and not as_json:
         click.echo(f"{counts['left_out']:,} images have none: column cause says why", err=True)

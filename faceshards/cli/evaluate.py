@@ -10,6 +10,7 @@ from faceshards.cli.options import (
     PATH,
     Command,
     backbone_option,
+    channels_option,
     embeddings_option,
     json_option,
     loaded,
@@ -24,6 +25,7 @@ from faceshards.cli.options import (
 @click.command("eval", cls=Command)
 @model_option
 @backbone_option
+@channels_option
 @embeddings_option
 @click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
 @click.option("--out", type=PATH, help="Folder for report.json and report.html.")
@@ -33,6 +35,7 @@ from faceshards.cli.options import (
 def evaluate(
     model: Path | None,
     backbone: str,
+    channels: str,
     embeddings: Path | None,
     sets: tuple[Path, ...],
     out: Path | None,
@@ -47,7 +50,7 @@ def evaluate(
       faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
       faceshards eval --embeddings lfw.npy --set lfw.bin
     """
-    one_of_model_and_embeddings(model, embeddings)
+    one_of_model_and_embeddings(model, embeddings, channels)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
     from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
@@ -56,7 +59,7 @@ def evaluate(
 
     found = read_sets(sets)
     if model is not None:
-        source, trained_on = loaded(model, backbone, trained_on)
+        source, trained_on = loaded(model, backbone, trained_on, channels)
         origin = source.origin(trained_on)
         entries = measure_model(source, found, quiet)
     else:
