@@ -52,6 +52,8 @@ def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = 
         _check_sizes(source if isinstance(source, Path) else source[0], found.blocks)
         stack.enter_context(exclusive_folder(out))
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
+        if model.channels != "rgb":
+            request["channels"] = model.channels
         facts = out / "_embed.json"
         if facts.exists():
             if different := differences(_request(facts), request):

@@ -21,6 +21,7 @@ class Origin:
         file: the model, or the embeddings.
         sha256: hex, of the file, or of the checkpoint's weights.
         backbone: its name.
+        channels: the order of colours that it got, "rgb" or "bgr".
         step: optimiser steps of its training.
         dataset: it was trained on, by its name.
         fingerprint: of this dataset.
@@ -34,6 +35,7 @@ class Origin:
     file: str
     sha256: str
     backbone: str = ""
+    channels: str = ""
     step: int | None = None
     dataset: str = ""
     fingerprint: str = ""
@@ -48,7 +50,8 @@ class Origin:
 
     def facts(self) -> dict[str, Any]:
         """Returns what JSON results have beside the figures: model, versions and date."""
-        model = {name: getattr(self, name) for name in ("file", "sha256", "backbone", "step", "dataset", "fingerprint")}
+        names = ("file", "sha256", "backbone", "channels", "step", "dataset", "fingerprint")
+        model = {name: getattr(self, name) for name in names}
         unknown = {name: None for name, value in model.items() if value == ""}
         more = {"trained_on": self.trained_on or None, "chosen_on": list(self.chosen_on)}
         return {"model": {**model, **unknown, **more}, **self.stamp}
@@ -56,7 +59,8 @@ class Origin:
     def lines(self) -> list[str]:
         """Returns the same as lines of text."""
         step = "" if self.step is None else f"step {self.step:,}"
-        known = ", ".join(filter(None, (self.backbone, step, f"sha256 {self.sha256[:_SHORT]}")))
+        channels = "channels bgr" if self.channels == "bgr" else ""
+        known = ", ".join(filter(None, (self.backbone, channels, step, f"sha256 {self.sha256[:_SHORT]}")))
         return [f"{self.kind} {self.file}: {known}", self._training(), stamp_line(dict(self.stamp))]
 
     def _training(self) -> str:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+
+def first_few(things: Iterable[str]) -> str:
+    """Returns the first three of a list for a message, and how many there are more."""
+    found = list(things)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 class FaceshardsError(Exception):

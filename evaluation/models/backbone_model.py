@@ -11,12 +11,12 @@ import numpy as np
 from mindspore import nn
 
 from evaluation.embedder import Forward
-from evaluation.models.model import GRAPHS, ModelError, check_graph, in_batches, read_card
+from evaluation.models.model import GRAPHS, ModelError, check_graph, graph_forward, read_card
 from faceshards.errors import WeightsError
 from training import checkpoint
 from training.backbones.registry import BACKBONES, create_backbone, find_spec
 from training.device.prepare import prepare_to_embed
-from training.weights.assign import embedding_size, set_weights
+from training.weights.assign import embedding_size, load_weights
 from training.weights.read import SUFFIXES, read_weights
 
 
@@ -68,10 +68,10 @@ def _of_weights(path: Path, name: str) -> Backbone:
     spec = find_spec(name)
     try:
         size = embedding_size(state, spec)
-        cell = create_backbone(name, size)
-        set_weights(cell, state)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    cell = create_backbone(name, size)
+    load_weights(path, cell, state)
     cell.set_train(False)
     return Backbone(cell, name, size, path, digest, card)
 
@@ -140,7 +140,7 @@ def mindir_forward(path: Path) -> Forward:
     """Returns a MindIR model as a function.
 
     Raises:
-        ModelError: not of faces, or damaged.
+        ModelError: not of faces, damaged, or it cannot be run.
     """
     from mindspore.train.mind_ir_pb2 import ModelProto
 
@@ -154,7 +154,11 @@ def mindir_forward(path: Path) -> Forward:
     except Exception as error:  # of protobuf's and MindSpore's own kinds
         raise ModelError(f"{path}: not a MindIR, or damaged: {' '.join(str(error).split())[:200]}") from None
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return cell(ms.Tensor(images)).asnumpy()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        try:
+            found = cell(ms.Tensor(images))
+            return [out.asnumpy() for out in (found if isinstance(found, tuple) else (found,))]
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(f"{path}: MindSpore cannot run it: {' '.join(str(error).split())[:300]}") from None
 
-    return in_batches(path, run, max(shapes[0][0][0], 0))
+    return graph_forward(path, run, [], max(shapes[0][0][0], 0))

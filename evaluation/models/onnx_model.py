@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evaluation.embedder import Forward
-from evaluation.models.model import ModelError, check_graph, in_batches
+from evaluation.models.model import ModelError, check_graph, graph_forward
+
+log = logging.getLogger(__name__)
+
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_SILENT = 4  # log only what ends the process: errors come as exceptions, too
 
 
 def onnx_forward(path: Path) -> Forward:
@@ -17,26 +25,70 @@ def onnx_forward(path: Path) -> Forward:
     Source: insightface, python-package/insightface/model_zoo/arcface_onnx.py, which tells them so too.
 
     Raises:
-        ModelError: not of faces, damaged, or ONNX Runtime is not installed.
+        ModelError: not of faces, damaged, it cannot be run, or ONNX Runtime is not installed.
     """
     try:
         import onnx
         import onnxruntime
     except ImportError:
         raise ModelError(f"{path}: needs onnxruntime: pip install 'faceshards[eval]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-        nodes = onnx.load(str(path), load_external_data=False).graph.node[:2]
-    except Exception as error:  # of onnxruntime's and protobuf's own kinds
-        raise ModelError(f"{path}: not an ONNX model, or damaged: {' '.join(str(error).split())[:200]}") from None
+        content, graph, changed = _read(path, onnx)
+    except Exception as error:  # of protobuf's and onnx's own kinds
+        raise ModelError(f"{path}: not an ONNX model, or damaged: {_cause(error)}") from None
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # of onnxruntime's own kinds
+        raise ModelError(f"{path}: ONNX Runtime does not take it: {_cause(error)}") from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
     check_graph(path, [entry.shape for entry in inputs], [entry.shape for entry in outputs])
-    if (inputs[0].type, outputs[0].type) != ("tensor(float)", "tensor(float)"):
-        raise ModelError(f"{path}: takes {inputs[0].type} and gives {outputs[0].type}, not float32")
-    own = [node.op_type for node in nodes] == ["Sub", "Mul"] and inputs[0].name in nodes[0].input
-    name, first = inputs[0].name, inputs[0].shape[0]
+    name, kind, first = inputs[0].name, inputs[0].type, (inputs[0].shape or [0])[0]
+    if kind not in _FLOATS:
+        raise ModelError(f"{path}: takes {kind}, not float32, float16 or float64")
+    own = _begins_with(graph, name) == ["Sub", "Mul"]
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: images * np.float32(127.5) + np.float32(127.5) if own else images})[0]
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        pixels = images * np.float32(127.5) + np.float32(127.5) if own else images
+        try:
+            return session.run(None, {name: pixels.astype(_FLOATS[kind])})
+        except Exception as error:  # of onnxruntime's own kinds
+            raise ModelError(f"{path}: ONNX Runtime cannot run it: {_cause(error)}") from None
 
-    return in_batches(path, run, first if isinstance(first, int) and first > 0 else 0)
+    names = [entry.name for entry in outputs]
+    forward = graph_forward(path, run, names, first if isinstance(first, int) and first > 0 else 0)
+    if changed:
+        log.warning("%s: the slopes of %d PReLU are one per channel: [C] is taken as [C, 1, 1]", path, changed)
+    if own:
+        log.warning("%s: begins with a subtraction and a multiplication: it gets pixels from 0 to 255", path)
+    return forward
+
+
+def _read(path: Path, onnx: Any) -> tuple[str | bytes, Any, int]:
+    """Returns what ONNX Runtime shall load: the file itself, or the model with its slopes put right; the graph; and how
+    many slopes that were."""
+    from evaluation.models.onnx_slopes import shape_slopes
+
+    model = onnx.load(str(path), load_external_data=False)
+    if not (changed := shape_slopes(model)):
+        return str(path), model.graph, 0
+    onnx.load_external_data_for_model(model, str(path.parent))
+    return model.SerializeToString(), model.graph, changed
+
+
+def _begins_with(graph: Any, name: str) -> list[str]:
+    """Returns the kinds of the first two nodes that change the input of a graph."""
+    kinds: list[str] = []
+    for node in graph.node:
+        if name in node.input and len(kinds) < 2:
+            kinds += [] if node.op_type in ("Identity", "Cast") else [node.op_type]
+            name = node.output[0]
+    return kinds
+
+
+def _cause(error: Exception) -> str:
+    """Returns an error of ONNX Runtime in one line, without its places in the source."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"\S*/onnxruntime\S*:\d+ [^()]*\([^()]*\) (const )?", "", text)[:300]

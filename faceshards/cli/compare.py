@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_option, required_model_option, show
+from faceshards.cli.options import (
+    PATH,
+    ModelCommand,
+    backbone_option,
+    channels_option,
+    json_option,
+    required_model_option,
+    show,
+)
 
 
 @click.command(cls=ModelCommand)
@@ -16,9 +24,12 @@ from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_opt
 @click.argument("second", type=PATH)
 @required_model_option
 @backbone_option
+@channels_option
 @click.option("--threshold", type=click.FloatRange(-1, 1), help="Cosine above which two faces are one person's.")
 @json_option
-def compare(first: Path, second: Path, model: Path, backbone: str, threshold: float | None, as_json: bool) -> None:
+def compare(
+    first: Path, second: Path, model: Path, backbone: str, channels: str, threshold: float | None, as_json: bool
+) -> None:
     """Compare two aligned faces (112 x 112): cosine, threshold, verdict.
 
     Without --threshold it is the mean of those that the model had on its verification sets.
@@ -33,7 +44,7 @@ def compare(first: Path, second: Path, model: Path, backbone: str, threshold: fl
     from evaluation.models.load import load_model
     from evaluation.origin import MARK, NOTE
 
-    loaded = load_model(model, backbone)
+    loaded = load_model(model, backbone, channels)
     result, origin = measured(first, second, loaded, threshold), loaded.origin()
     verdict = "the same person" if result.same else "two persons"
     lines = [f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}"]

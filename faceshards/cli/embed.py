@@ -10,6 +10,8 @@ from faceshards.cli.options import (
     PATH,
     ModelCommand,
     backbone_option,
+    channels_option,
+    colours,
     json_option,
     quiet_option,
     required_model_option,
@@ -22,9 +24,12 @@ from faceshards.cli.options import (
 @click.argument("out", type=PATH)
 @required_model_option
 @backbone_option
+@channels_option
 @quiet_option
 @json_option
-def embed(source: tuple[Path, ...], out: Path, model: Path, backbone: str, quiet: bool, as_json: bool) -> None:
+def embed(
+    source: tuple[Path, ...], out: Path, model: Path, backbone: str, channels: str, quiet: bool, as_json: bool
+) -> None:
     """Write the embeddings of all images of SOURCE into the folder OUT.
 
     SOURCE is a dataset, a .bin, a .rec, or a folder with a sub-folder per identity; or, without identities, a flat
@@ -42,5 +47,7 @@ def embed(source: tuple[Path, ...], out: Path, model: Path, backbone: str, quiet
     from evaluation.embed_source import embed as run
     from evaluation.models.load import load_model  # MindSpore: only for this command
 
-    counts = run(source, out, load_model(model, backbone), quiet)
-    show(counts, [f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"], as_json)
+    loaded = load_model(model, backbone, channels)
+    counts = run(source, out, loaded, quiet)
+    line = f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"
+    show(counts, [line, *colours(loaded)], as_json)

@@ -10,6 +10,7 @@ from faceshards.cli.options import (
     PATH,
     ModelCommand,
     backbone_option,
+    channels_option,
     embeddings_option,
     json_option,
     loaded,
@@ -25,6 +26,7 @@ from faceshards.files import check_writable
 @click.command("eval", cls=ModelCommand)
 @model_option
 @backbone_option
+@channels_option
 @embeddings_option
 @click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
 @click.option("--out", type=PATH, help="Folder for report.json and report.html.")
@@ -34,6 +36,7 @@ from faceshards.files import check_writable
 def evaluate(
     model: Path | None,
     backbone: str,
+    channels: str,
     embeddings: Path | None,
     sets: tuple[Path, ...],
     out: Path | None,
@@ -48,7 +51,7 @@ def evaluate(
       faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
       faceshards eval --embeddings lfw.npy --set lfw.bin
     """
-    one_of_model_and_embeddings(model, embeddings)
+    one_of_model_and_embeddings(model, embeddings, channels)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
     from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
@@ -59,7 +62,7 @@ def evaluate(
         check_writable(out)  # before hours of embedding
     found = [source for source, _ in read_sets(sets, decoded=model is not None)]
     if model is not None:
-        source, trained_on = loaded(model, backbone, trained_on)
+        source, trained_on = loaded(model, backbone, trained_on, channels)
         origin = source.origin(trained_on)
         entries = measure_model(source, found, quiet)
     else:

@@ -12,6 +12,7 @@ from faceshards.cli.options import (
     PATH,
     ModelCommand,
     backbone_option,
+    channels_option,
     embeddings_option,
     json_option,
     loaded,
@@ -29,6 +30,7 @@ from faceshards.progress import logging_at
 @click.argument("root", type=PATH)
 @model_option
 @backbone_option
+@channels_option
 @embeddings_option
 @trained_on_option
 @click.option("--out", type=PATH, help="Folder for ijb.json, and for embeddings: kept, no image is embedded twice.")
@@ -38,6 +40,7 @@ def ijb(
     root: Path,
     model: Path | None,
     backbone: str,
+    channels: str,
     embeddings: Path | None,
     trained_on: str,
     out: Path | None,
@@ -51,7 +54,7 @@ def ijb(
       faceshards ijb /data/IJBC --model r100.onnx --out data/eval/ijbc
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
-    one_of_model_and_embeddings(model, embeddings)
+    one_of_model_and_embeddings(model, embeddings, channels)
     from evaluation.ijb.embeddings import embed_protocol
     from evaluation.ijb.measure import measure
     from evaluation.ijb.protocol import read_protocol
@@ -63,11 +66,11 @@ def ijb(
     with exclusive_folder(out) if out is not None else nullcontext(), logging_at("evaluation.ijb", logging.INFO):
         problems: dict[int, str] = {}
         if model is not None:
-            source, trained_on = loaded(model, backbone, trained_on)
+            source, trained_on = loaded(model, backbone, trained_on, channels)
             origin, kept = source.origin(trained_on), None if out is None else out / "embeddings"
             if kept is None:
                 click.echo(f"{protocol.name}: without --out the embeddings are not kept", err=True)
-            found = embed_protocol(protocol, source.forward, kept, f"{source.backbone} {source.sha256}", quiet)
+            found = embed_protocol(protocol, source.forward, kept, source.identity, quiet)
             rows, problems = found.rows, found.problems
         else:
             assert embeddings is not None

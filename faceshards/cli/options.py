@@ -113,24 +113,38 @@ _MODEL = "A checkpoint, a run's folder, weights, .onnx or .mindir."
 model_option = click.option("--model", type=PATH, help=_MODEL)
 required_model_option = click.option("--model", type=PATH, required=True, help=_MODEL)
 backbone_option = click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
+channels_option = click.option(
+    "--channels",
+    type=click.Choice(["rgb", "bgr"]),
+    default="rgb",
+    show_default=True,
+    help="The order of colours that the model takes.",
+)
 trained_on_option = click.option(
     "--trained-on", default="", help="Dataset of the model, for published figures; a checkpoint knows it."
 )
 embeddings_option = click.option("--embeddings", type=PATH, help="In place of --model: an .npy of (images, D).")
 
 
-def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None) -> None:
-    """Refuses both, and neither."""
+def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None, channels: str) -> None:
+    """Refuses both, and neither; and an order of colours without a model."""
     if (model is None) == (embeddings is None):
         raise click.UsageError("one of --model and --embeddings")
+    if model is None and channels != "rgb":
+        raise click.UsageError("--channels belongs to --model: embeddings were made already")
 
 
-def loaded(model: Path, backbone: str, trained_on: str) -> tuple[Model, str]:
+def loaded(model: Path, backbone: str, trained_on: str, channels: str) -> tuple[Model, str]:
     """Returns a model, and the dataset it was trained on: as --trained-on says, or as the model knows."""
     from evaluation.models.load import load_model  # MindSpore takes seconds
 
-    found = load_model(model, backbone)
+    found = load_model(model, backbone, channels)
     return found, trained_on or str(found.card.get("dataset", ""))
+
+
+def colours(model: Model) -> list[str]:
+    """Returns the line that says which order of colours a model got, where it is not the usual one."""
+    return [] if model.channels == "rgb" else [f"channels {model.channels}: the model got the colours in this order"]
 
 
 def show(found: object, lines: Iterable[str], as_json: bool) -> None:

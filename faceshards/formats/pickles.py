@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Container, Iterator, Set
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ class Guard:
 
     kind: str
     holds: str
-    names: Set[tuple[str, str]]
+    names: Container[tuple[str, str]]
     opcodes: Set[str]
 
     def walk(self, pickled: bytes | IO[bytes]) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from faceshards.errors import FaceshardsError
+from faceshards.formats.torch_pickle import BFLOAT16
 
 DTYPES = {
     "float16": "F16",
@@ -114,17 +115,32 @@ class TensorFile:
         del self._file
 
     def array(self, name: str) -> np.ndarray:
-        """Returns a whole array.
+        """Returns a whole array; one of bfloat16 has the dtype BFLOAT16.
 
         Raises:
-            TensorFileError: there is none of that name.
+            TensorFileError: there is none of that name, or it is of a dtype that NumPy lacks.
         """
         self._check(name)
-        return self._file.get_tensor(name)
+        kind = self._file.get_slice(name).get_dtype()
+        if kind == "BF16":
+            return self._bfloat16(name)
+        try:
+            return self._file.get_tensor(name)
+        except (TypeError, AttributeError):
+            raise TensorFileError(f"{self.path}: {name} is of {kind}, which NumPy lacks; save it as float32") from None
+
+    def _bfloat16(self, name: str) -> np.ndarray:
+        """Returns an array of bfloat16, which the library gives to no NumPy: read by the header it has checked."""
+        with open(self.path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            start = json.loads(file.read(size))[name]["data_offsets"][0]
+            shape = self.shape(name)
+            file.seek(8 + size + start)
+            return np.fromfile(file, "<u2", int(np.prod(shape, dtype=np.int64))).view(BFLOAT16).reshape(shape)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns all arrays by name."""
-        return {name: self._file.get_tensor(name) for name in self.names}
+        """Returns all arrays by name; raises as array()."""
+        return {name: self.array(name) for name in self.names}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns an array's shape."""

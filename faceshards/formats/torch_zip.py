@@ -1,55 +1,50 @@
-"""Files of torch.save, read without PyTorch: tensors only.
+"""Files of torch.save, read without PyTorch: tensors only (torch_pickle.py).
 
-Such a file holds a pickle, and a pickle is a program. Here an interpreter of our own runs it, which knows containers,
-numbers, strings and tensors: no name in the file is imported, nothing in it is called.
-
-Source: torch/serialization.py and torch/_utils.py for the format, a zip archive of ROOT/data.pkl and ROOT/data/KEY.
+Source: torch/serialization.py for the format, a zip archive of ROOT/data.pkl and ROOT/data/KEY.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import struct
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faceshards.errors import WeightsError
-from faceshards.formats.pickles import Guard, RefusedError
+from faceshards.errors import WeightsError, first_few
+from faceshards.formats.pickles import RefusedError, shown
+from faceshards.formats.torch_pickle import DTYPES, HOLDS, Foreign, Tensor, unpickle
 
-STATE_KEYS = ("state_dict_backbone", "state_dict", "backbone", "model")  # the first is arcface_torch's checkpoint_gpu_*
-MOST_AXES = 8  # of a tensor
+log = logging.getLogger(__name__)
+
+# Under which a checkpoint may have its state dict, at any depth.
+STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "net_state_dict", "backbone", "state_dict_backbone")
+COPIES = {"ema", "teacher", "momentum", "average", "averaged", "swa", "shadow"}  # words in the names of a second model
+_ASIDE = COPIES | {"opt", "optim", "optimizer", "optimizers", "head", "softmax", "loss", "margin", "classifier"}
 LARGEST_PICKLE = 64 << 20  # bytes; the tensors' bytes are not in it
 
-_STORAGES = {
-    "FloatStorage": "f4",
-    "DoubleStorage": "f8",
-    "HalfStorage": "f2",
-    "BFloat16Storage": "u2",
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
+_HINTS = {
+    "torch._utils._rebuild_qtensor": "a quantised tensor; save the weights before they are quantised",
+    "torch._utils._rebuild_tensor_v3": "a tensor of a dtype that NumPy lacks; save it as float32",
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor; save it dense",
 }
-_DTYPES = {f"torch.{name}": dtype for name, dtype in _STORAGES.items()}
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error)
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file of torch.save by their names.
+    """Returns the arrays of a file of torch.save by their names; those of bfloat16 have the dtype BFLOAT16.
 
     Args:
-        path: of a state dict, or of a dict with one under STATE_KEYS.
+        path: of a state dict, or of a checkpoint with one, under STATE_KEYS or whatever it is called. Objects of other
+            classes beside it are passed over, and said in a warning.
 
     Raises:
-        WeightsError: damaged, without a state dict, or asking for more than tensors.
+        WeightsError: damaged, without a state dict or with two, with more than tensors in it, or made to do harm.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -61,200 +56,102 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
                 raise WeightsError(f"{path}: a TorchScript program; save the model's state_dict() with torch.save")
             if archive.getinfo(f"{root}data.pkl").file_size > LARGEST_PICKLE:
                 raise WeightsError(f"{path}: refused: a pickle of more than {LARGEST_PICKLE >> 20} MiB")
-            found = _Machine().run(_entry(archive, f"{root}data.pkl"))
+            found, foreign = unpickle(_entry(archive, f"{root}data.pkl"))
             state = _state_dict(found, path)
             if sum(math.prod(tensor.size) for tensor in state.values()) > 2 * path.stat().st_size:
                 raise RefusedError("its tensors, many views of few numbers, are larger than the file")
             name = f"{root}byteorder"
             big = name in archive.namelist() and _entry(archive, name) == b"big"
-            return {name: _array(archive, root, big, name, tensor) for name, tensor in state.items()}
+            arrays = {name: _array(archive, root, big, name, tensor) for name, tensor in state.items()}
     except RefusedError as refusal:
         raise WeightsError(f"{path}: refused: {refusal}") from None
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, *_DAMAGE) as error:
         raise WeightsError(f"{path}: damaged or cut: {' '.join(str(error).split())}") from None
+    if foreign:
+        log.warning("%s: passed over beside its weights: objects of %s", path, first_few(map(shown, foreign)))
+    return arrays
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A name in a pickle; never looked up."""
-
-    name: str
+def is_copy(name: str) -> bool:
+    """Returns whether a name is that of a second model beside the one that is trained: its mean, its teacher."""
+    return bool(COPIES & _words(name))
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """Numbers of one dtype in a row: an entry of the archive."""
-
-    kind: str
-    key: str
-    count: int
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[._]", name.lower()))
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A view of a storage, in numbers, not bytes."""
-
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Machine:
-    """Runs a pickle of containers and tensors. It knows the opcodes that have a line in _OPCODES."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, data: bytes) -> Any:
-        """Returns what a pickle describes.
-
-        Raises:
-            RefusedError: it has a name or an opcode beyond containers and tensors.
-            ValueError, LookupError, TypeError: it is damaged.
-        """
-        for opcode, argument in _GUARD.walk(data):
-            _OPCODES[opcode](self, argument)
-        return self.stack.pop()
-
-    def above_mark(self) -> list[Any]:
-        """Returns what lies above the last mark, taken off the stack."""
-        start = self.marks.pop()
-        items, self.stack[start:] = self.stack[start:], []
-        return items
-
-    def join(self, count: int) -> None:
-        """Makes the last values a tuple."""
-        self.stack[-count:] = [tuple(self.stack[-count:])]
-
-    def extend(self, items: list[Any]) -> None:
-        """Appends to the list on top."""
-        self.stack[-1].extend(items)
-
-    def update(self, items: list[Any]) -> None:
-        """Puts keys and values, in turn, into the dictionary on top."""
-        if not all(type(key) in (str, int) for key in items[::2]):  # to hash others can take any depth
-            raise RefusedError("it has a dictionary whose keys are neither names nor numbers")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def put(self, place: int | None) -> None:
-        """Puts the value on top away."""
-        self.memo[len(self.memo) if place is None else place] = self.stack[-1]
-
-    def name(self, module: Any, name: Any) -> None:
-        """Puts a name on top; nothing is looked up by it."""
-        _GUARD.check_name(module, name)
-        self.stack.append(_Name(f"{module}.{name}"))
-
-    def reduce(self) -> None:
-        """Calls, as the file sees it."""
-        arguments = self.stack.pop()
-        self.stack.append(_rebuild(self.stack.pop(), arguments))
-
-    def build(self) -> None:
-        """Drops the attributes of a state dict: versions of its modules."""
-        if type(self.stack[-2]) is not dict:
-            raise _GUARD.refusal("BUILD")
-        self.stack.pop()
-
-
-def _push(machine: _Machine, argument: Any) -> None:
-    machine.stack.append(argument)
-
-
-_NUMBERS_AND_TEXTS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
-_OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, argument: None),
-    **dict.fromkeys(_NUMBERS_AND_TEXTS, _push),
-    "NONE": lambda machine, _: _push(machine, None),
-    "NEWTRUE": lambda machine, _: _push(machine, True),
-    "NEWFALSE": lambda machine, _: _push(machine, False),
-    "EMPTY_DICT": lambda machine, _: _push(machine, {}),
-    "EMPTY_LIST": lambda machine, _: _push(machine, []),
-    "EMPTY_TUPLE": lambda machine, _: _push(machine, ()),
-    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
-    "TUPLE": lambda machine, _: _push(machine, tuple(machine.above_mark())),
-    "TUPLE1": lambda machine, _: machine.join(1),
-    "TUPLE2": lambda machine, _: machine.join(2),
-    "TUPLE3": lambda machine, _: machine.join(3),
-    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
-    "APPENDS": lambda machine, _: machine.extend(machine.above_mark()),
-    "SETITEM": lambda machine, _: machine.update([machine.stack.pop(-2), machine.stack.pop()]),
-    "SETITEMS": lambda machine, _: machine.update(machine.above_mark()),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, place: _push(machine, machine.memo[place])),
-    "GLOBAL": lambda machine, argument: machine.name(*argument.split(" ", 1)),
-    "STACK_GLOBAL": lambda machine, _: machine.name(machine.stack.pop(-2), machine.stack.pop()),
-    "BINPERSID": lambda machine, _: _push(machine, _storage(machine.stack.pop())),
-    "REDUCE": lambda machine, _: machine.reduce(),
-    "BUILD": lambda machine, _: machine.build(),
-}
-_GUARD = Guard(
-    kind="state dict",
-    holds="only a state dict is read: torch.save(model.state_dict(), ...)",
-    names={
-        ("collections", "OrderedDict"),
-        ("torch", "Size"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_parameter"),
-        *(("torch", name) for name in _STORAGES),
-    },
-    opcodes=_OPCODES.keys(),
-)
-
-
-def _storage(key: Any) -> _Storage:
-    """Returns the storage that a persistent id describes: ("storage", kind, key, device, numbers)."""
-    kind, place, count = key[1].name, key[2], key[4]
-    if key[0] != "storage" or kind not in _DTYPES or not re.fullmatch(r"[0-9]+", place) or type(count) is not int:
-        raise RefusedError(f"it names no storage of a tensor: {str(place)[:80]!r}")
-    return _Storage(kind, place, count)
-
-
-def _rebuild(callee: Any, arguments: Any) -> Any:
-    name = callee.name if type(callee) is _Name else type(callee).__name__
-    if name == "collections.OrderedDict":
-        if any(arguments):  # torch fills it afterwards; copies of copies would fill the memory
-            raise RefusedError("it has an OrderedDict that is made of something")
-        return {}
-    if name == "torch.Size":
-        (size,) = arguments
-        if len(size) > MOST_AXES:
-            raise RefusedError(f"it has a size of more than {MOST_AXES} axes")
-        return tuple(size)
-    if name == "torch._utils._rebuild_parameter":
-        return arguments[0]
-    if name != "torch._utils._rebuild_tensor_v2":
-        raise RefusedError(f"it calls {name}")
-    storage, offset, size, stride = arguments[:4]
-    numbers = (offset, *size, *stride)
-    wrong = any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride) or len(size) > MOST_AXES
-    if type(storage) is not _Storage or wrong:
-        raise RefusedError("it has a tensor without storage, size and strides")
-    return _Tensor(storage, offset, tuple(size), tuple(stride))
-
-
-def _state_dict(found: Any, path: Path) -> dict[str, _Tensor]:
+def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
     """Returns the tensors of the state dict in what was read."""
-    if type(found) is dict:
-        for part in (*[found.get(key) for key in STATE_KEYS], found):
-            if type(part) is dict:
-                state = {name: value for name, value in part.items() if type(name) is str and type(value) is _Tensor}
-                if state:
-                    return state
-    raise WeightsError(f"{path}: has no state dict, neither itself nor under {', '.join(STATE_KEYS)}")
+    parts = {place: part for place, part in _dicts(found) if any(type(value) is Tensor for value in part.values())}
+    if not parts:
+        raise _without(found, path)
+    counts = {place: sum(type(value) is Tensor for value in part.values()) for place, part in parts.items()}
+    # A temperature or a head's matrix is no state dict of a backbone.
+    large = [place for place, count in counts.items() if 10 * count >= max(counts.values())]
+    best = [place for place in large if _rank(place) == min(map(_rank, large))]
+    if len(best) > 1:
+        raise WeightsError(f"{path}: has state dicts {_places(best)}; save that of the backbone alone")
+    chosen = parts[best[0]]
+    for name, value in chosen.items():
+        if type(value) is Foreign:
+            raise RefusedError(f"{shown(str(name))!r} of its weights is {_described(value)}; {HOLDS}")
+    if left := [place for place in large if place != best[0]]:
+        log.warning("%s: takes the weights %s, not those %s", path, _place(best[0]), _places(left))
+    return {name: value for name, value in chosen.items() if type(name) is str and type(value) is Tensor}
 
 
-def _array(archive: zipfile.ZipFile, root: str, big: bool, name: str, tensor: _Tensor) -> np.ndarray:
+def _dicts(found: Any) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """Yields every dictionary that names lead to, once, with these names."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), found)]
+    seen: set[int] = set()
+    for place, part in waiting:
+        if type(part) is dict and id(part) not in seen:
+            seen.add(id(part))
+            yield place, part
+            waiting += [((*place, key), value) for key, value in part.items() if type(key) is str]
+
+
+def _rank(place: tuple[str, ...]) -> int:
+    """Returns how far down the list a place is of those where a backbone's state dict may be."""
+    words = _words(".".join(place))
+    if words & _ASIDE:
+        return 4
+    if "backbone" in words:
+        return 0
+    if place and all(key in STATE_KEYS or key == "student" for key in place):
+        return 1
+    return 3 if place else 2
+
+
+def _place(place: tuple[str, ...]) -> str:
+    return f"under {shown('.'.join(place))!r}" if place else "at the top"
+
+
+def _places(places: list[tuple[str, ...]]) -> str:
+    return "under " + " and ".join(repr(shown(".".join(place))) for place in places)
+
+
+def _without(found: Any, path: Path) -> Exception:
+    """Returns the error about a file without a state dict."""
+    values = [found, *(value for _, part in _dicts(found) for value in part.values())]
+    if foreign := next((value for value in values if type(value) is Foreign), None):
+        return RefusedError(f"it has no state dict, but {_described(foreign)}; {HOLDS}")
+    return WeightsError(f"{path}: has no state dict, neither itself nor under {', '.join(STATE_KEYS)}")
+
+
+def _described(value: Foreign) -> str:
+    return _HINTS.get(value.name, f"an object of {shown(value.name)}")
+
+
+def _array(archive: zipfile.ZipFile, root: str, big: bool, name: str, tensor: Tensor) -> np.ndarray:
     """Returns a tensor as an array of its own.
 
     Raises:
         RefusedError: it reaches beyond its storage.
     """
     storage = tensor.storage
-    dtype = np.dtype(_DTYPES[storage.kind]).newbyteorder(">" if big else "<")
+    dtype = np.dtype(DTYPES[storage.kind]).newbyteorder(">" if big else "<")
     raw = _entry(archive, f"{root}data/{storage.key}")
     if len(raw) != storage.count * dtype.itemsize:
         raise ValueError(f"storage {storage.key} has {len(raw)} bytes, not {storage.count} numbers of {dtype.itemsize}")
@@ -264,8 +161,7 @@ def _array(archive: zipfile.ZipFile, root: str, big: bool, name: str, tensor: _T
         raise RefusedError(f"{name[:80]!r} reaches beyond its storage")
     flat = np.frombuffer(raw, dtype)[tensor.offset :]
     view = np.lib.stride_tricks.as_strided(flat, tensor.size, [step * dtype.itemsize for step in tensor.stride])
-    own = view.astype(dtype.newbyteorder("="))
-    return (own.astype(np.uint32) << 16).view(np.float32) if storage.kind == "torch.BFloat16Storage" else own
+    return view.astype(dtype.newbyteorder("="))
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:

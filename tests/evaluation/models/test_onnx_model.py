@@ -100,7 +100,16 @@ def test_an_onnx_file_and_embeddings_need_no_mindspore(tmp_path):
         ["eval", *model, "--set", str(tmp_path / "set.bin"), "--out", str(tmp_path / "report"), "--quiet"],
         ["eval", "--embeddings", str(tmp_path / "rows.npy"), "--set", str(tmp_path / "set.bin")],
         ["embed", str(tmp_path / "set.bin"), str(tmp_path / "rows"), *model, "--quiet"],
-        ["compare", str(tmp_path / "0.jpg"), str(tmp_path / "1.jpg"), *model, "--threshold", "0.5"],
+        [
+            "compare",
+            str(tmp_path / "0.jpg"),
+            str(tmp_path / "1.jpg"),
+            *model,
+            "--threshold",
+            "0.5",
+            "--channels",
+            "bgr",
+        ],
         ["eval", "--model", str(tmp_path / "x.safetensors"), "--set", str(tmp_path / "set.bin")],
     ]
     made = subprocess.run(

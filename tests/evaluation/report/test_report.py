@@ -141,6 +141,7 @@ def test_a_report_says_of_what_it_is(tmp_path):
         "file": "r50.onnx",
         "sha256": "0123456789abcdef" * 4,
         "backbone": "r50",
+        "channels": None,
         "step": None,
         "dataset": None,
         "fingerprint": None,
