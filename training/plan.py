@@ -81,7 +81,8 @@ class Plan:
                 f"--finetune takes over its backbone only"
             )
         for name, then, value in differences(settings, vars(self.config)):
-            if name not in self.FREE:
+            scaled = name != "loss_scale" or self.config.amp != "O0"  # float32 is not scaled
+            if name not in self.FREE and scaled:
                 raise OtherRunError(f"{path}: made with {name} {then}, now {value}; choose another --out for a new run")
 
     def lines(self) -> Iterator[str]:
@@ -89,6 +90,9 @@ class Plan:
         config, gib = self.config, 2**30
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
         yield f"learning rate up to {config.peak_lr():g} ({config.optimizer}, {config.schedule})"
+        if config.amp != "O0":
+            scale = f"{config.loss_scale:,g}" if config.loss_scale else "found as it goes"
+            yield f"backbone in float16 (amp {config.amp}), loss scale {scale}; weights, head and centres in float32"
         slots = 1 + len(RULES[config.optimizer].slots)  # arrays of a centre: weight and what the optimiser keeps
         for rank, (start, count) in enumerate(self.slices):
             whole = count * config.embedding_size * 4 * slots / gib
@@ -113,6 +117,10 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
         raise ConfigError(
             f"global_batch: {config.global_batch} images are not equal parts for {world} ranks x "
             f"{config.accumulate} parts (accumulate)"
+        )
+    if config.amp == "O0" and config.loss_scale not in (0, 1):
+        raise ConfigError(
+            f"loss_scale: {config.loss_scale:g} is for float16: amp is O0, float32; leave one of them out"
         )
     find_spec(config.backbone)  # refuses an unknown one
     make_margin(config)  # refuses what none can be

@@ -80,7 +80,9 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
-    click.echo(f"steps {result['steps']:,}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
+    skipped = result.get("skipped_steps", 0)  # an older run's result has none
+    steps = f"steps {result['steps']:,}" + (f" ({skipped:,} skipped: too large for float16)" if skipped else "")
+    click.echo(f"{steps}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
     for name, value in result["accuracies"].items():
         raw = result.get("raw_pixels", {}).get(name)
         click.echo(f"{name}: accuracy {value:.2%}" + (f" (raw pixels {raw:.2%})" if raw is not None else ""))
