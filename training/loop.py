@@ -134,7 +134,7 @@ def _not_finite(config: TrainConfig, step: int, loss: float, norm: float, lr: fl
     """Returns what to say of a step whose loss or gradient is not finite, and cannot be skipped."""
     at, more = "", ""
     if config.amp != "O0":
-        at = f", loss scale {scale.value:,g}" + (", the least there is" if scale.dynamic and scale.value <= 1 else "")
+        at = f", loss scale {scale.value:.10g}" + (", the least there is" if scale.dynamic and scale.value <= 1 else "")
         more = ", amp O0 (float32)" + ("" if scale.dynamic else ", a lower loss_scale or 0, which finds one")
     return TrainingError(
         f"step {step}: loss {loss}, gradient norm {norm}: not finite; lr {lr:.5g}{at}. "

@@ -91,7 +91,7 @@ class Plan:
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
         yield f"learning rate up to {config.peak_lr():g} ({config.optimizer}, {config.schedule})"
         if config.amp != "O0":
-            scale = f"{config.loss_scale:,g}" if config.loss_scale else "found as it goes"
+            scale = f"{config.loss_scale:.10g}" if config.loss_scale else "found as it goes"
             yield f"backbone in float16 (amp {config.amp}), loss scale {scale}; weights, head and centres in float32"
         slots = 1 + len(RULES[config.optimizer].slots)  # arrays of a centre: weight and what the optimiser keeps
         for rank, (start, count) in enumerate(self.slices):
@@ -120,7 +120,7 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
         )
     if config.amp == "O0" and config.loss_scale not in (0, 1):
         raise ConfigError(
-            f"loss_scale: {config.loss_scale:g} is for float16: amp is O0, float32; leave one of them out"
+            f"loss_scale: {config.loss_scale:.10g} is for float16: amp is O0, float32; leave one of them out"
         )
     find_spec(config.backbone)  # refuses an unknown one
     make_margin(config)  # refuses what none can be

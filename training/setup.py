@@ -26,7 +26,7 @@ from training.head.sampling import Sampler
 from training.plan import Plan
 from training.state import Meta, RunState
 from training.step import Step
-from training.weights.assign import load_weights, set_parameters
+from training.weights.assign import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class Parts:
         """Returns a backbone in float32, with the present weights: what a checkpoint holds, whatever trains it."""
         if self.twin is None:
             return self.backbone
-        set_parameters(self.twin.parameters_dict(), _arrays(self.weights))
+        for name, parameter in self.twin.parameters_dict().items():
+            ms.ops.assign(parameter, self.weights[name])  # set_data() would not reach a graph that is compiled
         return self.twin
 
     def close(self) -> None:
