@@ -55,8 +55,9 @@ class TrainConfig:
         global_batch: images of an optimiser's step over all ranks; a rank takes its equal part.
         accumulate: parts in which a rank computes its images of a step, one after the other.
         clip: largest L2 norm of the backbone's gradient; 0 turns clipping off.
-        amp: mixed precision level of mindspore.amp; O0 is float32, O2 float16 but for batch norm, O3 float16.
-        loss_scale: factor of the backbone's loss in mixed precision; 0 finds it as it goes (dynamic).
+        amp: mixed precision level of mindspore.amp; O0 is float32, O2 computes the backbone in float16 but for its
+            norms, O3 all of it. Weights, head, class centres and optimiser are float32 at every level.
+        loss_scale: factor of the backbone's gradients in mixed precision; 0 finds it as it goes (dynamic).
         sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
             (``identity``) or by the square root of their images (``sqrt``).
         mirror: mirrors each image with probability 1/2.
@@ -100,7 +101,7 @@ class TrainConfig:
     accumulate: int = 1
     clip: float = 5.0
     amp: str = "O0"
-    loss_scale: float = 1.0
+    loss_scale: float = 0.0
     sampling: str = "instance"
     mirror: bool = True
     augment: bool = False
@@ -149,6 +150,8 @@ class TrainConfig:
                 "verify_steps": (0, 1 << 31),
             },
         )
+        if 0 < self.loss_scale < 1:
+            raise ConfigError(f"loss_scale: {self.loss_scale:g} is neither 0 (found as it goes) nor 1 or more")
         if len(self.margin) != 3:
             raise ConfigError(f"margin: {list(self.margin)} is not [m1, m2, m3]")
         if list(self.milestones) != sorted(set(self.milestones)) or (self.milestones and self.milestones[0] < 0):

@@ -13,6 +13,7 @@ import mindspore as ms
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 from training import checkpoint
+from training.config import TrainConfig
 from training.data.layout import StreamError
 from training.device.distributed import Group
 from training.metrics import RunLog
@@ -20,6 +21,7 @@ from training.plan import Plan
 from training.schedule import learning_rate
 from training.setup import Parts, restore, save, set_up, write_config
 from training.state import RunState
+from training.step import LossScale
 
 # Accuracy, threshold (a cosine) and SHA-256 of the pairs by set.
 Verify = Callable[[ms.nn.Cell], dict[str, tuple[float, float, str]]]
@@ -52,11 +54,11 @@ def train(
         verify: measures a backbone; called on rank 0.
 
     Returns:
-        steps, first_loss, last_loss, accuracies; checkpoint (the last) and best, as paths below `out`; best_steps and
-        best_accuracies, of the best.
+        steps, skipped_steps (of mixed precision), first_loss, last_loss, accuracies; checkpoint (the last) and best, as
+        paths below `out`; best_steps and best_accuracies, of the best.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or all steps were skipped.
         StreamError: a shard is not what was published; see TrainConfig.check_shards.
         OtherRunError: the checkpoint is of another dataset or other settings.
         CheckpointError: a checkpoint is damaged, or cannot be written.
@@ -89,19 +91,18 @@ def train(
                 lr = learning_rate(config, state.step, plan.steps_per_epoch)
                 targets = targets.reshape(config.accumulate, -1)
                 loss, norm, d_rows = parts.step(images, rows, targets, lr, state.step)
-                if not math.isfinite(loss) or (d_rows is not None and not math.isfinite(norm)):
-                    raise TrainingError(
-                        f"step {state.step + 1}: loss {loss}, gradient norm {norm}: not finite; lr {lr:.5g}. "
-                        f"Checkpoints are as they were; a lower lr, a longer warm-up or a lower clip may help"
-                    )
+                skipped = d_rows is None  # the loss scale proved too large, on all ranks alike
+                if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
+                    raise _not_finite(config, state.step + 1, loss, norm, lr, parts.step.scale)
 
-                # The centres' update; none where the loss scale proved too large.
-                if d_rows is not None:
+                # The centres' update. Skipped, a step moves neither them nor the history that others catch up with.
+                if not skipped:
                     parts.centers.update(ids, d_rows, lr)
 
                 # What came of it.
-                state.count(loss, plan.steps_per_epoch)
-                log.step(state.step, loss, lr, norm, parts.step.scale)
+                state.count(loss, plan.steps_per_epoch, skipped)
+                scaling = (parts.step.scale.value, state.skipped)
+                log.step(state.step, loss, lr, norm, None if config.amp == "O0" else scaling)
                 began = time.perf_counter()
                 measures = config.verify and plan.due(state.step, config.verify_steps)
                 saves = plan.due(state.step, config.checkpoint_steps)
@@ -110,11 +111,17 @@ def train(
                 if measures:
                     _measure(state, parts, group, verify, log)
                 if saves:
-                    state.loss_scale, state.pending = (parts.step.scale, parts.step.good), log.pending
+                    state.loss_scale, state.pending = parts.step.scale.state, log.pending
                     saved = save(state, plan, parts, data, folder, group)
                 log.pause(time.perf_counter() - began)
                 if state.batch == 0 or state.step == plan.steps:
                     break
+        if state.skipped == state.step:
+            raise TrainingError(
+                f"all {state.step} steps were skipped, so nothing was trained: their gradients were too large for "
+                f"float16 down to a loss scale of {parts.step.scale.value:,.0f}; more steps, --set loss_scale=N with a "
+                f"smaller N, or --set amp=O0 (float32)"
+            )
     finally:
         log.close()
         parts.close()
@@ -122,6 +129,7 @@ def train(
     highest = checkpoint.read_meta(best).state if best else None
     return {
         "steps": state.step,
+        "skipped_steps": state.skipped,
         "first_loss": state.losses[0],
         "last_loss": state.losses[1],
         "accuracies": state.verification,
@@ -148,10 +156,22 @@ def _wait_for_checks(parts: Parts, group: Group) -> None:
             raise StreamError(problem)
 
 
+def _not_finite(config: TrainConfig, step: int, loss: float, norm: float, lr: float, scale: LossScale) -> TrainingError:
+    """Returns what to say of a step whose loss or gradient is not finite, and cannot be skipped."""
+    at, more = "", ""
+    if config.amp != "O0":
+        at = f", loss scale {scale.value:.10g}" + (", the least there is" if scale.dynamic and scale.value <= 1 else "")
+        more = ", amp O0 (float32)" + ("" if scale.dynamic else ", a lower loss_scale or 0, which finds one")
+    return TrainingError(
+        f"step {step}: loss {loss}, gradient norm {norm}: not finite; lr {lr:.5g}{at}. "
+        f"Checkpoints are as they were; a lower lr, a longer warm-up, a lower clip{more} may help"
+    )
+
+
 def _measure(state: RunState, parts: Parts, group: Group, verify: Verify | None, log: RunLog) -> None:
     """Has rank 0 verify the backbone, while the others wait."""
     if group.rank == 0 and verify is not None:
-        found = verify(parts.backbone)
+        found = verify(parts.measurable())
         parts.backbone.set_train()
         state.verification = {name: accuracy for name, (accuracy, _, _) in found.items()}
         state.thresholds = {name: threshold for name, (_, threshold, _) in found.items()}

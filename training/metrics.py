@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,15 +60,15 @@ class RunLog:
             raise FaceshardsError(f"{path}: {error.strerror}") from None
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
-    def step(self, step: int, loss: float, lr: float, norm: float, scale: float) -> None:
+    def step(self, step: int, loss: float, lr: float, norm: float, scaling: tuple[float, int] | None = None) -> None:
         """Counts a step that is done; `step` counts from 1.
 
         Args:
             step: number of the step.
             loss: mean over its images.
             lr: learning rate.
-            norm: L2 norm of the backbone's gradient before clipping.
-            scale: loss scale.
+            norm: L2 norm of the backbone's gradient before clipping; of a skipped step it is not finite, and not told.
+            scaling: of mixed precision: the loss scale, and the run's steps that were skipped for it so far.
         """
         self._losses.append(loss)
         self._done, self._fresh = self._done + 1, self._fresh + 1
@@ -79,13 +80,15 @@ class RunLog:
         mean = sum(self._losses) / len(self._losses)
         peak = peak_memory()  # bytes
         self._losses, self._fresh, self._last, self._idle = [], 0, now, 0.0
-        values = {"loss": mean, "lr": lr, "gradient_norm": norm, "images_per_second": rate, "peak_memory": peak}
-        self.write(step, {**values, **({"loss_scale": scale} if scale != 1 else {})})
+        norms = {"gradient_norm": norm} if math.isfinite(norm) else {}  # JSON has no infinity
+        scales = dict(zip(("loss_scale", "skipped_steps"), scaling, strict=True)) if scaling else {}
+        self.write(step, {"loss": mean, "lr": lr, **norms, "images_per_second": rate, "peak_memory": peak, **scales})
         if self._file:
             log.info(
-                "step %d/%d  epoch %.2f  loss %.4f  lr %.5f  %.0f images/s  ETA %s  peak %.2f GiB",
+                "step %d/%d  epoch %.2f  loss %.4f  lr %.5f  %.0f images/s  ETA %s  peak %.2f GiB%s",
                 *(step, self._total, step / self._epoch, mean, lr, rate),
                 *(str(datetime.timedelta(seconds=round(left))), peak / 2**30),
+                "  loss scale {:,.0f}, {:,} steps skipped".format(*scaling) if scaling else "",
             )
 
     @property

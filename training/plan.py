@@ -72,6 +72,11 @@ class Plan:
         """Returns whether something done every so many steps (0: every epoch) is due after `done` steps."""
         return done == self.steps or done % (every or self.steps_per_epoch) == 0
 
+    @classmethod
+    def binds(cls, name: str, amp: str) -> bool:
+        """Returns whether a run keeps a setting when it goes on; float32 (amp O0) has no loss to scale."""
+        return name not in cls.FREE and (name != "loss_scale" or amp != "O0")
+
     def check_same(self, path: Path, fingerprint: str, settings: Mapping[str, Any]) -> None:
         """Refuses to go on from a checkpoint of another dataset, or of settings that make another training.
 
@@ -88,7 +93,7 @@ class Plan:
                 f"{path}: made with the dataset {fingerprint[:12]}, this one is {self.fingerprint[:12]}; "
                 f"--finetune takes over its backbone only"
             )
-        found = [entry for entry in differences(settings, vars(self.config)) if entry.name not in self.FREE]
+        found = [entry for entry in differences(settings, vars(self.config)) if self.binds(entry.name, self.config.amp)]
         if found:
             name, then, value = found[0]
             known = [entry for entry in found if None not in entry[1:]]  # by that release and by this one
@@ -134,6 +139,9 @@ class Plan:
             f"up to {self.checkpoints:,} checkpoints of {bytes_text(self.checkpoint_bytes)} at once "
             f"(keep {config.keep:,}{', the best' if config.verify else ''}, the one being written)"
         )
+        if config.amp != "O0":
+            scale = f"{config.loss_scale:.10g}" if config.loss_scale else "found as it goes"
+            yield f"backbone in float16 (amp {config.amp}), loss scale {scale}; weights, head and centres in float32"
         for rank, (start, count) in enumerate(self.slices):
             yield (
                 f"rank {rank}: {config.global_batch // self.world:,} images a step from {len(self.layout.files(rank))} "
@@ -177,6 +185,10 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
         ConfigError: settings, dataset and ranks do not go together, or would train nothing.
         StreamError: more ranks than shards, or fewer images than a global batch.
     """
+    if config.amp == "O0" and config.loss_scale not in (0, 1):
+        raise ConfigError(
+            f"loss_scale: {config.loss_scale:.10g} is for float16: amp is O0, float32; leave one of them out"
+        )
     find_spec(config.backbone)  # refuses an unknown one
     make_margin(config)  # refuses what none can be
     _check_batch(config, world)

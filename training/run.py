@@ -89,7 +89,8 @@ def _begun(out: Path) -> TrainConfig:
 
     for path in known(out / "checkpoints")[-1:]:
         settings = read_meta(path).config
-        names = [name for name in vars(TrainConfig()) if name in settings and name not in Plan.FREE]
+        amp = settings.get("amp", TrainConfig.amp)
+        names = [name for name in vars(TrainConfig()) if name in settings and Plan.binds(name, amp)]
         return make_config({name: settings[name] for name in names}, str(path), TrainConfig())
     return TrainConfig()
 
@@ -111,6 +112,7 @@ def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iter
     """
     data = Manifest(request.data)
     plan = _plan(request, data, hosts)
+    data.check_table("images")  # before a line is said of it
     yield from plan.lines()
     verifier = _checked(request, plan, data, hosts, make_verifier)
     yield from verifier.lines() if verifier is not None else ()

@@ -42,6 +42,7 @@ class Parts:
         backbone: adapted to the device.
         weights: the backbone's parameters, by the names of checkpoints.
         step: an optimiser step.
+        twin: of mixed precision: another backbone, float32, to measure in place of the one that trains.
     """
 
     stream: Stream
@@ -50,6 +51,15 @@ class Parts:
     backbone: ms.nn.Cell
     weights: dict[str, ms.Parameter]
     step: Step
+    twin: ms.nn.Cell | None = None
+
+    def measurable(self) -> ms.nn.Cell:
+        """Returns a backbone in float32, with the present weights: what a checkpoint holds, whatever trains it."""
+        if self.twin is None:
+            return self.backbone
+        for name, parameter in self.twin.parameters_dict().items():
+            ms.ops.assign(parameter, self.weights[name])  # set_data() would not reach a graph that is compiled
+        return self.twin
 
     def close(self) -> None:
         """Closes files and gives memory back."""
@@ -101,8 +111,10 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
     if start is not None:
         take_over(start, backbone, weights)
     prepare(backbone, config, group)
-    head = Head(group, make_margin(config))
-    return Parts(stream, sampler, centers, backbone, weights, Step(config, backbone, head, group))
+    measured_apart = config.amp != "O0" and config.verify and rank == 0
+    twin = create_backbone(config.backbone, config.embedding_size) if measured_apart else None
+    step = Step(config, backbone, Head(group, make_margin(config)), group)
+    return Parts(stream, sampler, centers, backbone, weights, step, twin)
 
 
 def take_over(start: Path, backbone: ms.nn.Cell, weights: dict[str, ms.Parameter]) -> None:
@@ -127,7 +139,8 @@ def restore(path: Path, plan: Plan, parts: Parts) -> RunState:
     checkpoint.set_from(path, meta, "optimizer", parts.step.slots)
     checkpoint.restore_rank(path, meta, parts.centers)
     state = meta.state
-    parts.step.scale, parts.step.good = state.loss_scale
+    if parts.step.scale.dynamic and state.loss_scale is not None:
+        parts.step.scale.value, parts.step.scale.good = state.loss_scale
     log.info("going on from %s, written by %d ranks", path, meta.world)
     lanes, steps = plan.layout.lanes, plan.steps_per_epoch
     order = meta.lanes != lanes or (meta.world != plan.world and plan.config.global_batch % lanes)

@@ -21,7 +21,8 @@ class RunState:
         step: optimiser steps done.
         epoch: of the next step.
         batch: steps done in that epoch.
-        loss_scale: in force, with the steps since it last changed.
+        loss_scale: in force, with the steps since it last changed; None in a checkpoint that has none.
+        skipped: steps that moved nothing, because the loss scale proved too large for them.
         losses: of the run's first step and of the last one; NaN before them.
         pending: losses of the steps since the last line of progress, of which the next line's mean is also made.
         verification: accuracies by set, when they were measured at this step.
@@ -32,16 +33,17 @@ class RunState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    loss_scale: tuple[float, int] = (1.0, 0)
+    loss_scale: tuple[float, int] | None = None
+    skipped: int = 0
     losses: tuple[float, float] = (math.nan, math.nan)
     pending: tuple[float, ...] = ()
     verification: dict[str, float] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
-    def count(self, loss: float, steps_per_epoch: int) -> None:
-        """Counts a step that is done; what was measured before it is no longer of this step."""
-        self.step, self.batch = self.step + 1, self.batch + 1
+    def count(self, loss: float, steps_per_epoch: int, skipped: bool = False) -> None:
+        """Counts a step that is done, or was skipped; what was measured before it is no longer of this step."""
+        self.step, self.batch, self.skipped = self.step + 1, self.batch + 1, self.skipped + skipped
         if self.batch >= steps_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
         self.losses = (loss if math.isnan(self.losses[0]) else self.losses[0], loss)
@@ -90,6 +92,8 @@ class Meta:
         content = {key: value for key, value in content.items() if key not in ("format", "sha256")}
         names = {entry.name for entry in dataclasses.fields(RunState)}
         state = {name: content.pop(name) for name in names & content.keys()}
-        for name in ("loss_scale", "losses", "pending"):
+        for name in ("losses", "pending"):
             state[name] = tuple(state[name])
+        if state.get("loss_scale") is not None:
+            state["loss_scale"] = tuple(state["loss_scale"])
         return cls(state=RunState(**state), **content)

@@ -14,9 +14,50 @@ from training.config import TrainConfig
 from training.device.distributed import Group
 from training.head.partial_fc import Head
 
-SCALE_WINDOW = 1000  # good steps after which a dynamic loss scale doubles, as torch's GradScaler with 2,000 halved
 CHANCE = 1 << 32  # in a generator's seed, where the sampler has its rank
-FIRST_SCALE = 2.0**16  # of a dynamic loss scale, as torch's GradScaler
+
+# Of a loss scale found as it goes: arcface_torch's GradScaler begins there, and doubles after so many good steps.
+FIRST_SCALE, GROWTH_STEPS = 2.0**16, 100
+LARGEST_SCALE = 2.0**24  # what a user may set; gradients of nothing but zeros would double it for ever
+
+
+class LossScale:
+    """The factor by which the backbone's gradients are larger while they are float16, so that the small ones stay.
+
+    A scale that is found as it goes halves when gradients came out too large for float16, and doubles after
+    GROWTH_STEPS steps without. In float32 it is 1.
+
+    Args:
+        config: the run's settings.
+
+    Attributes:
+        value: in force.
+        good: steps since it last changed.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        mixed = config.amp != "O0"
+        self.dynamic = mixed and config.loss_scale == 0
+        self.value = FIRST_SCALE if self.dynamic else config.loss_scale if mixed else 1.0
+        self.good = 0
+
+    @property
+    def state(self) -> tuple[float, int]:
+        """What a checkpoint keeps of it."""
+        return self.value, self.good
+
+    def shrink(self) -> bool:
+        """Halves the scale and returns True; False where it is fixed, or already 1."""
+        if not self.dynamic or self.value <= 1:
+            return False
+        self.value, self.good = self.value / 2, 0
+        return True
+
+    def keep(self) -> None:
+        """Counts a step whose gradients were finite."""
+        self.good += 1
+        if self.dynamic and self.good >= GROWTH_STEPS:
+            self.value, self.good = min(self.value * 2, LARGEST_SCALE), 0
 
 
 class Gradients(nn.Cell):
@@ -140,9 +181,7 @@ class Step:
         self._gradients.set_train()
         self._reduce = Reduce(group, self._gradients.weights)
         self._update = Update(config, self._gradients.weights)
-        self._dynamic = config.loss_scale == 0
-        self.scale = FIRST_SCALE if self._dynamic else config.loss_scale
-        self.good = 0  # steps since the dynamic scale last changed
+        self.scale = LossScale(config)
 
     @property
     def slots(self) -> dict[str, ms.Parameter]:
@@ -163,11 +202,12 @@ class Step:
             lr: learning rate.
             number: of the step; with the seed it decides what the backbone leaves to chance.
 
-        The rows' gradient is None, and nothing was moved, if a dynamic loss scale proved too large for this step. A
-        loss or norm that is not finite is returned as it is, and nothing was moved.
+        The rows' gradient is None, and nothing was moved, if the loss scale proved too large for this step and is
+        smaller now: on every rank, since the norm is that of the sum over all ranks. A loss or norm that is not finite
+        is returned as it is, and nothing was moved.
         """
         part = len(images) // self._parts
-        scale = ms.Tensor(self.scale, ms.float32)
+        scale = ms.Tensor(self.scale.value, ms.float32)
         rows = rows if isinstance(rows, ms.Tensor) else ms.Tensor.from_numpy(rows)
         chance = self._chance(len(images), number)
         for i in range(self._parts):
@@ -179,16 +219,14 @@ class Step:
                 loss, d_rows = loss + loss_i, d_rows + d_rows_i
                 gradients = tuple(a + b for a, b in zip(gradients, gradients_i, strict=True))
         # A plain tuple would be a constant of the graph, which is then compiled at every step.
-        gradients, norm = self._reduce(ms.mutable(gradients), ms.Tensor(1 / (self.scale * self._parts), ms.float32))
+        factor = ms.Tensor(1 / (self.scale.value * self._parts), ms.float32)
+        gradients, norm = self._reduce(ms.mutable(gradients), factor)
         length, value = float(norm), float(loss) / self._parts
-        if math.isfinite(value) and not math.isfinite(length) and self._dynamic and self.scale > 1:
-            self.scale, self.good = self.scale / 2, 0
+        if math.isfinite(value) and not math.isfinite(length) and self.scale.shrink():
             return value, length, None
         if math.isfinite(value) and math.isfinite(length):
             self._update(ms.mutable(gradients), norm, ms.Tensor(lr, ms.float32))
-            self.good += 1
-            if self._dynamic and self.good >= SCALE_WINDOW:
-                self.scale, self.good = self.scale * 2, 0
+            self.scale.keep()
         return value, length, d_rows / self._parts if self._parts > 1 else d_rows
 
     def _chance(self, images: int, number: int) -> tuple[np.ndarray, ...]:

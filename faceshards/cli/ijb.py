@@ -22,7 +22,7 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
-from faceshards.files import exclusive_folder
+from faceshards.files import check_writable, exclusive_folder
 from faceshards.progress import logging_at
 
 
@@ -55,6 +55,8 @@ def ijb(
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
     one_of_model_and_embeddings(model, embeddings, channels)
+    if out is not None:
+        check_writable(out)  # before anything is read
     from evaluation.ijb.embeddings import embed_protocol
     from evaluation.ijb.measure import measure
     from evaluation.ijb.protocol import read_protocol

@@ -93,7 +93,9 @@ def show_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
-    click.echo(f"steps {result['steps']:,}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
+    skipped = result.get("skipped_steps", 0)  # an older run's result has none
+    steps = f"steps {result['steps']:,}" + (f" ({skipped:,} skipped: too large for float16)" if skipped else "")
+    click.echo(f"{steps}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
     for line in (*_accuracies(result), f"checkpoint {result['checkpoint']}"):
         click.echo(line)
     if "versions" in result:  # results of releases before have none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import struct
 
 import numpy as np
@@ -39,11 +40,11 @@ def record(out, total=10, every=4, start=0, pending=()):
     return metrics.RunLog(out, total, 5, IMAGES, every, start, pending)
 
 
-def go(progress, clock, steps, seconds=0.5, scale=1.0):
+def go(progress, clock, steps, seconds=0.5, scaling=None):
     """Does steps of half a second; the loss of step n is n, its learning rate n / 100, its gradient's norm n / 10."""
     for step in steps:
         clock.now += seconds
-        progress.step(step, float(step), step / 100, step / 10, scale)
+        progress.step(step, float(step), step / 100, step / 10, scaling)
 
 
 def lines(out):
@@ -91,20 +92,30 @@ def test_text_says_the_same_and_how_long_it_will_take(tmp_path, clock, caplog):
 
 def test_tensorboard_has_every_number_of_a_line(tmp_path, clock):
     progress = record(tmp_path)
-    go(progress, clock, range(1, 5), scale=1024.0)
+    go(progress, clock, range(1, 5), scaling=(1024.0, 2))
     progress.write(4, {"accuracy/lfw": 0.75})
     progress.close()
     want = [(line["step"], name, value) for line in lines(tmp_path) for name, value in line.items() if name != "step"]
-    assert len(want) == 7
+    assert len(want) == 8
     assert events(tmp_path) == [(step, name, np.float32(value)) for step, name, value in want]
 
 
-def test_a_loss_scale_is_told_if_there_is_one(tmp_path, clock):
+def test_a_loss_scale_and_skipped_steps_are_told_in_mixed_precision(tmp_path, clock, caplog):
+    caplog.set_level(logging.INFO, "training")
     progress = record(tmp_path, every=1)
     go(progress, clock, [1])
-    go(progress, clock, [2], scale=1024.0)
+    go(progress, clock, [2], scaling=(1.0, 0))
+    progress.step(3, 3.0, 0.03, math.inf, (32768.0, 1))  # skipped: its norm is no number of JSON
     progress.close()
-    assert [line.get("loss_scale") for line in lines(tmp_path)] == [None, 1024.0]
+    assert [(line.get("loss_scale"), line.get("skipped_steps")) for line in lines(tmp_path)] == [
+        (None, None),
+        (1.0, 0),
+        (32768.0, 1),
+    ]
+    assert ["gradient_norm" in line for line in lines(tmp_path)] == [True, True, False]
+    assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "loss scale" not in caplog.messages[0]
+    assert caplog.messages[2].endswith("  loss scale 32,768, 1 steps skipped")
 
 
 def test_images_a_second_are_of_training_alone(tmp_path, clock):

@@ -58,17 +58,18 @@ class BandedConv2d(nn.Cell):
         self.kernel, self.stride = layer.kernel_size, layer.stride
         self.padding = layer.padding if isinstance(layer.padding, int) else layer.padding[0]
 
-    def places(self, size: int, axis: int) -> ms.Tensor:
-        """Returns (taps, size, size') float32: 1 where a tap of a place in the result lies in the map."""
+    def places(self, size: int, axis: int, dtype: ms.Type) -> ms.Tensor:
+        """Returns (taps, size, size'): 1 where a tap of a place in the result lies in the map."""
         out = (size + 2 * self.padding - self.kernel[axis]) // self.stride[axis] + 1
         start = ops.arange(0, out).reshape(1, 1, -1) * self.stride[axis] - self.padding
         tap = ops.arange(0, self.kernel[axis]).reshape(-1, 1, 1)
-        return ops.equal(ops.arange(0, size).reshape(1, -1, 1), start + tap).astype(ms.float32)
+        return ops.equal(ops.arange(0, size).reshape(1, -1, 1), start + tap).astype(dtype)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Returns (B, C, H', W') for x (B, C, H, W)."""
         images, channels, height, width = x.shape
-        down, across = self.places(height, 0), self.places(width, 1)
+        # In the map's precision: what a graph makes itself, mixed precision does not cast.
+        down, across = self.places(height, 0, x.dtype), self.places(width, 1, x.dtype)
         high, wide = down.shape[2], across.shape[2]
         rows = ops.matmul(down.transpose(2, 0, 1).reshape(-1, height), x)  # (B, C, H' * taps, W)
         rows = rows.reshape(images, channels, high, self.kernel[0] * width)

@@ -166,7 +166,8 @@ def test_the_plan_says_what_is_compared(data, tmp_path: Path) -> None:
     lines = {}
     for check in ("background", True, False):
         options = arguments(data.path, tmp_path / "run", "--dry-run", "--devices", "2", check_shards=check)
-        lines[check] = CliRunner().invoke(main, ["train", *options]).stdout.splitlines()[-1]
+        told = CliRunner().invoke(main, ["train", *options]).stdout.splitlines()
+        (lines[check],) = (line for line in told if line.startswith("compared with their checksums: "))
     assert all(line.startswith("compared with their checksums: the dataset's tables; ") for line in lines.values())
     assert "shards on each rank, beside the first epoch and before any checkpoint" in lines["background"]
     assert "shards on each rank, before the first step" in lines[True]

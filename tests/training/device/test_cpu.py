@@ -21,7 +21,7 @@ def slopes(cell, x):
     return [part.asnumpy() for part in (cell(x), d_x, *d_weights)]
 
 
-@pytest.mark.parametrize(
+LAYERS = pytest.mark.parametrize(
     ("layer", "adapted", "shape"),
     [
         (lambda: nn.Conv2d(6, 8, 3, 2, pad_mode="pad", padding=1, has_bias=False), UnfoldedConv2d, (3, 6, 14, 14)),
@@ -33,11 +33,26 @@ def slopes(cell, x):
         (lambda: nn.PReLU(6), SteadyPReLU, (3, 6)),
     ],
 )
+
+
+@LAYERS
 def test_layers_for_a_cpu_are_the_layers(layer, adapted, shape):
     plain = layer()
     x = ms.Tensor(np.random.default_rng(1).normal(size=shape).astype(np.float32))
     for got, want in zip(slopes(adapted(plain), x), slopes(plain, x), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+@LAYERS
+def test_in_float16_they_differ_by_its_rounding(layer, adapted, shape):
+    """Of inputs, weights, products and sums: at most a unit in the last place of the largest value for each."""
+    plain = layer()
+    x = ms.Tensor(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+    wanted = slopes(plain, x)
+    half = adapted(plain).to_float(ms.float16)
+    assert half(x).dtype == ms.float16
+    for got, want in zip(slopes(half, x), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=4 * 2.0**-10 * np.abs(want).max())
 
 
 def test_the_slopes_gradient_is_the_same_bits_each_time():

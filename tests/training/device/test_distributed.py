@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -93,7 +94,7 @@ def test_two_ranks_gather_sum_and_take_the_maximum(pair):
     ("case", "compared"),
     [
         *[(case, "loss d_embeddings d_rows d_backbone rows") for case in ("rate 1", "rate 0.3", "adamw")],
-        ("backbone", "loss norm d_rows rows gradients weights statistics"),
+        *[(case, "loss norm d_rows rows gradients weights statistics") for case in ("backbone", "backbone in float16")],
     ],
 )
 def test_two_ranks_train_as_one(pair, case, compared):
@@ -101,3 +102,14 @@ def test_two_ranks_train_as_one(pair, case, compared):
     for result in pair:
         assert result[case].keys() == set(compared.split())
         assert max(result[case].values()) < 10, result[case]
+
+
+@pytest.mark.slow
+def test_what_is_too_large_for_float16_on_one_rank_is_skipped_on_both(pair):
+    first, second = (result["overflow"]["together"] for result in pair)
+    assert first == second  # scale, skipped or not, weights and momentum to the bit, and the centres' steps
+    skipped = [entry[1] for entry in first]
+    alone = [entry[1] for entry in pair[0]["overflow"]["alone"]]  # what the first rank's own images give
+    assert skipped.index(False) > alone.index(False)
+    for (_, _, before, steps), (_, none, after, later) in itertools.pairwise(first):
+        assert (before == after, steps == later) == (none, none)

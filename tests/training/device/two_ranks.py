@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from tests.training.linear import DIM as LINEAR
+from tests.training.linear import INPUTS, integers, linear_step, momentum
 from training.backbones.registry import create_backbone
 from training.centers.class_centers import ClassCenters, slice_of
 from training.centers.rules import RULES
@@ -31,7 +34,7 @@ from training.step import Step
 
 CLASSES, DIM, BATCH, STEPS = 203, 32, 8, 5  # 203: slices of 102 and 101 classes
 MARGIN = CombinedMargin(1, 0.5, 0, 64.0, 0.3)
-UNIT = 2.0**-23  # between 1 and the next float32
+UNIT, HALF = 2.0**-23, 2.0**-10  # between 1 and the next float32, and float16
 NUDGES = 3  # other roundings of one process
 
 
@@ -66,20 +69,21 @@ class Collectives(nn.Cell):
         return self.group.gather(x), self.group.sum(x), self.group.max(x)
 
 
-def nudged(array, rng):
+def nudged(array, rng, unit=UNIT):
     """Returns a float32 array of which every value is changed by one unit in its last place, up or down."""
-    return (array * (1 + UNIT * rng.choice([-1, 1], array.shape))).astype(np.float32)
+    return (array * (1 + unit * rng.choice([-1, 1], array.shape))).astype(np.float32)
 
 
 class Differences:
     """The largest differences to one process by what was compared, in units of what rounding makes of one process."""
 
-    def __init__(self):
+    def __init__(self, unit=UNIT):
+        self.unit = unit
         self.worst: dict[str, float] = {}
 
     def add(self, name, got, alone, changed):
         """Args: got: of several ranks; alone: of one; changed: of one, from other roundings."""
-        rounding = max([UNIT * np.abs(alone).max(), *(np.abs(other - alone).max() for other in changed)])
+        rounding = max([self.unit * np.abs(alone).max(), *(np.abs(other - alone).max() for other in changed)])
         self.worst[name] = max(self.worst.get(name, 0.0), float(np.abs(got - alone).max() / rounding))
 
 
@@ -137,10 +141,13 @@ class WholeStep:
     Calling it returns what one step from the first values gives, by kind and name.
     """
 
-    def __init__(self, group):
+    def __init__(self, group, amp):
         self.group = group
+        self.unit = UNIT if amp == "O0" else HALF
         backbone = create_backbone("mbf_narrow", DIM, seed=1)
-        config = TrainConfig(clip=0, weight_decay=0, sync_bn=True)  # the optimiser's momentum is the gradient then
+        scale = 1 if amp == "O0" else 1024
+        # Without clipping and weight decay the optimiser's momentum is the gradient.
+        config = TrainConfig(clip=0, weight_decay=0, sync_bn=True, amp=amp, loss_scale=scale)
         prepare(backbone, config, group)
         self.step = Step(config, backbone, Head(group, CombinedMargin(1, 0.5, 0, 16.0)), group)
         self.weights = backbone.parameters_dict()
@@ -150,7 +157,7 @@ class WholeStep:
     def __call__(self, images, labels, seed=None):
         """Args: images (G, 3, 112, 112); labels (G,); seed: of a nudge of all first values, or None."""
         rng = np.random.default_rng(seed)
-        change = (lambda array: array) if seed is None else partial(nudged, rng=rng)
+        change = (lambda array: array) if seed is None else partial(nudged, rng=rng, unit=self.unit)
         for name, found in (self.weights | self.momentum).items():
             ops.assign(found, ms.Tensor(change(self.first[name])))
         group = self.group
@@ -172,20 +179,47 @@ class WholeStep:
         return found
 
 
-def compare_steps(group):
-    """Returns the differences of one step, by kind."""
+def compare_steps(group, amp):
+    """Returns the differences of one step at a level of mixed precision, by kind."""
     rng = np.random.default_rng(6)
     images = rng.normal(size=(BATCH * group.world, 3, 112, 112)).astype(np.float32)
     labels = rng.integers(0, CLASSES, BATCH * group.world)
-    one, many = WholeStep(Group()), WholeStep(group)
+    one, many = WholeStep(Group(), amp), WholeStep(group, amp)
     alone = [one(images, labels, seed) for seed in (None, *range(NUDGES))]
     start, count = slice_of(group.rank, group.world, CLASSES)
-    found = Differences()
+    found = Differences(one.unit)
     for (kind, name), got in many(images, labels).items():
         own = slice(start, start + count) if kind in ("rows", "d_rows") else ...
         first, *changed = (part[kind, name][own] for part in alone)
         found.add(kind, got, first, changed)
     return found.worst
+
+
+def overflow(group):
+    """Returns of every step which loss scale it left and whether it was skipped, and a digest of what it moved.
+
+    Rank 1 has short embeddings, whose gradients are long: they are too large for float16 when rank 0's are not.
+    """
+    rng = np.random.default_rng(8)
+    weight, images = integers(rng, LINEAR, INPUTS), integers(rng, BATCH * group.world, INPUTS)
+    images[BATCH:] *= np.float32(2.0**-12)
+    labels = rng.integers(0, CLASSES, BATCH * group.world)
+    found = {}
+    for name, ranks in (("together", group), ("alone", Group())):
+        step, moved = linear_step(weight, ranks)
+        centers = ClassCenters(CLASSES, LINEAR, rank=ranks.rank, world=ranks.world, seed=4, rule=RULES["sgd"]())
+        sampler = Sampler(centers.start, centers.count, 1.0, 9, ranks.rank, CLASSES)
+        mine = labels if ranks.world > 1 else labels[:BATCH]
+        found[name] = []
+        for number in range(STEPS + 10):
+            ids, targets = sampler.sample(mine, number)
+            own = images[ranks.rank * BATCH : (ranks.rank + 1) * BATCH]
+            _, _, d_rows = step(own, centers.gather(ids), targets.reshape(1, -1), 0.1, number)
+            if d_rows is not None:
+                centers.update(ids, d_rows, 0.1)
+            digest = sha256(moved.asnumpy().tobytes() + momentum(step).tobytes()).hexdigest()
+            found[name].append([step.scale.value, d_rows is None, digest, centers.step])
+    return found
 
 
 def main():
@@ -201,7 +235,9 @@ def main():
         "rate 1": train(group, *cells, 1.0, "sgd"),
         "rate 0.3": train(group, *cells, 0.3, "sgd"),
         "adamw": train(group, *cells, 0.3, "adamw"),
-        "backbone": compare_steps(group),
+        "backbone": compare_steps(group, "O0"),
+        "backbone in float16": compare_steps(group, "O2"),
+        "overflow": overflow(group),
     }
     Path(sys.argv[1], f"rank-{group.rank}.json").write_text(json.dumps(result), encoding="utf-8")
     group.barrier()
