@@ -9,7 +9,7 @@ from typing import Any
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from faceshards.cli.manifest import print_summary
+from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import PATH, Command, data_root_option, json_option, quiet_option, settings_option
 from faceshards.errors import FaceshardsError
 from faceshards.settings import load_yaml, make_config

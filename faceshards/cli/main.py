@@ -5,15 +5,13 @@ Results go to stdout, everything else to stderr; exit codes are 0 for done, 1 fo
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
-from importlib.metadata import entry_points
 
 import click
 
 from faceshards import __version__
-from faceshards.cli.options import Commands
+from faceshards.cli.options import LazyCommands
 
 ENTRY_POINTS = "faceshards.commands"  # the group in which other packages register commands
 
@@ -28,28 +26,15 @@ COMMANDS = {
     "export": "faceshards.cli.export:export",
     "ijb": "faceshards.cli.ijb:ijb",
     "make-bin": "faceshards.cli.make_bin:make_bin",
-    "manifest": "faceshards.cli.manifest:manifest",
+    "manifest": "faceshards.cli.manifest.group:manifest",
     "settings": "faceshards.cli.settings:settings",
     "train": "faceshards.cli.train:train",
 }
 
 
-class Main(Commands):
-    """The commands of COMMANDS, and those that other packages register as `faceshards.commands`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the names of all commands, sorted."""
-        return sorted({*COMMANDS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns a command, or None."""
-        if cmd_name in COMMANDS:
-            module, _, name = COMMANDS[cmd_name].partition(":")
-            return getattr(importlib.import_module(module), name)
-        return next((entry.load() for entry in entry_points(group=ENTRY_POINTS, name=cmd_name)), None)
-
-
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyCommands, places=COMMANDS, registered=ENTRY_POINTS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="faceshards")
 def main() -> None:
     """Face-recognition sets as deduplicated, identity-balanced MindRecord shards, and models trained on them.

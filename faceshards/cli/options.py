@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +85,33 @@ class Commands(click.Group):
     command_class = Command
 
 
+class LazyCommands(Commands):
+    """A group whose commands are imported when they are called for.
+
+    Args:
+        places: "module:name" of each command, by the name that is typed.
+        registered: name of the entry points with which other packages add commands; "" for none.
+    """
+
+    def __init__(self, *args: Any, places: Mapping[str, str], registered: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.places, self.registered = places, registered
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of all commands, sorted."""
+        return sorted({*self.places, *(entry.name for entry in self._entries())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns a command, or None."""
+        if cmd_name in self.places:
+            module, _, name = self.places[cmd_name].partition(":")
+            return getattr(importlib.import_module(module), name)
+        return next((entry.load() for entry in self._entries() if entry.name == cmd_name), None)
+
+    def _entries(self) -> Iterable[EntryPoint]:
+        return entry_points(group=self.registered) if self.registered else ()
+
+
 def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
     found = {}
     for text in texts:
@@ -97,6 +126,7 @@ def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+dataset_argument = click.argument("path", type=PATH)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 settings_option = click.option(  # the command gets `settings`, a dict with each value read as YAML
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_parse, help="One setting; may be repeated."

@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 import pyarrow as pa
+import pyarrow.dataset as ds
+
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import SCHEMAS
 
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -39,6 +43,28 @@ def print_rows(names: Sequence[str], batches: Batches, total: int, limit: int | 
         _print_columns(names, batches, count)
     if count < total:
         click.echo(f"({count} of {total} rows; --limit 0 for all)", err=True)
+
+
+def print_table(
+    found: Manifest,
+    table: str,
+    limit: int | None,
+    as_json: bool,
+    where: ds.Expression | None = None,
+    columns: list[str] | None = None,
+) -> None:
+    """Prints rows of a dataset's table, as they are read; see print_rows().
+
+    Args:
+        found: the dataset.
+        table: its table's name.
+        limit: see print_rows().
+        as_json: likewise.
+        where: which rows; all without it.
+        columns: which columns, in this order; all without it.
+    """
+    names = columns or SCHEMAS[table].names
+    print_rows(names, lambda: found.batches(table, names, where), found.count(table, where), limit, as_json)
 
 
 def _first(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:

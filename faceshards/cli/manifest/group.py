@@ -1,0 +1,31 @@
+"""The group ``faceshards manifest``: where each of its commands is."""
+
+from __future__ import annotations
+
+import click
+
+from faceshards.cli.options import LazyCommands
+
+COMMANDS = {
+    "conflicts": "faceshards.cli.manifest.conflicts:conflicts",
+    "drops": "faceshards.cli.manifest.drops:drops",
+    "identities": "faceshards.cli.manifest.identities:identities",
+    "image": "faceshards.cli.manifest.image:image",
+    "summary": "faceshards.cli.manifest.summary:summary",
+    "upgrade": "faceshards.cli.manifest.upgrade:upgrade",
+    "verify": "faceshards.cli.manifest.verify:verify",
+}
+
+
+@click.group(cls=LazyCommands, places=COMMANDS)
+def manifest() -> None:
+    """Look into a published dataset.
+
+    \b
+    Examples:
+      faceshards manifest summary data/shards/synthetic
+      faceshards manifest drops data/shards/synthetic --reason near_duplicate
+      faceshards manifest image data/shards/synthetic 42 --out 42.jpg
+      faceshards manifest verify data/shards/synthetic
+      faceshards manifest upgrade data/shards/older
+    """

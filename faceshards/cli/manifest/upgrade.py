@@ -1,0 +1,25 @@
+"""The command ``faceshards manifest upgrade``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from faceshards.cli.options import Command, dataset_argument, json_option, show
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import SCHEMA_VERSION
+
+
+@click.command(cls=Command)
+@dataset_argument
+@json_option
+def upgrade(path: Path, as_json: bool) -> None:
+    """Bring a dataset of an older schema to this release's; its tables are compared first, its shards left alone."""
+    from faceshards.dataset.upgrade import upgrade as bring
+
+    changed = bring(path)
+    found = Manifest(path)
+    facts = {"path": str(found.path), "schema_version": SCHEMA_VERSION, "upgraded": changed}
+    said = "of schema {0} now, with the same tables, shards and fingerprint" if changed else "of schema {0} already"
+    show({**facts, "fingerprint": found.fingerprint}, [f"{found.path}: {said.format(SCHEMA_VERSION)}"], as_json)
