@@ -146,7 +146,9 @@ def test_a_checkpoint_without_a_loss_scale_still_loads():
     state = RunState(step=7, losses=(3.0, 2.0), loss_scale=(4096.0, 12), skipped=4)
     meta = Meta(state, lanes=8, fingerprint="f", classes=3, world=1, config={})
     content = json.loads(json.dumps(meta.to_json()))
-    del content["format"]
+    assert Meta.from_json(content) == meta
+    del content["sha256"]
+    content["format"] = 1  # which had no checksum of its own
     assert Meta.from_json(content) == meta
     del content["skipped"]
     assert Meta.from_json(content).state == dataclasses.replace(state, skipped=0)
@@ -270,7 +272,7 @@ def test_what_a_run_measures_is_what_its_checkpoint_holds(sixty, amp):
     path = known(runs[amp][0] / "checkpoints")[-1]
     state = read_meta(path).state
     measured = Verifier([pairs])(load_backbone(path).cell)["pairs"]
-    assert (state.verification["pairs"], state.thresholds["pairs"]) == measured
+    assert (state.verification["pairs"], state.thresholds["pairs"], state.digests["pairs"]) == measured
     for name in ("backbone", "optimizer", "rank-0-of-1"):
         arrays = load_file(path / f"{name}.safetensors")
         assert {array.dtype.name for array in arrays.values()} & {"float16", "bfloat16"} == set()
