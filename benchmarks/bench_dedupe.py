@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from faceshards.progress import peak_memory
-from pipelines.dedupe.near import across_pairs, hamming
+from pipelines.dedupe.hamming import hamming
+from pipelines.dedupe.near import across_pairs
 
 LFW = {80: 8290 / 87.3e6, 72: 606 / 87.3e6, 64: 40 / 87.3e6}  # docs/deduplication.md, pairs of different identities
 FLIP = (0, 0, 1, 0, 0, 1, 1)  # binary digits of 19/128 = 0.148: 8 bits of one hidden bit then correlate by 0.49

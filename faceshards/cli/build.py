@@ -35,6 +35,13 @@ from pipelines.sources.find import find_files
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system.")
 @click.option("--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input.")
 @click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard and print its address.")
+@click.option(
+    "--exclude",
+    type=PATH,
+    multiple=True,
+    metavar="SET.bin",
+    help="Drop what is a picture of this verification set; may be repeated.",
+)
 @click.option("--strict", is_flag=True, help="Publish nothing if records are broken or counts disagree.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
@@ -51,6 +58,7 @@ def build(
     scheduler: str | None,
     partition_bytes: int,
     dashboard: bool,
+    exclude: tuple[Path, ...],
     strict: bool,
     overwrite: bool,
     restart: bool,
@@ -66,6 +74,7 @@ def build(
       faceshards build glint360k --out data/shards/glint360k
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
+      faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
     """
     if (name is None) == (not sources):
@@ -97,6 +106,7 @@ def build(
             strict=strict,
             overwrite=overwrite,
             restart=restart,
+            exclude=exclude,
         )
     print_summary(found, as_json)
 

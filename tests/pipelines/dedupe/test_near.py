@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedupe import equal, near
+from pipelines.dedupe import equal, near, tables
 from pipelines.dedupe.equal import Groups, equal_groups, member_pairs
-from pipelines.dedupe.near import across_pairs, hamming, plan_tables, within_pairs
+from pipelines.dedupe.hamming import hamming
+from pipelines.dedupe.near import across_pairs, within_pairs
+from pipelines.dedupe.tables import plan_tables
 
 pytestmark = pytest.mark.numeric
 
@@ -163,7 +165,7 @@ def test_huge_groups_are_cut_to_two_hubs():
 
 
 def test_masks_use_all_bits_alike_and_no_place_twice():
-    masks = near._masks(31, 77)
+    masks = tables.masks(31, 77)
     bits = [[int(word) >> place & 1 for word in mask for place in range(64)] for mask in masks]
     uses = np.sum(bits, axis=0)
     assert np.all(np.sum(bits, axis=1) == 31)
