@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def build(
         expected, source = dataset_folder(name, data_root)
         sources = (source,)
         if expected.rendered:
-            _render_synthetic(source, quiet, workers)
+            _render(name, source, exclude, quiet, workers)
         elif not source.exists():
             raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
     files, warnings = find_files(*sources)
@@ -111,15 +112,19 @@ def build(
     print_summary(found, as_json)
 
 
-def _render_synthetic(folder: Path, quiet: bool, workers: int) -> None:
-    """Renders the synthetic set, unless it is there."""
+def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, workers: int) -> None:
+    """Renders a synthetic set, unless it is there; not if a set to exclude is unusable that is no part of it."""
     if folder.exists():
         return
     from tqdm import tqdm
 
-    from pipelines.synthetic.write import SyntheticSpec, write_set
+    from faceshards.formats.verification_bin import read_bin
+    from pipelines.synthetic.write import SETS, write_set
 
-    spec = SyntheticSpec()
+    for path in exclude:
+        if not path.absolute().is_relative_to(folder.absolute()):
+            read_bin(path)
+    spec = SETS[name]
     with tqdm(desc="render  ", total=spec.records, unit=" images", disable=quiet, mininterval=0.5) as bar:
 
         def progress(count: int) -> None:
