@@ -1,7 +1,7 @@
 """Which rows are pictures of other sets: the same bytes, a near hash, or one near the mirror image's.
 
 Those sets are small beside a training set, so here it is they that tables are made of, each picture in them as it is
-and mirrored, and a row is looked up: it costs some 30 ns a table. What is found for a row depends on it and
+and mirrored, and a row is looked up: it costs some 100 ns a table. What is found for a row depends on it and
 on the pictures alone, not on the other rows: a build, and whoever looks at its dataset later, find the same.
 """
 
