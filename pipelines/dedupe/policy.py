@@ -151,7 +151,7 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
 
 def _mirrored_rows(out: Dedupe, phash: Array) -> Array:
     """Returns the dropped rows whose distance is to a mirror image: their hash itself is at another one."""
-    rows = np.flatnonzero(out.representative >= 0)
+    rows = np.flatnonzero((out.reason == CODE["near_duplicate"]) | (out.reason == CODE["label_conflict"]))
     return rows[hamming(phash, rows, out.representative[rows])[1] != out.distance[rows]]
 
 

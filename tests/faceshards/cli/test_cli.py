@@ -24,7 +24,7 @@ COMMANDS = (
     ["settings"],
     ["datasets"],
     ["manifest"],
-    *(["manifest", name] for name in ("summary", "identities", "image", "drops", "conflicts", "verify")),
+    *(["manifest", name] for name in ("summary", "identities", "image", "drops", "conflicts", "overlap", "verify")),
 )
 
 
