@@ -162,8 +162,8 @@ def across_pairs(
     statistics: dict[str, int | float] = {"candidates": 0, "cut_buckets": 0, "tables": 0, "bits": 0}
     heads = np.sort(heads)
     codes, distances = np.empty(0, np.uint64), np.empty(0, np.int16)
-    if limit > 0 and len(rows) > 1:
-        bits, tables = plan_tables(len(rows), limit, recall, _sample(phash, rows))
+    if (limit > 0 or mirrored) and len(rows) > 1:
+        bits, tables = plan_tables(len(rows), max(limit, 1), recall, _sample(phash, rows))
         statistics |= {"tables": tables, "bits": bits}
         with ThreadPoolExecutor(threads) as pool:
             waiting = [(codes, distances)]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dedupe.equal import SPAN, Array, low_bits
 from pipelines.dedupe.hamming import MIRROR, hamming
@@ -56,14 +58,16 @@ class Overlaps(NamedTuple):
     mirrored: Array  # (M,) bool
     exact: Array  # (M,) bool, the same bytes
 
-    def details(self, pictures: Pictures) -> list[str]:
-        """Returns the evidence in words, one line a row."""
-        of_set, number = pictures.of_set[self.picture].tolist(), pictures.number[self.picture].tolist()
-        more = np.where(self.exact, ", same bytes", np.where(self.mirrored, ", mirrored", "")).tolist()
-        return [
-            f"{pictures.sets[where]} picture {place}, distance {apart}{how}"
-            for where, place, apart, how in zip(of_set, number, self.distance.tolist(), more, strict=True)
-        ]
+    def details(self, pictures: Pictures) -> pa.Array:
+        """Returns the evidence in words, a text a row."""
+        more = np.where(self.exact, ", same bytes", np.where(self.mirrored, ", mirrored", ""))
+        texts = (
+            pa.array(pictures.sets, pa.string()).take(pa.array(pictures.of_set[self.picture])),
+            pa.array(pictures.number[self.picture]).cast(pa.string()),
+            pa.array(self.distance).cast(pa.string()),
+            pa.array(more.astype(object), pa.string()),
+        )
+        return pc.binary_join_element_wise(texts[0], " picture ", texts[1], ", distance ", *texts[2:], "")
 
     def per_set(self, pictures: Pictures) -> dict[str, int]:
         """Returns how many rows each set accounts for."""

@@ -114,10 +114,8 @@ def decide(
         threads,
     )
     columns.sha = columns.phash = np.zeros(0, np.uint64)
-    details = dict.fromkeys(found.mirrored_rows.tolist(), "mirrored")
-    if pictures and overlaps:
+    if overlaps:
         found.distance[overlaps.row] = overlaps.distance
-        details |= dict(zip(overlaps.row.tolist(), overlaps.details(pictures), strict=True))
     reason = np.where(reason == 0, found.reason, reason)
     planned = balance(label, reason == 0, config)
     reason = np.where(reason == 0, planned.reason, reason)
@@ -139,10 +137,11 @@ def decide(
         identities = identities.drop_columns([*LATER["identities"]])
     write_parquet(identities, temporary / "identities.parquet")
     _write_conflicts(found, label, names, config.near_mirror >= 0, temporary)
-    if details:
-        sids = sorted(details)
-        told = {"sid": pa.array(sids, pa.int64()), "detail": pa.array([details[sid] for sid in sids], pa.string())}
-        write_parquet(pa.table(told), temporary / "details.parquet")
+    details = pa.table({"sid": found.mirrored_rows, "detail": pa.repeat("mirrored", len(found.mirrored_rows))})
+    if pictures and overlaps:
+        evidence = pa.table({"sid": overlaps.row, "detail": overlaps.details(pictures)})
+        details = pa.concat_tables([details, evidence]).sort_by("sid")
+    write_parquet(details, temporary / "details.parquet")
     facts = {
         "shards": shards,
         "identities": int(planned.label.max()) + 1,

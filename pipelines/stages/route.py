@@ -100,7 +100,7 @@ def _explained(lost: pa.Table, details: Path, start: int, stop: int) -> pa.Table
 
     Args:
         lost: rows of a partition, ascending by sid.
-        details: Parquet file of sid and detail; not there if nothing is said.
+        details: Parquet file of sid and detail; not there if an earlier release decided.
         start: the partition's first sid.
         stop: the end of its sids.
     """
