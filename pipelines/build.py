@@ -88,8 +88,8 @@ def build(
         if os.path.isdir(file.path) and out.is_relative_to(file.path):
             raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
     workspace.check_output(out)
-    pictures, excluded = sign_sets(exclude) if exclude else (None, [])
-    request = workspace.describe(name, files, config, excluded)
+    pictures, about, told = sign_sets(exclude, config.image_size, config.near_across)
+    request = workspace.describe(name, files, config, about)
     with workspace.exclusive(out) as work:
         try:
             if (out / "dataset.json").exists() and not overwrite:
@@ -102,7 +102,7 @@ def build(
             room = sum(file.bytes for file in files) * 1.1 + (8 << 20)
             done = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
             workspace.check_space(work, int(room) - done)
-            _Build(request, list(files), work, config, execution, expected, list(warnings), strict, pictures).run()
+            _Build(request, list(files), work, config, execution, expected, [*warnings, *told], strict, pictures).run()
             workspace.publish(work / "dataset", out, work)
         except BaseException as error:
             # What holds nothing to go on from would only refuse the next request.
@@ -129,7 +129,7 @@ class _Build:
         expected: Dataset | None,
         warnings: list[str],
         strict: bool,
-        pictures: Pictures | None,
+        pictures: Pictures,
     ) -> None:
         self.request, self.files, self.work, self.config = request, files, work, config
         self.execution, self.expected, self.warnings, self.strict = execution, expected, warnings, strict

@@ -48,6 +48,9 @@ class Pictures:
     phash: Array
     hashed: Array
 
+    def __len__(self) -> int:
+        return len(self.number)
+
 
 class Overlaps(NamedTuple):
     """Rows that are one of the pictures, each once with its nearest, ascending by row."""

@@ -3,10 +3,9 @@ looked for in a published dataset by the hashes that its manifest keeps."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,24 +20,33 @@ from pipelines.records import words_of
 from pipelines.sources.base import Scanned
 from pipelines.stages.signatures import sign
 
-log = logging.getLogger(__name__)
-
 _CHUNK = 1 << 18  # rows of a dataset looked up at a time
 _NAMES = ("sid", "label_original", "label")
 
 
-def sign_sets(paths: Sequence[Path]) -> tuple[Pictures, list[dict[str, Any]]]:
-    """Returns the pictures of verification sets, and what tells each set from another: name, pictures, sha256.
+class SignedSets(NamedTuple):
+    """What is known of some verification sets."""
 
-    One set is held at a time. Pictures that cannot be decoded are found by their bytes only, with a warning.
+    pictures: Pictures
+    about: list[dict[str, Any]]  # what tells each set from another: name, pictures (their number), sha256
+    warnings: list[str]  # about pictures that may not be found
+
+
+def sign_sets(paths: Sequence[Path], image_size: Sequence[int], limit: int) -> SignedSets:
+    """Returns what is known of verification sets; one of them is held at a time.
 
     Args:
-        paths: .bin files.
+        paths: .bin files; none of them, no picture.
+        image_size: [height, width] in pixels of the pictures that are to be compared with them; [0, 0] for any.
+        limit: Hamming bits of that comparison.
 
     Raises:
         SetError: one is no verification set, is named twice, or has no picture that can be decoded.
     """
-    parts, about = [], []
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.int32), *(np.zeros((0, n), np.uint64) for n in (2, 4))
+    parts, about, warnings = [(*nothing, np.zeros(0, bool))], [], []
+    if paths and limit < 0:
+        warnings.append("of the sets kept out only the same bytes are found, as no distance is allowed")
     names = set_names(paths)
     for place, (path, name) in enumerate(zip(paths, names, strict=True)):
         images = read_bin(path).images
@@ -48,7 +56,17 @@ def sign_sets(paths: Sequence[Path]) -> tuple[Pictures, list[dict[str, Any]]]:
         if lacking == len(images):
             raise SetError(f"{path}: none of its {lacking} pictures can be decoded: {rows.detail[0]}")
         if lacking:
-            log.warning("%s: %d of %d pictures cannot be decoded, only their bytes are", path, lacking, len(images))
+            warnings.append(
+                f"{name}: {lacking} of {len(images)} pictures cannot be decoded, only their bytes are found"
+            )
+        size = np.stack([column["height"], column["width"]], axis=1)[column["hashed"]]  # (E, 2)
+        other = size[(size != image_size).any(axis=1)]
+        if any(image_size) and len(other):
+            given, wanted = (f"{height} x {width}" for height, width in (other[0], image_size))
+            warnings.append(
+                f"{name}: {len(other)} of {len(images)} pictures are not of {wanted} pixels (the first is of {given}): "
+                "what shows more or less of a face than they do is not found"
+            )
         parts.append(
             (
                 np.full(len(images), place, np.int32),
@@ -59,7 +77,8 @@ def sign_sets(paths: Sequence[Path]) -> tuple[Pictures, list[dict[str, Any]]]:
             )
         )
         about.append({"name": name, "pictures": len(images), "sha256": _digest(path)})
-    return Pictures(names, *(np.concatenate(columns) for columns in zip(*parts, strict=True))), about
+    pictures = Pictures(names, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return SignedSets(pictures, about, warnings)
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -209,8 +211,25 @@ def test_a_picture_that_cannot_be_decoded_is_said(source, test_set, tmp_path, ca
     some = tmp_path / "some.bin"
     write_bin(some, [b"text", images[1], *images[2:]], same)
     found = run_build(source, tmp_path / "out", CONFIG, exclude=[some])
-    assert f"{some}: 1 of 80 pictures cannot be decoded" in caplog.text
-    assert found.totals["kept"]
+    (warning,) = (line for line in found.info["warnings"] if "decoded" in line)
+    assert warning == "some: 1 of 80 pictures cannot be decoded, only their bytes are found"
+    assert caplog.messages.count(warning) == 1
+
+
+def test_what_may_not_be_found_is_said(source, test_set, tmp_path):
+    pictures = [cv2.imdecode(np.frombuffer(image, np.uint8), 1) for image in read_bin(test_set).images[:4]]
+    large = [cv2.imencode(".png", cv2.resize(picture, (250, 240)))[1].tobytes() for picture in pictures]
+    write_bin(tmp_path / "large.bin", large, [True, False])
+    config = BuildConfig(shards=2, near_across=-1)
+    found = run_build(source, tmp_path / "out", config, exclude=[tmp_path / "large.bin", test_set])
+    assert set(drops(found, reason="test_overlap")) == {key for key, _, _ in planted(source, "test_exact")}
+    said = [line for line in found.info["warnings"] if "broken" not in line]
+    assert said == [
+        "of the sets kept out only the same bytes are found, as no distance is allowed",
+        "large: 4 of 4 pictures are not of 112 x 112 pixels (the first is of 240 x 250): "
+        "what shows more or less of a face than they do is not found",
+    ]
+    assert found.info["dedupe"]["test_overlap"] == {"large": 0, "verification": 3}
 
 
 def rec_of(folder: Path, people: list[list[bytes]]) -> Path:

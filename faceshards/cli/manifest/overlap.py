@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from faceshards.cli.options import PATH, Command, dataset_argument, json_option,
 from faceshards.cli.rows import BATCH, limit_option, print_rows
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -58,9 +61,12 @@ def overlap(
     from pipelines.stages.excluded import published_overlaps, sign_sets  # OpenCV: not for every command
 
     found = Manifest(path)
-    pictures, about = sign_sets(sets)
+    # To ask for the same bytes only is to know that nothing else is found.
+    signed = sign_sets(sets, found.info["config"].get("image_size", [0, 0]), max(max_distance, 0))
+    for warning in signed.warnings:
+        log.warning("%s", warning)
     with Progress("overlap", found.totals["kept"], quiet) as progress:
-        table = published_overlaps(found, pictures, max_distance, len(os.sched_getaffinity(0)), progress)
+        table = published_overlaps(found, signed.pictures, max_distance, len(os.sched_getaffinity(0)), progress)
     people = _identities(found, table)
     if identities or rows:
         shown = people if identities else table
@@ -73,7 +79,7 @@ def overlap(
         "overlap": len(table),
         "exact": pc.sum(table["exact"]).as_py() or 0,
         "mirrored": pc.sum(table["mirrored"]).as_py() or 0,
-        "sets": [{**one, "overlap": pc.sum(pc.equal(table["set"], one["name"])).as_py() or 0} for one in about],
+        "sets": [{**one, "overlap": pc.sum(pc.equal(table["set"], one["name"])).as_py() or 0} for one in signed.about],
     }
     count = f"{len(table):,} of {found.totals['kept']:,} images, of {len(people):,} identities,"
     how = f"are pictures of the sets (at most {max_distance} bits away)" if max_distance >= 0 else "have their bytes"
