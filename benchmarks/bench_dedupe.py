@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from faceshards.progress import peak_memory
-from pipelines.dedupe.near import across_pairs, hamming
+from pipelines.dedupe.hamming import MIRROR, hamming
+from pipelines.dedupe.near import across_pairs
 
 LFW = {80: 8290 / 87.3e6, 72: 606 / 87.3e6, 64: 40 / 87.3e6}  # docs/deduplication.md, pairs of different identities
 FLIP = (0, 0, 1, 0, 0, 1, 1)  # binary digits of 19/128 = 0.148: 8 bits of one hidden bit then correlate by 0.49
@@ -71,9 +72,10 @@ def tail(phash: npt.NDArray[np.uint64], pairs: int = 1 << 26) -> str:
 @click.option("--planted", default=400_000, show_default=True, help="Copies under another identity.")
 @click.option("--limit", default=24, show_default=True, help="Largest distance, bits.")
 @click.option("--recall", default=0.95, show_default=True, help="Recall asked for at exactly the limit.")
+@click.option("--mirrored", is_flag=True, help="Plants mirrored copies, and searches for those.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(images: int, planted: int, limit: int, recall: float, threads: int, seed: int) -> None:
+def main(images: int, planted: int, limit: int, recall: float, mirrored: bool, threads: int, seed: int) -> None:
     """Times across_pairs on modelled hashes and checks what it found."""
     with tempfile.TemporaryDirectory() as name:
         child = multiprocessing.get_context("spawn").Process(target=make, args=(Path(name), images, planted, seed))
@@ -81,8 +83,10 @@ def main(images: int, planted: int, limit: int, recall: float, threads: int, see
         child.join()
         phash, labels = np.load(Path(name) / "phash.npy"), np.load(Path(name) / "labels.npy")
         truth = np.load(Path(name) / "planted.npy")
+    if mirrored:
+        phash[truth[:, 0]] ^= MIRROR
     start, cpu = time.perf_counter(), time.process_time()
-    pairs, statistics = across_pairs(labels, phash, limit, recall, threads)
+    pairs, statistics = across_pairs(labels, phash, limit, recall, threads, mirrored=mirrored)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = peak_memory() / (1 << 30)
     click.echo(f"images {images:,}, limit {limit}, recall asked {recall}, threads {threads}")

@@ -24,11 +24,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import complete
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError, UnsoundError
 from faceshards.files import write_json
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
+from pipelines.dedupe.overlap import Pictures
 from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
@@ -37,6 +39,7 @@ from pipelines.sources.registry import SOURCES, labels
 from pipelines.stages.assemble import assemble
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.doubts import broken, disagreements, lost_people
+from pipelines.stages.excluded import sign_sets
 from pipelines.stages.label_spaces import join, overlap, spaces
 from pipelines.stages.route import route
 from pipelines.stages.sign import PartitionFacts, count_rows, partition_facts, probe_rows, sign_partition
@@ -57,6 +60,7 @@ def build(
     strict: bool = False,
     overwrite: bool = False,
     restart: bool = False,
+    exclude: Sequence[Path] = (),
 ) -> Manifest:
     """Returns the dataset published at `out`.
 
@@ -71,9 +75,11 @@ def build(
         strict: publish nothing if records are broken, or counts are not what the sources say.
         overwrite: replace a dataset that is published at `out`.
         restart: throw away an interrupted build.
+        exclude: verification sets (.bin); what is a picture of theirs is dropped.
 
     Raises:
         BuildError: cannot start, go on, or publish; an interrupted build stays resumable.
+        SetError: a set to exclude is unusable; before anything is made.
         SourceError: a source is unusable, or its people cannot be told apart.
         UnsoundError: strict, and the sources are not sound.
     """
@@ -81,8 +87,9 @@ def build(
     for file in files:
         if os.path.isdir(file.path) and out.is_relative_to(file.path):
             raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
-    request = workspace.describe(name, files, config)
     workspace.check_output(out)
+    pictures, about, told = sign_sets(exclude, config.image_size, config.near_across)
+    request = workspace.describe(name, files, config, about)
     with workspace.exclusive(out) as work:
         try:
             if (out / "dataset.json").exists() and not overwrite:
@@ -95,7 +102,7 @@ def build(
             room = sum(file.bytes for file in files) * 1.1 + (8 << 20)
             done = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
             workspace.check_space(work, int(room) - done)
-            _Build(request, list(files), work, config, execution, expected, list(warnings), strict).run()
+            _Build(request, list(files), work, config, execution, expected, [*warnings, *told], strict, pictures).run()
             workspace.publish(work / "dataset", out, work)
         except BaseException as error:
             # What holds nothing to go on from would only refuse the next request.
@@ -122,10 +129,11 @@ class _Build:
         expected: Dataset | None,
         warnings: list[str],
         strict: bool,
+        pictures: Pictures,
     ) -> None:
         self.request, self.files, self.work, self.config = request, files, work, config
         self.execution, self.expected, self.warnings, self.strict = execution, expected, warnings, strict
-        self.names = [file.name for file in files]
+        self.pictures, self.names = pictures, [file.name for file in files]
         for folder in ("records", "routed", "dropped", "done", "dataset/manifest/images.parquet", "dataset/shards"):
             (work / folder).mkdir(parents=True, exist_ok=True)
 
@@ -213,7 +221,7 @@ class _Build:
             ends = np.cumsum(np.bincount([part.source for part in partitions], rows, len(self.files)).astype(int))
             own = np.split(columns.label, ends[:-1])
             names = join(self.names, partitions, own, self.config.labels == "separate")
-            decide(columns, names, self.config, threads, out)
+            decide(columns, names, self.config, threads, out, self.pictures)
             progress.advance(sum(rows), sum(rows))
 
     def _check_labels(self, runner: Runner, partitions: list[Partition]) -> None:
@@ -239,7 +247,7 @@ class _Build:
             np.bincount(sources, counts, len(self.files)).astype(int)
             for counts in ([fact.records - fact.structural for fact in facts], [fact.unindexed for fact in facts])
         )
-        identities = pq.read_table(self.work / "decisions" / "identities.parquet")
+        identities = complete("identities", pq.read_table(self.work / "decisions" / "identities.parquet"))
         present = len(identities) - identities["label_original"].null_count
         unsound = broken(self.request["name"], totals)
         unsound += disagreements(self.files, images, unindexed, totals["scanned"], present, self.expected)

@@ -21,7 +21,9 @@ class BuildConfig:
         near_within: Hamming bits of 256; images of one identity this close are one photograph. 24 is strict, 40
             thorough (calibrated on LFW, docs/deduplication.md). -1 turns it off.
         near_across: likewise between identities, where 24 is a safe default; -1 leaves only exact copies.
-        recall: least share of the across-identity pairs at exactly near_across bits that the banding must find.
+        near_mirror: likewise for mirrored copies, within identities and between them; -1, the default, looks for none.
+        recall: least share of the across-identity pairs at exactly near_across bits (mirrored ones: near_mirror) that
+            the banding must find.
         conflict_policy: for one photograph under several identities: ``drop`` all copies, ``keep-larger`` keeps it in
             the identity with more images, ``keep`` only reports.
         min_images: identities that end with fewer images are dropped.
@@ -39,6 +41,7 @@ class BuildConfig:
     max_pixels: int = 4096 * 4096
     near_within: int = 24
     near_across: int = 24
+    near_mirror: int = -1
     recall: float = 0.95
     conflict_policy: str = "drop"
     min_images: int = 2
@@ -59,6 +62,7 @@ class BuildConfig:
                 "max_pixels": (1, 1 << 30),
                 "near_within": (-1, 64),
                 "near_across": (-1, 64),
+                "near_mirror": (-1, 64),
                 "min_images": (1, 1 << 31),
                 "max_images": (0, 1 << 31),
                 "shards": (0, 100_000),

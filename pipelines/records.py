@@ -6,6 +6,7 @@ whole set; it never changes, whatever is dropped, so it names a photograph in ev
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 MAX_LABEL = (1 << 24) - 1
@@ -30,3 +31,14 @@ RECORD_SCHEMA = pa.schema(
         pa.field("phash", pa.binary(32)),  # 256-bit perceptual hash; null if it did not decode
     ]
 )
+
+
+def words_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns (N, 4) uint64 of a column of 32-byte values; zeros for nulls."""
+    array = column.combine_chunks().fill_null(bytes(32))
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], pa.binary(32))
+    data = array.buffers()[1]
+    if data is None or not len(array):
+        return np.zeros((0, 4), np.uint64)
+    return np.frombuffer(data, np.uint64)[array.offset * 4 : (array.offset + len(array)) * 4].reshape(-1, 4)

@@ -59,14 +59,25 @@ def exclusive(out: Path) -> Iterator[Path]:
         raise BuildError(f"{out}: another build (process {error.holder}) is writing it") from None
 
 
-def describe(name: str, files: Sequence[SourceFile], config: BuildConfig) -> dict[str, Any]:
-    """Returns what decides the published bytes, as JSON has it."""
+def describe(
+    name: str, files: Sequence[SourceFile], config: BuildConfig, excluded: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Returns what decides the published bytes, as JSON has it.
+
+    Args:
+        name: of the dataset.
+        files: its sources.
+        config: every setting.
+        excluded: name and digest of each set whose pictures are kept out.
+    """
     request = {
         "name": name,
         "schema_version": SCHEMA_VERSION,
         "config": dataclasses.asdict(config),
         "sources": [dataclasses.asdict(file) for file in files],
     }
+    if excluded:
+        request["exclude"] = list(excluded)
     return dict(json.loads(json.dumps(request)))
 
 
@@ -82,7 +93,7 @@ def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
         BuildError: it is another one.
     """
     found = Manifest(out)
-    asked = {key: request[key] for key in ("name", "config", "sources")}
+    asked = {key: request.get(key) for key in ("name", "config", "sources", "exclude")}
     published = {key: found.info.get(key) for key in asked}
     published["config"] = {**dataclasses.asdict(BuildConfig()), **found.info["config"]}  # settings that came later
     if differences(published, asked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ from pipelines.sources.find import find_files
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system.")
 @click.option("--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input.")
 @click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard and print its address.")
+@click.option(
+    "--exclude",
+    type=PATH,
+    multiple=True,
+    metavar="SET.bin",
+    help="Drop what is a picture of this verification set; may be repeated.",
+)
 @click.option("--strict", is_flag=True, help="Publish nothing if records are broken or counts disagree.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
@@ -51,6 +59,7 @@ def build(
     scheduler: str | None,
     partition_bytes: int,
     dashboard: bool,
+    exclude: tuple[Path, ...],
     strict: bool,
     overwrite: bool,
     restart: bool,
@@ -66,6 +75,7 @@ def build(
       faceshards build glint360k --out data/shards/glint360k
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
+      faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
     """
     if (name is None) == (not sources):
@@ -81,7 +91,7 @@ def build(
         expected, source = dataset_folder(name, data_root)
         sources = (source,)
         if expected.rendered:
-            _render_synthetic(source, quiet, workers)
+            _render(name, source, exclude, quiet, workers)
         elif not source.exists():
             raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
     files, warnings = find_files(*sources)
@@ -97,19 +107,24 @@ def build(
             strict=strict,
             overwrite=overwrite,
             restart=restart,
+            exclude=exclude,
         )
     print_summary(found, as_json)
 
 
-def _render_synthetic(folder: Path, quiet: bool, workers: int) -> None:
-    """Renders the synthetic set, unless it is there."""
+def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, workers: int) -> None:
+    """Renders a synthetic set, unless it is there; not if a set to exclude is unusable that is no part of it."""
     if folder.exists():
         return
     from tqdm import tqdm
 
-    from pipelines.synthetic.write import SyntheticSpec, write_set
+    from faceshards.formats.verification_bin import read_bin
+    from pipelines.synthetic.write import SETS, write_set
 
-    spec = SyntheticSpec()
+    for path in exclude:
+        if not path.absolute().is_relative_to(folder.absolute()):
+            read_bin(path)
+    spec = SETS[name]
     with tqdm(desc="render  ", total=spec.records, unit=" images", disable=quiet, mininterval=0.5) as bar:
 
         def progress(count: int) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
+from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
 from faceshards.errors import FaceshardsError, ShardError
 from faceshards.files import check_seal, difference
 
@@ -128,6 +128,8 @@ class Manifest:
     def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
         """Returns a table for lazy reading, after its files were compared with their checksums.
 
+        A column of schema.LATER that the set does not have is null here; everywhere else it holds what it stands for.
+
         Args:
             table: a name of SCHEMAS.
             shard: of `images` only the part with this shard's rows; nothing else is looked at.
@@ -156,7 +158,11 @@ class Manifest:
         """
         found = self.dataset(table, shard)
         try:
-            return found.to_table(columns=list(columns) if columns else None, filter=where)
+            wanted = list(columns or SCHEMAS[table].names)
+            if table not in LATER:
+                return found.to_table(columns=wanted, filter=where)
+            rows = complete(table, found.to_table(columns=wanted if where is None else None))
+            return (rows if where is None else rows.filter(where)).select(wanted)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
@@ -180,13 +186,15 @@ class Manifest:
                 # Not Arrow's scanner, which reads ahead of a slow reader without end.
                 with pq.ParquetFile(self.path / name) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
-                        rows = pa.Table.from_batches([batch])
+                        rows = complete(table, pa.Table.from_batches([batch]))
                         yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
     def count(self, table: str, where: ds.Expression | None = None) -> int:
         """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
+        if where is not None and table in LATER:
+            return len(self.table(table, where=where))
         found = self.dataset(table)
         try:
             return int(found.count_rows(filter=where))

@@ -21,8 +21,10 @@ REASONS: tuple[str, ...] = (
     "label_conflict",  # the same photograph under another identity
     "min_images",  # its identity kept fewer than min_images
     "max_images",  # its identity had more than max_images
+    "test_overlap",  # a picture of a set that the build was told to keep out (--exclude)
 )
-"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept."""
+"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept. Which of several causes it is
+booked under is told by the stages' order, not by this one: a reason that comes later has its code at the end."""
 
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 
@@ -86,6 +88,7 @@ SCHEMAS = {
             pa.field("label_original_b", pa.string(), False),
             pa.field("distance", pa.int16(), False),
             pa.field("exact", pa.bool_(), False),
+            pa.field("mirrored", pa.bool_(), False),
         ]
     ),
     "identity_links": pa.schema(
@@ -97,3 +100,27 @@ SCHEMAS = {
         ]
     ),
 }
+
+LATER: dict[str, dict[str, int | bool]] = {"identities": {"test_overlap": 0}, "conflicts": {"mirrored": False}}
+"""Columns that only sets have whose builds had a use for them, and what they hold in the others."""
+
+
+def schema_without(table: str, *columns: str) -> pa.Schema:
+    """Returns the schema of a table that lacks some of the columns in LATER."""
+    return pa.schema([field for field in SCHEMAS[table] if field.name not in columns])
+
+
+def complete(table: str, rows: pa.Table) -> pa.Table:
+    """Returns rows of a table with those columns of LATER that they lack, or have as nulls, filled in.
+
+    Args:
+        table: a name of SCHEMAS.
+        rows: all columns of it that the file has, or those of LATER that are wanted as nulls.
+    """
+    for name, value in LATER.get(table, {}).items():
+        field = SCHEMAS[table].field(name)
+        if name not in rows.column_names:
+            rows = rows.append_column(field, pa.repeat(pa.scalar(value, field.type), len(rows)))
+        elif rows[name].null_count:
+            rows = rows.set_column(rows.column_names.index(name), field, rows[name].fill_null(value))
+    return rows

@@ -7,22 +7,17 @@ of threads nor the time: tables are seeded and independent, and pairs come back 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from faceshards.hashing import GOLDEN
 from pipelines.dedupe.equal import SPAN, Array, Groups, Order, equal_groups, low_bits, member_pairs
+from pipelines.dedupe.hamming import BITS, hamming
+from pipelines.dedupe.tables import keys_of, masks, plan_tables
 
-BITS = 256
 BUCKET_CAP = 64  # rows that a row of a bucket is compared with
-NEAR, NEAR_RECALL = 16, 0.99  # whatever the recall asked for, pairs this near are found this surely
-ROW_COST, CANDIDATE_COST = 30.0, 45.0  # ns per row of a table and per pair compared; measured, 42.5 M rows, Xeon
-LANES = np.uint64(0x0001000100010001)
-MASK1, MASK2, MASK4, MASK8 = (LANES * np.uint64(mask) for mask in (0x5555, 0x3333, 0x0F0F, 0x00FF))
 
 
 class Pairs(NamedTuple):
@@ -33,46 +28,8 @@ class Pairs(NamedTuple):
     distance: Array  # (P,) int16, Hamming bits
 
 
-def _popcount(x: Array, y: Array) -> Array:
-    """Returns the set bits of x and y together, (M,) uint64 in 0..128 (numpy 1.26 has no bitwise_count)."""
-    one, two, four = np.uint64(1), np.uint64(2), np.uint64(4)
-    total: Array = np.uint64(0)  # type: ignore[assignment]
-    for word in (x, y):
-        word = word - ((word >> one) & MASK1)
-        total = total + (word & MASK2) + ((word >> two) & MASK2)  # nibbles of at most 8: both words fit
-    total = (total & MASK4) + ((total >> four) & MASK4)
-    total = (total & MASK8) + ((total >> np.uint64(8)) & MASK8)  # 16-bit lanes: 128 + 128 would wrap a byte
-    return (total * LANES) >> np.uint64(48)
-
-
-def hamming(phash: Array, a: Array, b: Array, limit: int = BITS) -> tuple[Array, Array]:
-    """Returns which of the pairs are at most `limit` apart, and their distances.
-
-    Args:
-        phash: (N, 4) uint64.
-        a: (M,) integer rows.
-        b: (M,) integer rows.
-        limit: Hamming bits.
-
-    Returns:
-        (K,) int64 places in `a`, ascending, and (K,) int16 distances.
-    """
-    places, distances = [np.empty(0, np.int64)], [np.empty(0, np.int16)]
-    for low in range(0, len(a), SPAN):
-        x = phash.take(a[low : low + SPAN], axis=0)  # (m, 4): whole rows, one cache line serves all four words
-        x ^= phash.take(b[low : low + SPAN], axis=0)
-        half = _popcount(x[:, 0], x[:, 1])
-        hit = np.flatnonzero(half <= limit)  # unlike faces differ by 40 bits in half a hash: most stop here
-        x = x.take(hit, axis=0)
-        full = half.take(hit) + _popcount(x[:, 2], x[:, 3])
-        near = np.flatnonzero(full <= limit)
-        places.append(hit.take(near) + low)
-        distances.append(full.take(near).astype(np.int16))
-    return np.concatenate(places), np.concatenate(distances)
-
-
 def _scan(
-    keys: Array, bits: int, phash: Array, limit: int, cap: int, low: int, high: int
+    keys: Array, bits: int, phash: Array, limit: int, cap: int, low: int, high: int, mirrored: bool
 ) -> tuple[Array, Array, int, int]:
     """Returns the near pairs whose earlier row sits in keys[low:high].
 
@@ -81,6 +38,7 @@ def _scan(
     Args:
         keys: (n,) uint64, sorted; the row is in the low `bits`, the bucket in the rest.
         cap: largest o.
+        mirrored: compares with mirror images.
 
     Returns:
         codes (P,) uint64 of smaller row << 32 | larger row; distances (P,) int16; pairs compared; buckets cut short.
@@ -99,7 +57,7 @@ def _scan(
             break
         first &= below
         other &= below
-        hit, distance = hamming(phash, first.view(np.int64), other.view(np.int64), limit)
+        hit, distance = hamming(phash, first.view(np.int64), other.view(np.int64), limit, mirrored=mirrored)
         codes.append(first.take(hit) << np.uint64(32) | other.take(hit))
         distances.append(distance)
         compared += len(first)
@@ -120,7 +78,9 @@ def _unique(parts: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
     return codes, distances[place]
 
 
-def within_pairs(labels: Array, phash: Array, limit: int, threads: int = 1, rows: Array | None = None) -> Pairs:
+def within_pairs(
+    labels: Array, phash: Array, limit: int, threads: int = 1, rows: Array | None = None, mirrored: bool = False
+) -> Pairs:
     """Returns every pair of one identity at most `limit` apart; complete.
 
     Work grows with the square of an identity: about 25 ns times half the sum of squares.
@@ -131,6 +91,7 @@ def within_pairs(labels: Array, phash: Array, limit: int, threads: int = 1, rows
         limit: Hamming bits.
         threads: worker threads.
         rows: (n,) ascending rows that take part; all of them if None.
+        mirrored: the pairs of which one is that near the other's mirror image, and their distances so.
     """
     bits = low_bits(len(labels))
     rows = np.flatnonzero(labels >= 0) if rows is None else rows[labels.take(rows) >= 0]
@@ -140,71 +101,25 @@ def within_pairs(labels: Array, phash: Array, limit: int, threads: int = 1, rows
     keys.sort()
     with ThreadPoolExecutor(threads) as pool:
         spans = range(0, len(keys), SPAN)
-        found = list(pool.map(lambda low: _scan(keys, bits, phash, limit, len(keys), low, low + SPAN)[:2], spans))
+        found = list(
+            pool.map(lambda low: _scan(keys, bits, phash, limit, len(keys), low, low + SPAN, mirrored)[:2], spans)
+        )
     codes, distances = _unique([(np.empty(0, np.uint64), np.empty(0, np.int16)), *found])
     return Pairs(*_rows(codes), distances)
 
 
-def plan_tables(n: int, limit: int, recall: float, similarity: Array) -> tuple[int, int]:
-    """Returns (bits per key, tables): the cheapest that reach the recall.
-
-    A table of k of the 256 bits finds a pair at distance d if none of its d differing bits is among them:
-    p(d, k) = C(256 - k, d) / C(256, d), and T tables miss it with probability (1 - p)**T.
-
-    Args:
-        n: rows.
-        limit: distance in bits, 1 or more.
-        recall: wanted at exactly `limit`.
-        similarity: (S,) distances of a random sample of pairs; tells how many candidates k bits let through.
-    """
-    step = np.arange(64)
-    survive = np.cumprod(
-        np.clip(BITS - np.arange(BITS + 1)[:, None] - step, 0, None) / (BITS - step), axis=1
-    )  # (257, 64)
-    share = np.bincount(similarity, minlength=BITS + 1) / max(1, len(similarity))  # (257,)
-    best: tuple[float, int, int] = (math.inf, 0, 0)
-    for k in range(min(48, low_bits(n) + 2), 61):  # fewer bits than log2(n) would overflow the buckets
-        tables = 1
-        for distance, wanted in ((limit, recall), (min(limit, NEAR), NEAR_RECALL)):
-            tables = max(tables, math.ceil(math.log1p(-wanted) / math.log1p(-survive[distance, k - 1])))
-        cost = tables * (n * ROW_COST + n * n / 2 * float(share @ survive[:, k - 1]) * CANDIDATE_COST)
-        best = min(best, (cost, k, tables))
-    return best[1], best[2]
-
-
-def _masks(bits: int, tables: int) -> Array:
-    """Returns (T, 4) uint64 masks of `bits` bits, no two of them at one place of their words.
-
-    So the four masked words can be or-ed into one without losing a bit. Places, and words within a place, are taken
-    least used first, ties at random: every one of the 256 bits serves in as many tables as any other, give or take one.
-    """
-    rng = np.random.default_rng(BITS)
-    places, words, masks = np.zeros(64, np.int64), np.zeros((64, 4), np.int64), np.zeros((tables, 4), np.uint64)
-    for mask in masks:
-        for place in np.lexsort((rng.random(64), places))[:bits]:
-            word = np.lexsort((rng.random(4), words[place]))[0]
-            mask[word] |= np.uint64(1) << np.uint64(place)
-            words[place, word] += 1
-            places[place] += 1
-    return masks
-
-
-def _table(phash: Array, rows: Array, mask: Array, limit: int) -> tuple[Array, Array, int, int]:
+def _table(phash: Array, rows: Array, mask: Array, limit: int, mirrored: bool) -> tuple[Array, Array, int, int]:
     """Returns what _scan returns, for the table of one mask (4,)."""
     bits = low_bits(len(phash))
     below = np.uint64((1 << bits) - 1)
     keys = np.empty(len(rows), np.uint64)
     for low in range(0, len(rows), SPAN):
         part = rows[low : low + SPAN].astype(np.int64)
-        words = phash.take(part, axis=0)
-        key = words[:, 0] & mask[0]
-        for word in (1, 2, 3):
-            key |= words[:, word] & mask[word]
-        key *= np.uint64(GOLDEN)  # multiply-shift: the high bits of the product are the key
+        key = keys_of(phash.take(part, axis=0), mask, mirrored)
         keys[low : low + SPAN] = (key & ~below) | part.view(np.uint64)
     keys.sort()
     spans = range(0, len(keys), SPAN)
-    parts = [_scan(keys, bits, phash, limit, BUCKET_CAP, low, low + SPAN) for low in spans]
+    parts = [_scan(keys, bits, phash, limit, BUCKET_CAP, low, low + SPAN, mirrored) for low in spans]
     codes, distances, compared, cut = zip(*parts, strict=True)
     return np.concatenate(codes), np.concatenate(distances), sum(compared), sum(cut)
 
@@ -217,11 +132,12 @@ def across_pairs(
     threads: int = 1,
     rows: Array | None = None,
     order: Order = np.argsort,
+    mirrored: bool = False,
 ) -> tuple[Pairs, dict[str, int | float]]:
     """Returns pairs of different identities at most `limit` apart, and how they were found.
 
-    Equal hashes are found completely and searched once; the rest by tables keyed by random bits (bit sampling: Indyk
-    and Motwani, STOC 1998). Peak memory besides the arguments: 8 bytes a row for each thread, and 8 more.
+    Equal hashes are found completely and searched once; the rest by tables keyed by random bits. Peak memory besides
+    the arguments: 8 bytes a row for each thread, and 8 more.
 
     Args:
         labels: (N,) int32. N < 2**32.
@@ -231,6 +147,7 @@ def across_pairs(
         threads: worker threads, each at a table of its own.
         rows: (n,) ascending rows that take part; None for those with a label of 0 or more.
         order: as for member_pairs.
+        mirrored: as for within_pairs; then equal hashes are no pair.
 
     Returns:
         the pairs, and statistics: bits and tables, candidates (pairs compared), cut_buckets (longer than BUCKET_CAP,
@@ -245,13 +162,13 @@ def across_pairs(
     statistics: dict[str, int | float] = {"candidates": 0, "cut_buckets": 0, "tables": 0, "bits": 0}
     heads = np.sort(heads)
     codes, distances = np.empty(0, np.uint64), np.empty(0, np.int16)
-    if limit > 0 and len(rows) > 1:
-        bits, tables = plan_tables(len(rows), limit, recall, _sample(phash, rows))
+    if (limit > 0 or mirrored) and len(rows) > 1:
+        bits, tables = plan_tables(len(rows), max(limit, 1), recall, _sample(phash, rows))
         statistics |= {"tables": tables, "bits": bits}
         with ThreadPoolExecutor(threads) as pool:
             waiting = [(codes, distances)]
             for code, distance, compared, cut in pool.map(
-                lambda mask: _table(phash, rows, mask, limit), _masks(bits, tables)
+                lambda mask: _table(phash, rows, mask, limit, mirrored), masks(bits, tables)
             ):
                 statistics["candidates"] += compared
                 statistics["cut_buckets"] += cut
@@ -261,7 +178,8 @@ def across_pairs(
                 if sum(len(item[0]) for item in waiting[1:]) > max(SPAN, len(waiting[0][0])):
                     waiting = [_unique(waiting)]
         codes, distances = _unique(waiting)
-    codes, distances, statistics["cut_groups"] = _spell_out(groups, codes, distances, labels, order)
+    equal = np.arange(0 if mirrored else len(heads))
+    codes, distances, statistics["cut_groups"] = _spell_out(groups, equal, codes, distances, labels, order)
     statistics["equal_groups"] = len(heads)
     return Pairs(*_rows(codes), distances), statistics
 
@@ -274,8 +192,11 @@ def _sample(phash: Array, rows: Array) -> Array:
     return hamming(phash, a, b)[1]
 
 
-def _spell_out(groups: Groups, codes: Array, distances: Array, labels: Array, order: Order) -> tuple[Array, Array, int]:
-    """Returns the codes and distances of all pairs of different labels, given those between first rows of groups.
+def _spell_out(
+    groups: Groups, own: Array, codes: Array, distances: Array, labels: Array, order: Order
+) -> tuple[Array, Array, int]:
+    """Returns the codes and distances of all pairs of different labels, given those between first rows of groups, and
+    those inside the groups `own`.
 
     Also returns how many pairs of groups had to be cut.
     """
@@ -287,7 +208,6 @@ def _spell_out(groups: Groups, codes: Array, distances: Array, labels: Array, or
     every = Groups(np.concatenate([groups.rows, singles]), np.concatenate([groups.starts, ends]))
     names = np.concatenate([heads, singles])
     sorter = np.argsort(names)
-    own = np.arange(len(heads))
     one, two = (sorter[np.searchsorted(names, rows[grouped], sorter=sorter)] for rows in (a, b))
     apart = np.concatenate([np.zeros(len(own), np.int16), distances[grouped]])
     spelled, apart, cut = member_pairs(

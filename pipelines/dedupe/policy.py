@@ -1,11 +1,13 @@
 """Which records are the same photograph: inside an identity one copy stays, across identities it is a conflict.
 
 Three steps, each on what the one before left: equal bytes inside an identity, near hashes inside an identity, equal
-bytes or near hashes across identities. All work on whole columns; rows with a label below 0 take no part.
+bytes or near hashes across identities. Where near_mirror says so, a mirrored copy is a near one. All work on whole
+columns; rows with a label below 0 take no part.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +16,8 @@ import numpy as np
 from faceshards.dataset.schema import CODE
 from pipelines.config import BuildConfig
 from pipelines.dedupe.equal import Array, Groups, equal_groups, member_pairs
-from pipelines.dedupe.near import across_pairs, hamming, within_pairs
+from pipelines.dedupe.hamming import hamming
+from pipelines.dedupe.near import across_pairs, within_pairs
 
 CONFLICTS = np.dtype([("row_a", "<i8"), ("row_b", "<i8"), ("distance", "<i2"), ("exact", "?")])
 LINKS = np.dtype([("label_a", "<i4"), ("label_b", "<i4"), ("photographs", "<i8"), ("distance", "<i2")])
@@ -32,6 +35,8 @@ class Dedupe:
         conflicts: (E,) CONFLICTS, every pair of rows of different identities found to be one photograph, row_a < row_b
             ascending, whatever the policy; `exact` says that copies with the same bytes exist under both identities
             (then the two rows, which stand for them, may be more than near_across apart).
+        mirrored_conflicts: (E,) bool, those of which one is the other mirrored; their distance is to the mirror image.
+        mirrored_rows: (M,) int64, dropped rows that are mirrored copies of their representatives; distance likewise.
         identity_links: (L,) LINKS, the conflicts of two identities counted, label_a < label_b ascending, and the
             smallest distance.
         statistics: counts, how the banding searched and whether any search was cut short.
@@ -41,6 +46,8 @@ class Dedupe:
     representative: Array
     distance: Array
     conflicts: Array
+    mirrored_conflicts: Array
+    mirrored_rows: Array
     identity_links: Array
     statistics: dict[str, int | float]
 
@@ -94,12 +101,14 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
     3. Across identities: the survivors that share bytes (also through a copy dropped in step 2) or are within
        near_across are in conflict, and the policy says who goes.
 
+    In the steps 2 and 3 a row within near_mirror of another's mirror image is near it, too.
+
     Args:
         labels: (N,) int32 identities; rows below 0 take no part. N < 2**32.
         sha: (N, 2) uint64, first 16 bytes of the images' SHA-256.
         phash: (N, 4) uint64.
         size: (N,) int32 bytes of the encoded images.
-        config: near_within, near_across, recall, conflict_policy.
+        config: near_within, near_across, near_mirror, recall, conflict_policy.
         threads: worker threads; the result does not depend on them.
     """
     n = len(labels)
@@ -108,6 +117,8 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
         np.full(n, -1, np.int64),
         np.full(n, -1, np.int16),
         np.empty(0, CONFLICTS),
+        np.empty(0, bool),
+        np.empty(0, np.int64),
         np.empty(0, LINKS),
         {},
     )
@@ -118,19 +129,30 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
     out.drop("exact_duplicate", equal.rows[copies], first[copies], 0)
     alive = alive[out.reason[alive] == 0]
     shared = equal_groups([sha[:, 0], sha[:, 1]], alive)  # of different identities, as equals of one are gone
-    if config.near_within >= 0:
-        found = within_pairs(labels, phash, config.near_within, threads, alive)
-        _drop_near(out, found.a, found.b, found.distance, size)
+    limits = ((config.near_within, False), (config.near_mirror, True))
+    found = [within_pairs(labels, phash, limit, threads, alive, flip) for limit, flip in limits if limit >= 0]
+    if found:
+        a, b, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+        _drop_near(out, a, b, distance, size)
         alive = alive[out.reason[alive] == 0]
     kept = np.bincount(labels[alive]) if len(alive) else np.zeros(0, np.int64)
 
     def deserving(rows: Array) -> Array:
         return np.lexsort((rows, -size[rows].astype(np.int64), labels[rows], -kept[labels[rows]]))
 
-    edges = _conflicts(out, labels, phash, shared, alive, deserving, config, threads)
+    edges, flipped = _conflicts(out, labels, phash, shared, alive, deserving, config, threads)
     _apply_policy(out, edges, deserving, config.conflict_policy)
-    statistics = out.statistics
-    return Dedupe(out.reason, out.representative, out.distance, edges, _links(edges, labels), statistics)
+    turned = _mirrored_rows(out, phash) if config.near_mirror >= 0 else out.mirrored_rows
+    links = _links(edges, labels)
+    return dataclasses.replace(
+        out, conflicts=edges, mirrored_conflicts=flipped, mirrored_rows=turned, identity_links=links
+    )
+
+
+def _mirrored_rows(out: Dedupe, phash: Array) -> Array:
+    """Returns the dropped rows whose distance is to a mirror image: their hash itself is at another one."""
+    rows = np.flatnonzero((out.reason == CODE["near_duplicate"]) | (out.reason == CODE["label_conflict"]))
+    return rows[hamming(phash, rows, out.representative[rows])[1] != out.distance[rows]]
 
 
 def _drop_near(out: Dedupe, a: Array, b: Array, distance: Array, size: Array) -> None:
@@ -167,8 +189,8 @@ def _conflicts(
     deserving: Callable[[Array], Array],
     config: BuildConfig,
     threads: int,
-) -> Array:
-    """Returns the conflicts among the survivors, CONFLICTS."""
+) -> tuple[Array, Array]:
+    """Returns the conflicts among the survivors, CONFLICTS, and which of them are of mirrored copies, bool."""
     own = np.arange(len(shared.starts) - 1)
     zero = np.zeros(len(own), np.int16)
     # Here a near-dropped row counts like its representative; it only orders the pairs of very large groups.
@@ -176,18 +198,25 @@ def _conflicts(
     ends = np.stack([codes >> np.uint64(32), codes & np.uint64(0xFFFFFFFF)]).astype(np.int64)
     ends = np.where(out.reason[ends] == CODE["near_duplicate"], out.representative[ends], ends)
     exact = np.unique(np.min(ends, 0).astype(np.uint64) << np.uint64(32) | np.max(ends, 0).astype(np.uint64))
-    near = np.empty(0, np.uint64)
-    if config.near_across >= 0:
-        pairs, statistics = across_pairs(labels, phash, config.near_across, config.recall, threads, alive, deserving)
-        out.statistics.update(statistics)
-        near = pairs.a.astype(np.uint64) << np.uint64(32) | pairs.b.astype(np.uint64)
+    near = [np.empty(0, np.uint64)] * 2  # as they are, mirrored
+    for flip, limit in enumerate((config.near_across, config.near_mirror)):
+        if limit >= 0:
+            pairs, statistics = across_pairs(
+                labels, phash, limit, config.recall, threads, alive, deserving, mirrored=bool(flip)
+            )
+            out.statistics.update({f"mirror_{name}" if flip else name: value for name, value in statistics.items()})
+            near[flip] = pairs.a.astype(np.uint64) << np.uint64(32) | pairs.b.astype(np.uint64)
     out.statistics["cut_exact_groups"] = cut
-    both = np.union1d(exact, near)
-    edges = np.empty(len(both), CONFLICTS)
-    edges["row_a"], edges["row_b"] = both >> np.uint64(32), both & np.uint64(0xFFFFFFFF)
-    edges["distance"] = hamming(phash, edges["row_a"], edges["row_b"])[1]
-    edges["exact"] = np.isin(both, exact)
-    return edges
+    upright = np.union1d(exact, near[0])
+    every = np.union1d(upright, near[1])
+    edges = np.empty(len(every), CONFLICTS)
+    edges["row_a"], edges["row_b"] = every >> np.uint64(32), every & np.uint64(0xFFFFFFFF)
+    edges["exact"] = np.isin(every, exact)
+    flipped = ~np.isin(every, upright)
+    for flip in (False, True):
+        of = flipped == flip
+        edges["distance"][of] = hamming(phash, edges["row_a"][of], edges["row_b"][of], mirrored=flip)[1]
+    return edges, flipped
 
 
 def _apply_policy(out: Dedupe, edges: Array, deserving: Callable[[Array], Array], policy: str) -> None:

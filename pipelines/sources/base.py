@@ -121,6 +121,17 @@ class Scanned:
     structural: int
     unindexed: int = 0
 
+    @classmethod
+    def of_images(cls, images: list[np.ndarray | None]) -> Scanned:
+        """Returns the rows of images that lie in no source."""
+        n = len(images)
+        zeros, none = np.zeros(n, np.int64), [None] * n
+        counts = zeros.astype(np.int32)
+        reason = np.zeros(n, np.uint8)
+        return cls(
+            zeros, zeros, zeros, counts, counts, [*none], counts, [*none], reason, [*none], images, n, structural=0
+        )
+
     def drop(self, row: int, reason: str, detail: str) -> None:
         """Marks a row as dropped; the first reason stands."""
         if self.reason[row] == 0:

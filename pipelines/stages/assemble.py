@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.dataset.manifest import fingerprint
-from faceshards.dataset.schema import SCHEMAS
+from faceshards.dataset.schema import SCHEMAS, complete
 from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
 from faceshards.files import ROW_GROUP, file_digest, replacing, sealed, write_json, write_parquet
@@ -54,7 +54,7 @@ def assemble(
     entries = [json.loads((work / "done" / f"shard-{i:05d}.json").read_text()) for i in range(shards)]
     shard_table = pa.Table.from_pylist(entries, SCHEMAS["shards"])
     write_parquet(shard_table, tables / "shards.parquet")
-    identities = pq.read_table(tables / "identities.parquet")
+    identities = complete("identities", pq.read_table(tables / "identities.parquet"))
     decided = json.loads((work / "decisions" / "facts.json").read_text())
     totals = {key: value for key, value in decided.items() if key != "dedupe"}
     totals["structural"] = structural

@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import DROP_REASONS, REASONS, SCHEMAS
+from faceshards.dataset.schema import CODE, DROP_REASONS, LATER, REASONS, SCHEMAS, schema_without
 from faceshards.errors import EmptyDatasetError
 from faceshards.files import write_json, write_parquet
 from pipelines.config import BuildConfig
+from pipelines.dedupe.overlap import Finder, Overlaps, Pictures, find_overlaps
 from pipelines.dedupe.policy import Dedupe, dedupe
+from pipelines.records import words_of
 from pipelines.stages.balance import Balance, balance, shard_count
 
 log = logging.getLogger(__name__)
@@ -67,28 +69,28 @@ def load_columns(parts: Sequence[Path], rows: Sequence[int]) -> Columns:
         out.reason[here] = table["reason"].to_numpy()
         out.label[here] = table["label"].to_numpy()
         out.size[here] = table["bytes"].to_numpy()
-        out.sha[here] = _words(table["sha256"])[:, :2]
-        out.phash[here] = _words(table["phash"])
+        out.sha[here] = words_of(table["sha256"])[:, :2]
+        out.phash[here] = words_of(table["phash"])
         at += count
     return out
 
 
-def _words(column: pa.ChunkedArray) -> np.ndarray:
-    """Returns (N, 4) uint64 of a column of 32-byte values; zeros for nulls."""
-    array = column.combine_chunks().fill_null(bytes(32))
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], pa.binary(32))
-    data = array.buffers()[1]
-    if data is None or not len(array):
-        return np.zeros((0, 4), np.uint64)
-    return np.frombuffer(data, np.uint64)[array.offset * 4 : (array.offset + len(array)) * 4].reshape(-1, 4)
-
-
-def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, threads: int, out: Path) -> None:
+def decide(
+    columns: Columns,
+    names: Sequence[str] | None,
+    config: BuildConfig,
+    threads: int,
+    out: Path,
+    pictures: Pictures | None = None,
+) -> None:
     """Writes the folder `out`, whole or not at all: decisions for every record, and the global tables.
 
     It holds reason, representative, distance, label, shard, row (.npy, one entry per sid), the manifest's identities,
-    conflicts and identity_links (.parquet), and facts.json (shards, identities, dedupe statistics, scanned, kept).
+    conflicts and identity_links (.parquet), details of some drops (.parquet), and facts.json (shards, identities,
+    dedupe statistics, scanned, kept).
+
+    What is broken in itself goes first, then what is one of the pictures, then copies and conflicts among the rest, and
+    at last what max_images and min_images say.
 
     Args:
         columns: the whole set; emptied on the way, to save memory.
@@ -96,11 +98,13 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
         config: of the build.
         threads: to search duplicates with.
         out: folder to make.
+        pictures: that the set may not have.
 
     Raises:
         EmptyDatasetError: no record is left to publish.
     """
     reason, label = columns.reason, columns.label
+    overlaps = _keep_out(columns, pictures, config, threads) if pictures else None
     found = dedupe(
         np.where(reason == 0, label, -1).astype(np.int32),
         columns.sha,
@@ -110,6 +114,8 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
         threads,
     )
     columns.sha = columns.phash = np.zeros(0, np.uint64)
+    if overlaps:
+        found.distance[overlaps.row] = overlaps.distance
     reason = np.where(reason == 0, found.reason, reason)
     planned = balance(label, reason == 0, config)
     reason = np.where(reason == 0, planned.reason, reason)
@@ -126,8 +132,16 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     _save_columns(reason, found, planned, shards, temporary)
-    write_parquet(_identities(label, reason, planned.label, names), temporary / "identities.parquet")
-    _write_conflicts(found, label, names, temporary)
+    identities = _identities(label, reason, planned.label, names)
+    if not pictures:
+        identities = identities.drop_columns([*LATER["identities"]])
+    write_parquet(identities, temporary / "identities.parquet")
+    _write_conflicts(found, label, names, config.near_mirror >= 0, temporary)
+    details = pa.table({"sid": found.mirrored_rows, "detail": pa.repeat("mirrored", len(found.mirrored_rows))})
+    if pictures and overlaps:
+        evidence = pa.table({"sid": overlaps.row, "detail": overlaps.details(pictures)})
+        details = pa.concat_tables([details, evidence]).sort_by("sid")
+    write_parquet(details, temporary / "details.parquet")
     facts = {
         "shards": shards,
         "identities": int(planned.label.max()) + 1,
@@ -138,8 +152,18 @@ def decide(columns: Columns, names: Sequence[str] | None, config: BuildConfig, t
         "identity_links": len(found.identity_links),
         "dedupe": found.statistics,
     }
+    if pictures and overlaps:
+        facts["dedupe"] = {**found.statistics, "test_overlap": overlaps.per_set(pictures)}
     write_json(facts, temporary / "facts.json")
     os.replace(temporary, out)
+
+
+def _keep_out(columns: Columns, pictures: Pictures, config: BuildConfig, threads: int) -> Overlaps:
+    """Returns the records that are one of the pictures, once they are dropped in `columns`."""
+    rows = np.flatnonzero((columns.reason == 0) & (columns.label >= 0))
+    found = find_overlaps(Finder(pictures, config.near_across), columns.sha, columns.phash, rows, threads)
+    columns.reason[found.row] = CODE["test_overlap"]
+    return found
 
 
 def _save_columns(reason: np.ndarray, found: Dedupe, planned: Balance, shards: int, folder: Path) -> None:
@@ -185,7 +209,9 @@ def _identities(label: np.ndarray, reason: np.ndarray, new_label: np.ndarray, na
     return pa.table(columns, SCHEMAS["identities"])
 
 
-def _write_conflicts(found: Dedupe, label: np.ndarray, names: Sequence[str] | None, folder: Path) -> None:
+def _write_conflicts(
+    found: Dedupe, label: np.ndarray, names: Sequence[str] | None, mirrored: bool, folder: Path
+) -> None:
     pairs, links = found.conflicts, found.identity_links
     columns = {
         "sid_a": pa.array(pairs["row_a"]),
@@ -195,7 +221,10 @@ def _write_conflicts(found: Dedupe, label: np.ndarray, names: Sequence[str] | No
         "distance": pa.array(pairs["distance"]),
         "exact": pa.array(pairs["exact"]),
     }
-    write_parquet(pa.table(columns, SCHEMAS["conflicts"]), folder / "conflicts.parquet")
+    if mirrored:
+        columns["mirrored"] = pa.array(found.mirrored_conflicts)
+    schema = schema_without("conflicts", *LATER["conflicts"].keys() - columns.keys())
+    write_parquet(pa.table(columns, schema), folder / "conflicts.parquet")
     columns = {
         "label_original_a": _name(links["label_a"], names),
         "label_original_b": _name(links["label_b"], names),

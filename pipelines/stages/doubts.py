@@ -71,11 +71,13 @@ def lost_people(identities: pa.Table) -> list[str]:
     Args:
         identities: the manifest's table.
     """
-    column = {name: identities[name].to_numpy() for name in ("kept", "label_conflict", *BROKEN)}
+    column = {name: identities[name].to_numpy() for name in ("kept", "label_conflict", "test_overlap", *BROKEN)}
     gone = (column["kept"] == 0) & ~identities["label_original"].is_null().to_numpy()
-    shared = gone & (column["label_conflict"] > 0)
-    unsound = gone & ~shared & (sum(column[reason] for reason in BROKEN) > 0)
+    tested = gone & (column["test_overlap"] > 0)
+    shared = gone & ~tested & (column["label_conflict"] > 0)
+    unsound = gone & ~tested & ~shared & (sum(column[reason] for reason in BROKEN) > 0)
     causes = (
+        (tested, "they are in the sets kept out (test_overlap), and too few of their photographs are not"),
         (shared, "their photographs stand under other identities too (label_conflict); one may be a copy of the other"),
         (unsound, "too few of their records are sound"),
     )

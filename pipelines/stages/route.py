@@ -47,7 +47,7 @@ def route(
 
     Args:
         records: the partition's record table.
-        decisions: folder of whole-set columns (reason, representative, distance, label, shard, row).
+        decisions: folder of whole-set columns (reason, representative, distance, label, shard, row), and details.
         sid: of the partition's first row.
         ordinal: of its first record in its file.
         sources: names of the build's files.
@@ -77,7 +77,7 @@ def route(
     with replacing(routed) as temporary, pa.ipc.new_file(str(temporary), ROUTED_SCHEMA) as writer:
         writer.write_table(out)
     gone = np.flatnonzero(column["reason"])
-    lost = table.take(gone)
+    lost = _explained(table.take(gone), decisions / "details.parquet", sid, sid + n)
     names = np.array(sources, object)[lost["source"].to_numpy()]
     stands = column["representative"][gone]
     reasons = np.array(REASONS, object)[column["reason"][gone]]
@@ -89,7 +89,24 @@ def route(
         "reason": pa.array(reasons, pa.string()),
         "detail": lost["detail"],
         "representative": pa.array(stands, pa.int64(), mask=stands < 0),
-        "distance": pa.array(column["distance"][gone], pa.int16(), mask=stands < 0),
+        "distance": pa.array(column["distance"][gone], pa.int16(), mask=column["distance"][gone] < 0),
     }
     write_parquet(pa.table(columns, SCHEMAS["dropped"]), dropped)
     return n
+
+
+def _explained(lost: pa.Table, details: Path, start: int, stop: int) -> pa.Table:
+    """Returns dropped rows with what the decisions say of some of them, by sid, in the column `detail`.
+
+    Args:
+        lost: rows of a partition, ascending by sid.
+        details: Parquet file of sid and detail; not there if an earlier release decided.
+        start: the partition's first sid.
+        stop: the end of its sids.
+    """
+    if not details.exists():
+        return lost
+    told = pq.read_table(details, filters=[("sid", ">=", start), ("sid", "<", stop)])
+    text = np.array(lost["detail"].to_pylist(), object)
+    text[np.searchsorted(lost["sid"].to_numpy(), told["sid"].to_numpy())] = told["detail"].to_pylist()
+    return lost.set_column(lost.column_names.index("detail"), "detail", pa.array(text, pa.string()))

@@ -13,15 +13,20 @@ undecodable         nothing, or random bytes                               -
 truncated           a JPEG cut within its scan                             -
 wrong_size          a face at another size than 112 x 112                  -
 single_image        the only image of its identity                         -
+mirrored_duplicate  `of_key` mirrored and changed so, same identity        - (or `of_key` in its place)
+mirrored_conflict   `of_key` mirrored and changed so, another identity's   `of_key`
+test_exact          the bytes of picture `of_key` of verification.bin      -
+test_near           that picture re-encoded, resized or toned              -
+test_mirrored       that picture mirrored and changed so                   -
 ==================  =====================================================  ==========================
 
-No photograph is copied twice and no identity is left with fewer than two images, so the list is complete.
+The last five are only in sets that ask for them. No photograph is copied twice and no identity is left with fewer than
+two images, so the list is complete.
 """
 
 from __future__ import annotations
 
 import csv
-import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -33,23 +38,21 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.formats.recordio import Writer
+from pipelines.synthetic.copies import near_copy
 from pipelines.synthetic.faces import SIZE, draw_face, encode_face, encode_jpeg, generator
-
-NEAR_BITS = 16
-"""A planted near copy is at most this far from its original; the pipeline's default limit is 24."""
+from pipelines.synthetic.pairs import GENUINE, POSES, pictures_of_pairs, write_pairs
 
 CLEAN, SINGLE = "clean", "single_image"
 COPIES = ("exact_duplicate", "near_duplicate", "exact_conflict", "near_conflict")
 BROKEN = ("undecodable", "truncated", "wrong_size")
+MIRRORED = ("mirrored_duplicate", "mirrored_conflict")
+LEAKED = ("test_exact", "test_near", "test_mirrored")
 
 _SIZES = ((96, 112), (112, 96), (128, 128), (64, 64))  # height, width in pixels of wrong_size records
 _SPREAD = 0.8  # sigma of the log-normal image counts: with 20 images a head the largest identity has over 100
-_POSES = 6  # photographs of each unseen identity
-_GENUINE = _POSES * (_POSES - 1) // 2  # genuine pairs of an identity, none of them twice
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class SyntheticSpec:
         identities: identities with two or more images.
         images: their photographs in all, long-tailed over the identities; defects come on top.
         defects: planted records of each kind; 0 makes a clean set.
+        mirrored: planted records of each kind of mirrored copy.
+        leaked: planted records of each kind of test picture.
         unseen: further identities, drawn only for ``verification.bin``.
         pairs: verification pairs, half genuine and half impostor in each of ten folds; 0 leaves the file's lists empty.
         seed: another seed, another set.
@@ -68,6 +73,8 @@ class SyntheticSpec:
     identities: int = 360
     images: int = 7200
     defects: int = 24
+    mirrored: int = 0
+    leaked: int = 0
     unseen: int = 120
     pairs: int = 1200
     seed: int = 0
@@ -80,15 +87,23 @@ class SyntheticSpec:
             raise ConfigError(f"synthetic: {self.images} images for {self.identities} identities: two each are needed")
         if self.pairs % 20:
             raise ConfigError(f"synthetic: pairs: {self.pairs} is no multiple of 20 (ten folds, half of each genuine)")
-        if self.pairs and (self.unseen < 2 or self.pairs // 2 > self.unseen * _GENUINE):
+        if self.pairs and (self.unseen < 2 or self.pairs // 2 > self.unseen * GENUINE):
             raise ConfigError(
-                f"synthetic: {self.pairs} pairs need {max(2, -(-self.pairs // 2 // _GENUINE))} unseen identities"
+                f"synthetic: {self.pairs} pairs need {max(2, -(-self.pairs // 2 // GENUINE))} unseen identities"
             )
 
     @property
     def records(self) -> int:
         """Image records in train.rec, defects included."""
-        return self.images + self.defects * len((*COPIES, *BROKEN, SINGLE))
+        planted = self.defects * len((*COPIES, *BROKEN, SINGLE))
+        return self.images + planted + self.mirrored * len(MIRRORED) + self.leaked * len(LEAKED)
+
+
+SETS = {
+    "synthetic": SyntheticSpec(),
+    "synthetic_leaks": SyntheticSpec(identities=60, images=1200, defects=8, mirrored=8, leaked=8, unseen=40, pairs=400),
+}
+"""The sets of configs/datasets.yaml that are rendered, by name."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,7 @@ class _Record:
     """One image record to come: what it is, and which drawing it starts from."""
 
     kind: str
-    identity: int  # of the drawing; a conflict's record stands under another one
+    identity: int  # of the drawing; the record of a conflict or a test picture stands under another one
     image: int
 
 
@@ -155,11 +170,12 @@ def _write(
                 progress(len(records))
         for key, (first, last) in enumerate(zip(firsts, [*firsts[1:], end], strict=True), end):
             file.write(key, [first, last], b"")
-    _write_defects(folder / "defects.csv", plan, firsts)
-    unseen = range(len(plan), len(plan) + spec.unseen)  # identities no training record shows
-    poses = [[_Record(CLEAN, identity, image) for image in range(_POSES)] for identity in unseen]
+    _write_defects(folder / "defects.csv", spec, plan, firsts)
+    unseen = _unseen(spec)
+    poses = [[_Record(CLEAN, identity, image) for image in range(POSES)] for identity in unseen]
     drawn = dict(zip(unseen, run(partial(_render, spec.seed), poses), strict=True))
-    _write_pairs(folder / "verification.bin", spec, drawn)
+    pictures = [drawn[identity][pose] for identity, pose in _pictures(spec)]
+    write_pairs(folder / "verification.bin", pictures)
 
 
 def _plan(spec: SyntheticSpec) -> list[list[_Record]]:
@@ -183,12 +199,14 @@ def _plan(spec: SyntheticSpec) -> list[list[_Record]]:
     free = [(identity, image) for identity, count in counts.items() for image in range(count)]
     rng.shuffle(free)
     staying = dict(counts)
-    for kind in reversed(COPIES):  # conflicts first: they are harder to place
+    asked = {**dict.fromkeys(COPIES, spec.defects), **dict.fromkeys(MIRRORED, spec.mirrored)}
+    # conflicts first: they are harder to place
+    for kind in (*reversed(COPIES), *reversed(MIRRORED)):
         conflict = kind.endswith("conflict")
-        for _ in range(spec.defects):
+        for _ in range(asked[kind]):
             pick = next((i for i, (identity, _) in enumerate(free) if not conflict or staying[identity] > 2), None)
             if pick is None:
-                raise ConfigError(f"synthetic: no room for {spec.defects} defects of kind {kind}")
+                raise ConfigError(f"synthetic: no room for {asked[kind]} defects of kind {kind}")
             identity, image = free.pop(pick)
             host, after = identity, placed[identity][image][0]
             if conflict:
@@ -201,6 +219,14 @@ def _plan(spec: SyntheticSpec) -> list[list[_Record]]:
         for host in rng.choice(many, spec.defects).tolist():
             placed[host].append((rng.random(), _Record(kind, host, following[host])))  # a drawing of its own
             following[host] += 1
+    pictures = sorted({*_pictures(spec)})
+    if spec.leaked * len(LEAKED) > len(pictures):
+        raise ConfigError(f"synthetic: no {spec.leaked * len(LEAKED)} pictures in verification.bin to leak")
+    chosen = iter(rng.permutation(len(pictures)).tolist())
+    for kind in LEAKED:
+        for _ in range(spec.leaked):
+            record = _Record(kind, *pictures[next(chosen)])
+            placed[int(rng.choice(many))].append((rng.random(), record))
     return [[record for _, record in sorted(records, key=lambda pair: pair[0])] for records in placed]
 
 
@@ -219,8 +245,10 @@ def _render(seed: int, records: Iterable[_Record]) -> list[bytes]:
 def _encode(seed: int, record: _Record) -> bytes:
     rng = generator(seed, record.identity, record.image, 1)  # apart from the drawing's own numbers
     match record.kind:
-        case "near_duplicate" | "near_conflict":
-            return _near_copy(rng, encode_face(seed, record.identity, record.image))
+        case "near_duplicate" | "near_conflict" | "test_near":
+            return near_copy(rng, encode_face(seed, record.identity, record.image))
+        case "mirrored_duplicate" | "mirrored_conflict" | "test_mirrored":
+            return near_copy(rng, encode_face(seed, record.identity, record.image), mirrored=True)
         case "undecodable":
             return b"" if rng.random() < 0.5 else b"\0" + rng.bytes(int(rng.integers(200, 4000)))
         case "truncated":
@@ -234,29 +262,7 @@ def _encode(seed: int, record: _Record) -> bytes:
     return encode_face(seed, record.identity, record.image)
 
 
-def _near_copy(rng: np.random.Generator, original: bytes) -> bytes:
-    """Returns another file of the same photograph, within NEAR_BITS of it."""
-    pixels = cv2.imdecode(np.frombuffer(original, np.uint8), cv2.IMREAD_COLOR)
-    small = cv2.resize(cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_AREA), (SIZE, SIZE))
-    tone = int(rng.choice([-18, 18]))
-    toned, small_toned = (np.clip(image.astype(np.int16) + tone, 0, 255) for image in (pixels, small))
-    variants = [(pixels, 40), (pixels, 55), (small, 90), (toned, 80), (small_toned, 70)]
-    order = [variants[i] for i in rng.permutation(len(variants))]
-    for picture, quality in [*order, (pixels, 97)]:  # the last is hardly a change: always near
-        copy = encode_jpeg(np.asarray(picture, np.uint8), quality)
-        if copy != original and np.count_nonzero(_hash(copy) != _hash(original)) <= NEAR_BITS:
-            return copy
-    raise FaceshardsError("synthetic: a re-encoded photograph is further from itself than it can be")
-
-
-def _hash(image: bytes) -> NDArray[np.bool_]:
-    """Returns (256,) bits: the 16 x 16 lowest frequencies of the half-size gray image, above their median or not."""
-    gray = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2)
-    waves = cv2.dct(cv2.resize(gray, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32))[1:17, 1:17]
-    return np.asarray(waves > np.median(waves)).ravel()
-
-
-def _write_defects(path: Path, plan: list[list[_Record]], firsts: list[int]) -> None:
+def _write_defects(path: Path, spec: SyntheticSpec, plan: list[list[_Record]], firsts: list[int]) -> None:
     """Writes one line for each planted record, by key."""
     keyed = [
         (first + place, label, record)
@@ -264,30 +270,23 @@ def _write_defects(path: Path, plan: list[list[_Record]], firsts: list[int]) -> 
         for place, record in enumerate(records)
     ]
     home = {(record.identity, record.image): key for key, _, record in keyed if record.kind == CLEAN}
+    home |= {picture: number for number, picture in reversed([*enumerate(_pictures(spec))])}
     with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("key", "identity", "kind", "of_key"))
         for key, label, record in keyed:
             if record.kind != CLEAN:
-                original = home[record.identity, record.image] if record.kind in COPIES else ""
+                copied = record.kind in (*COPIES, *MIRRORED, *LEAKED)
+                original = home[record.identity, record.image] if copied else ""
                 writer.writerow((key, label, record.kind, original))
 
 
-def _write_pairs(path: Path, spec: SyntheticSpec, drawn: dict[int, list[bytes]]) -> None:
-    """Writes InsightFace's .bin: a pickle of (encoded images, two for each pair; whether a pair is genuine)."""
-    rng = generator(spec.seed, 0, 0, 2)
-    images: list[bytes] = []
-    same: list[bool] = []
-    identities = np.array(list(drawn))
-    twins = [(a, b) for a in range(_POSES) for b in range(a)]
-    genuine = [(int(i), *twins[t]) for i in identities for t in range(_GENUINE)]
-    genuine = [genuine[i] for i in rng.permutation(len(genuine))[: spec.pairs // 2]]
-    for fold in range(10):
-        size = spec.pairs // 20
-        for identity, a, b in genuine[fold * size : (fold + 1) * size]:
-            images += [drawn[identity][a], drawn[identity][b]]
-        for _ in range(size):
-            for identity in rng.choice(identities, 2, replace=False).tolist():
-                images.append(drawn[identity][rng.integers(_POSES)])
-        same += [True] * size + [False] * size
-    path.write_bytes(pickle.dumps((images, same), protocol=4))
+def _unseen(spec: SyntheticSpec) -> range:
+    """Returns the identities that no clean training record shows."""
+    classes = spec.identities + spec.defects
+    return range(classes, classes + spec.unseen)
+
+
+def _pictures(spec: SyntheticSpec) -> list[tuple[int, int]]:
+    """Returns identity and pose of the pictures of verification.bin."""
+    return pictures_of_pairs(spec.seed, _unseen(spec), spec.pairs)

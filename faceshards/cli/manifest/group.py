@@ -11,6 +11,7 @@ COMMANDS = {
     "drops": "faceshards.cli.manifest.drops:drops",
     "identities": "faceshards.cli.manifest.identities:identities",
     "image": "faceshards.cli.manifest.image:image",
+    "overlap": "faceshards.cli.manifest.overlap:overlap",
     "summary": "faceshards.cli.manifest.summary:summary",
     "upgrade": "faceshards.cli.manifest.upgrade:upgrade",
     "verify": "faceshards.cli.manifest.verify:verify",
@@ -26,6 +27,7 @@ def manifest() -> None:
       faceshards manifest summary data/shards/synthetic
       faceshards manifest drops data/shards/synthetic --reason near_duplicate
       faceshards manifest image data/shards/synthetic 42 --out 42.jpg
+      faceshards manifest overlap data/shards/synthetic --set lfw.bin
       faceshards manifest verify data/shards/synthetic
       faceshards manifest upgrade data/shards/older
     """

@@ -24,7 +24,7 @@ COMMANDS = (
     ["settings"],
     ["datasets"],
     ["manifest"],
-    *(["manifest", name] for name in ("summary", "identities", "image", "drops", "conflicts", "verify")),
+    *(["manifest", name] for name in ("summary", "identities", "image", "drops", "conflicts", "overlap", "verify")),
 )
 
 
@@ -321,7 +321,7 @@ def test_datasets(tmp_path: Path) -> None:
     (tmp_path / "casia").mkdir()
     rows = {row["name"]: row for row in json.loads(call("datasets", "--data-root", tmp_path, "--json").stdout)}
     webface = ["webface4m", "webface12m", "webface42m"]
-    assert list(rows) == ["casia", "ms1mv2", "ms1mv3", "glint360k", *webface, "synthetic"]
+    assert list(rows) == ["casia", "ms1mv2", "ms1mv3", "glint360k", *webface, "synthetic", "synthetic_leaks"]
     assert [name for name, row in rows.items() if row["present"]] == ["casia"]
     assert (rows["casia"]["identities"], rows["casia"]["images"]) == (10572, 490623)
     assert rows["casia"]["path"] == str(tmp_path / "casia")

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedupe import equal, near
+from pipelines.dedupe import equal, near, tables
 from pipelines.dedupe.equal import Groups, equal_groups, member_pairs
-from pipelines.dedupe.near import across_pairs, hamming, plan_tables, within_pairs
+from pipelines.dedupe.hamming import hamming
+from pipelines.dedupe.near import across_pairs, within_pairs
+from pipelines.dedupe.tables import plan_tables
 
 pytestmark = pytest.mark.numeric
 
@@ -163,7 +165,7 @@ def test_huge_groups_are_cut_to_two_hubs():
 
 
 def test_masks_use_all_bits_alike_and_no_place_twice():
-    masks = near._masks(31, 77)
+    masks = tables.masks(31, 77)
     bits = [[int(word) >> place & 1 for word in mask for place in range(64)] for mask in masks]
     uses = np.sum(bits, axis=0)
     assert np.all(np.sum(bits, axis=1) == 31)
@@ -190,3 +192,43 @@ def test_tiny_sets(n):
     labels, hashes = np.arange(n, dtype=np.int32), np.zeros((n, 4), np.uint64)
     assert len(within_pairs(labels, hashes, 24).a) == 0
     assert len(across_pairs(labels, hashes, 24, 0.95)[0].a) == (n == 2)
+
+
+TURN = sum(1 << bit for bit in range(0, 256, 2))  # what mirroring turns
+
+
+def mirrored_pairs(rows, limit, same):
+    """{(a, b, distance)} of mirrored copies, one pair after the other."""
+    apart = {
+        (i, j): (rows[i][1] ^ rows[j][1] ^ TURN).bit_count()
+        for i, j in itertools.combinations(range(len(rows)), 2)
+        if min(rows[i][0], rows[j][0]) >= 0 and (rows[i][0] == rows[j][0]) == same
+    }
+    return {(*pair, distance) for pair, distance in apart.items() if distance <= limit}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-1, 3), HASHES, st.booleans()), max_size=24), st.integers(0, 12))
+def test_mirrored_pairs_are_complete_within_and_true_across(rows, limit):
+    rows = [(label, value ^ TURN if turned else value) for label, value, turned in rows]
+    labels, hashes = np.array([row[0] for row in rows], np.int32), to_hashes([row[1] for row in rows])
+    found = to_set(within_pairs(labels, hashes, limit, mirrored=True))
+    assert found == mirrored_pairs(rows, limit, same=True)
+    pairs, _ = across_pairs(labels, hashes, limit, 0.95, mirrored=True)
+    expected = mirrored_pairs(rows, limit, same=False)
+    assert to_set(pairs) <= expected
+    assert {pair for pair in expected if pair[2] == 0} <= to_set(pairs)
+
+
+@pytest.mark.parametrize(("distance", "recall"), [(0, 1.0), (8, 0.99), (16, 0.99), (24, 0.94)])
+def test_across_pairs_finds_planted_mirrored_copies(distance, recall):
+    hashes = random_hashes(20_000)
+    hashes = np.concatenate([hashes, flip(hashes[:3000], distance) ^ np.uint64(TURN & WORD)])
+    labels = np.arange(len(hashes), dtype=np.int32)
+    pairs, statistics = across_pairs(labels, hashes, 24, 0.95, threads=2, mirrored=True)
+    assert np.all(pairs.b - pairs.a == 20_000)
+    assert np.all(pairs.distance == distance)
+    assert len(pairs.a) >= recall * 3000
+    assert statistics["cut_buckets"] == 0
+    upright, _ = across_pairs(labels, hashes, 24, 0.95, threads=2)
+    assert len(upright.a) == 0  # a mirrored copy is no near one

@@ -206,3 +206,50 @@ def test_nothing_eligible():
         assert not out.reason.any()
         assert len(out.conflicts) == len(out.identity_links) == 0
     assert REASONS[0] == "kept"
+
+
+TURN = sum(1 << bit for bit in range(0, 256, 2))  # what mirroring turns
+
+
+def test_a_mirrored_copy_is_a_copy_only_where_the_setting_says_so():
+    rows = [
+        (0, 1, OUTLIER, 9),
+        (0, 2, OUTLIER ^ TURN ^ 0b111, 5),  # mirrored, 3 bits away, the smaller file
+        (1, 3, ones(40), 5),
+        (2, 4, ones(40) ^ TURN ^ 0b11, 5),  # mirrored under another identity, 2 bits away
+        (2, 5, ones(30, 100), 5),
+    ]
+    off = run(rows)
+    assert off.reason.tolist() == [0] * 5
+    assert len(off.conflicts) == len(off.mirrored_rows) == 0
+    on = run(rows, near_mirror=3)
+    assert on.reason.tolist() == [0, NEAR, CONFLICT, CONFLICT, 0]
+    assert on.representative.tolist() == [-1, 0, 3, 2, -1]
+    assert on.distance.tolist() == [-1, 3, 2, 2, -1]
+    assert on.mirrored_rows.tolist() == [1, 2, 3]
+    assert on.conflicts.tolist() == [(2, 3, 2, False)]
+    assert on.mirrored_conflicts.tolist() == [True]
+    assert on.identity_links.tolist() == [(1, 2, 1, 2)]
+    within_only = run(rows, near_mirror=3, near_within=-1, near_across=-1, conflict_policy="keep")
+    assert within_only.reason.tolist() == [0, NEAR, 0, 0, 0]
+    assert run(rows, near_mirror=1).reason.tolist() == [0] * 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.integers(-1, 6), st.integers(0, 6), st.sampled_from(["drop", "keep-larger", "keep"]))
+def test_with_mirrored_copies_a_drop_is_near_what_stands_for_it(rows, near, mirror, policy):
+    rows = [(*row[:2], row[2] ^ TURN if i % 3 == 0 else row[2], row[3]) for i, row in enumerate(rows)]
+    out = run(rows, near_within=near, near_across=near, near_mirror=mirror, conflict_policy=policy)
+    mirrored = set(out.mirrored_rows.tolist())
+    for i in np.flatnonzero((out.reason == NEAR) | (out.reason == CONFLICT)).tolist():
+        other = int(out.representative[i])
+        assert out.distance[i] == (rows[i][2] ^ rows[other][2] ^ (TURN if i in mirrored else 0)).bit_count()
+        if i in mirrored:
+            assert out.distance[i] <= mirror
+    kept = [i for i in range(len(rows)) if rows[i][0] >= 0 and out.reason[i] == 0]
+    for i in kept:
+        for j in kept:
+            assert i == j or rows[i][0] != rows[j][0] or (rows[i][2] ^ rows[j][2] ^ TURN).bit_count() > mirror
+    again = run(rows, 2, near_within=near, near_across=near, near_mirror=mirror, conflict_policy=policy)
+    assert np.array_equal(again.reason, out.reason)
+    assert np.array_equal(again.mirrored_conflicts, out.mirrored_conflicts)

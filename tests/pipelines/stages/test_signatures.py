@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from faceshards.dataset.schema import REASONS
 from pipelines.config import BuildConfig
-from pipelines.sources.base import Scanned
+from pipelines.dedupe.hamming import MIRROR
+from pipelines.sources.base import Partition, Scanned
+from pipelines.sources.registry import scan
 from pipelines.stages import signatures
 from pipelines.stages.signatures import image_size, perceptual_hash, sign
 from tests.recs import encode, jpeg, png, texture
@@ -423,3 +425,47 @@ def test_a_row_with_a_bad_label_keeps_its_first_reason():
         rows.drop(row, "bad_label", "label nan is not finite")
     sign(rows, BuildConfig())
     assert [REASONS[code] for code in rows.reason] == ["bad_label"] * 2
+
+
+# --- mirrored pictures
+
+
+def turned(phash):
+    """Returns (B, 32) uint8 hashes as those of the mirrored pictures are to be."""
+    return (phash.view(np.uint64) ^ MIRROR).view(np.uint8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from([(56, 56), (48, 64), (31, 33)]), st.integers(0, 8))
+def test_a_mirrored_picture_turns_the_bits_of_odd_frequencies(seed, size, blur):
+    noise = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    gray = cv2.GaussianBlur(noise, (0, 0), blur) if blur else noise
+    found = perceptual_hash(gray[:, None])
+    flipped = perceptual_hash(np.ascontiguousarray(gray[:, None, ::-1]))
+    assert np.array_equal(turned(turned(found)), found)
+    # A value that changes its sign changes its bit, unless it lies between the median and its opposite.
+    height, width = size
+    if height % 2 == 0:
+        gray = cv2.resize(gray, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        height, width = gray.shape
+    rows, columns = signatures._cosines(height).astype(float), signatures._cosines(width).astype(float)
+    values = rows @ gray.astype(float) @ columns.T  # exact
+    signs = np.where(np.arange(1, 17) % 2, -1, 1)
+    medians = [np.partition(block.ravel(), 127)[127] for block in (values, values * signs)]
+    between = np.abs(values).ravel() <= max(map(abs, medians))
+    bits_apart = np.unpackbits(turned(found)[0] ^ flipped[0], bitorder="little").astype(bool)
+    assert not (bits_apart & ~between).any()
+    assert bits_apart.sum() <= 64  # and those are few
+
+
+def test_mirrored_real_faces_are_near_their_turned_hashes_and_no_other(face_data):
+    rec = face_data / "orl" / "train.rec"
+    images = scan(Partition(0, 0, "recordio", str(rec), 0, rec.stat().st_size, None, True)).images[::4]
+    gray = np.stack([cv2.imdecode(image, cv2.IMREAD_GRAYSCALE) for image in images], axis=1)
+    saved = [cv2.imencode(".jpg", gray[:, i, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])[1] for i in range(len(images))]
+    flipped = [cv2.imdecode(image, cv2.IMREAD_REDUCED_GRAYSCALE_2) for image in saved]
+    upright = [cv2.imdecode(image, cv2.IMREAD_REDUCED_GRAYSCALE_2) for image in images]
+    one, two = (perceptual_hash(np.stack(pictures, axis=1)) for pictures in (upright, flipped))
+    apart = np.unpackbits(turned(one)[:, None] ^ two[None], axis=2).sum(2)
+    assert np.diag(apart).max() <= 24  # the default of near_across; the others are beyond it
+    assert (apart + 256 * np.eye(len(apart), dtype=int)).min() > 24
