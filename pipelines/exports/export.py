@@ -134,6 +134,10 @@ class _Export:
         with Runner(self.execution.workers, self.execution.scheduler, self.execution.dashboard) as runner:
             self._route(runner)
             self._write(runner, bounds)
+        for left in (self.work / "export").glob(
+            ".*"
+        ):  # of one that was killed while it wrote a file under another name
+            left.unlink()
         facts = [json.loads(self._done(piece).read_text()) for piece in range(len(bounds) - 1)]
         counts = self.identities["images"].to_numpy()
         written = Written(self.work / "parts", self.work / "export", facts, counts, self._classes())

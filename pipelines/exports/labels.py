@@ -18,7 +18,8 @@ LARGEST = (1 << 63) - 1
 LONGEST = 200  # bytes of a folder's name; file systems stop at 255, some that encrypt at 143 characters
 _PREFIX = 96  # bytes of a long name that stay in front of its digest
 _NEVER = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|%]')  # refused by a file system, or our own mark
-_PLAIN = re.compile(r"[a-z0-9_.-]")
+_NOT_PLAIN = re.compile(r"[^a-z0-9_.-]")
+_CUT = re.compile(r"%[0-9A-F]?$")  # what is left of an escape
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE | re.DOTALL)
 _OURS = (ABOUT, IDENTITIES)
 
@@ -81,27 +82,29 @@ def original_name(folder: str) -> str | None:
 
 def _folded(text: str) -> str:
     """Returns what is the same for names that some file system takes for one."""
+    if text.isascii():
+        return text.lower()
     return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold()).casefold()
 
 
 def _escape(text: str, shared: bool) -> str:
-    hexed = [_hex(sign) if _NEVER.match(sign) or (shared and not _PLAIN.match(sign)) else sign for sign in text]
-    if not hexed:
-        return "%"
-    if text[-1] in ". ":
-        hexed[-1] = _hex(text[-1])
-    # What Windows reads of a name ends before its trailing blanks and dots, and before the first dot for devices.
-    if text[0] in ". " or _DEVICES.fullmatch(text) or is_leftover(text) or text.lower() in _OURS:
-        hexed[0] = _hex(text[0])
-    name = "".join(hexed)
+    """Returns a folder's name; `shared`: other names are like it but for case or Unicode's forms."""
+    name = (_NOT_PLAIN if shared else _NEVER).sub(_hexed, text)
+    if text and text[-1] in ". " and name[-1] == text[-1]:
+        name = name[:-1] + _hex(text[-1])
+    # Windows takes the name of a device, whatever follows behind a dot.
+    first = text[:1] in (".", " ") or _DEVICES.fullmatch(text) or is_leftover(text) or text.lower() in _OURS
+    if first and name[0] == text[0]:
+        name = _hex(text[0]) + name[1:]
     if len(name.encode()) <= LONGEST:
-        return name
-    size, cut = 0, 0
-    while size + len(hexed[cut].encode()) <= _PREFIX:
-        size += len(hexed[cut].encode())
-        cut += 1
-    return f"{''.join(hexed[:cut])}%~{hashlib.sha256(text.encode()).hexdigest()}"
+        return name or "%"
+    begin = name.encode()[:_PREFIX].decode(errors="ignore")
+    return f"{_CUT.sub('', begin)}%~{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _hex(sign: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in sign.encode())
+def _hexed(found: re.Match[str]) -> str:
+    return _hex(found[0])
+
+
+def _hex(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
