@@ -158,7 +158,6 @@ class _Export:
         if not (plan / "bounds.npy").exists():
             write_parquet(self.identities, plan / IDENTITIES)
             if self.kind.BY_IDENTITY:
-                (plan / "by_identity").touch()
                 starts = np.concatenate([[0], np.cumsum(self.identities["images"].to_numpy())])
             else:
                 starts = cuts.shard_starts(self.manifest)
@@ -176,7 +175,9 @@ class _Export:
                 if self._routed(shard).exists():
                     progress.advance(count, count)
                 else:
-                    tasks.append((self.manifest.path, shard, self.work / "plan", self._routed(shard)))
+                    tasks.append(
+                        (*(self.manifest.path, shard, self.work / "plan"), self.kind.BY_IDENTITY, self._routed(shard))
+                    )
             for task, result in runner.map(images.sort_shard, tasks):
                 count = _survived(result, f"sorting shard {task[1]}")
                 progress.advance(count, count)
@@ -208,10 +209,10 @@ class _Export:
         """Returns what a user would want to know of the labels."""
         count = len(self.identities)
         if self.kind.NUMBERS:
-            more = self._classes() - count
-            return (
-                [f"{count:,} identities have labels up to {self._classes() - 1:,}: {more:,} have none"] if more else []
-            )
+            if not (more := self._classes() - count):
+                return []
+            top = f"labels go up to {self._classes() - 1:,}, and {more:,} below it are nobody's"
+            return [f"{top}: a head for them needs {self._classes():,} classes"]
         if self.request.labels == "new":
             return []
         pairs = zip(self.identities["written"].to_pylist(), self.identities["label_original"].to_pylist(), strict=True)

@@ -32,13 +32,14 @@ def suffix(sample: Sample) -> str:
     return _SUFFIXES[sample.image[:2]]
 
 
-def sort_shard(dataset: Path, number: int, plan: Path, out: Path) -> int:
+def sort_shard(dataset: Path, number: int, plan: Path, by_identity: bool, out: Path) -> int:
     """Returns the rows of a shard after writing them by piece: _COLUMNS, `piece`, `offset` (bytes) and `written`.
 
     Args:
         dataset: its folder.
         number: of the shard.
         plan: folder of bounds.npy, starts.npy (of identities, or of shards) and identities.parquet.
+        by_identity: the export is in the order of identities.
         out: Arrow file to write.
 
     Raises:
@@ -48,7 +49,6 @@ def sort_shard(dataset: Path, number: int, plan: Path, out: Path) -> int:
     manifest = Manifest(dataset)
     rows = manifest.table("images", _COLUMNS, shard=number).sort_by("row").combine_chunks()
     bounds, starts = np.load(plan / "bounds.npy"), np.load(plan / "starts.npy")
-    by_identity = (plan / "by_identity").exists()
     place = starts[rows["label"].to_numpy()] if by_identity else starts[number] + rows["row"].to_numpy()
     written = pq.read_table(plan / "identities.parquet", columns=["written"])["written"]
     columns = {

@@ -123,7 +123,9 @@ def test_old_numbers_are_written_and_the_gaps_are_told(
     assert set(chosen) == originals
     assert len(ranges) == 3
     assert (out / "property").read_text() == "103,112,112\n"  # a head for the label 102 has so many classes
-    assert [record.getMessage() for record in caplog.records] == ["3 identities have labels up to 102: 100 have none"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "labels go up to 102, and 100 below it are nobody's: a head for them needs 103 classes"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -151,11 +153,26 @@ def test_labels_that_float32_would_round_are_refused(to: str) -> None:
         EXPORTS[to].refuse(2, np.array([0, 1 << 24]))
 
 
+def test_images_of_several_sizes_have_no_property(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(4):
+        (tmp_path / "people" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "people" / str(i % 2) / f"{i}.jpg").write_bytes(jpeg(200 + i, 112, 100 + i))
+    dataset = run_build(tmp_path / "people", tmp_path / "set", BuildConfig(shards=1, image_size=(0, 0)))
+    caplog.clear()
+    out = exported(dataset, tmp_path / "out", "recordio")
+    assert caplog.messages == ["the images are of several sizes, so there is no file `property`, which names one"]
+    assert set(by_insightface(out / "train.rec")[0]) == expected(dataset)
+    assert not (out / "property").exists()
+
+
 # --- folders
 
 
-def test_a_folder_holds_every_image_under_its_name(faces: Manifest, tmp_path: Path) -> None:
+def test_a_folder_holds_every_image_under_its_name(
+    faces: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = exported(faces, tmp_path / "out", "folder", labels="old")
+    assert caplog.messages == ["6 folders are not named as their identities: identities.parquet has both names"]
     names = {row["written"]: row["label_original"] for row in pq.read_table(out / "identities.parquet").to_pylist()}
     assert {Found(names[folder], sha256) for folder, sha256 in by_folders(out)} == expected(faces, "label_original")
     assert len({name.casefold() for name in names}) == faces.totals["identities"] == 8
@@ -312,7 +329,7 @@ def test_an_image_that_changed_is_named(tiny_dataset: Manifest, tmp_path: Path, 
     copy = Manifest(shutil.copytree(tiny_dataset.path, tmp_path / "set"))
     images = copy.table("images", shard=2).sort_by("row").to_pylist()
     path = copy.shard_path("shard-00002.mindrecord")
-    flip_bit(path, 8 * path.read_bytes().index(images[5]["sha256"][:0] + _image(tiny_dataset, images[5])) + 800)
+    flip_bit(path, 8 * path.read_bytes().index(_image(tiny_dataset, images[5])) + 800)
     with pytest.raises(ShardError, match=r"shard-00002\.mindrecord: row 5: the image's sha256 is not the manifest's"):
         exported(copy, tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
