@@ -42,9 +42,9 @@ shards: $(INSTALLED)-base ## build DATASET (default: synthetic, rendered on the 
 manifest: $(INSTALLED)-base ## summarise the shards of DATASET
 	$(BIN)/faceshards manifest summary $(OUT)
 
-# OUT is the export's own here: what is exported lies where `make shards` puts it.
+# OUT is the export's here (data/exports/DATASET-TO); the shards lie where `make shards` puts them by itself.
 export: OUT = data/exports/$(DATASET)-$(TO)
-export: $(INSTALLED)-base ## write the shards of DATASET as TO (recordio, im2rec, folder, webdataset) into OUT (default: data/exports/DATASET-TO)
+export: $(INSTALLED)-base ## write the shards of DATASET as TO (recordio, im2rec, folder, webdataset) into OUT
 	$(BIN)/faceshards export-data data/shards/$(DATASET) $(OUT) --to $(TO) $(ARGS)
 
 train: $(INSTALLED)-train ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
