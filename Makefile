@@ -10,6 +10,7 @@ RECIPE ?= $(DATASET)
 DEVICES ?= 1
 SETS ?= $(wildcard $(DATA_ROOT)/$(DATASET)/*.bin)
 EVAL ?= data/eval/$(DATASET)
+TO ?= recordio
 ARGS ?=
 BIN := .venv/bin
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ EXTRAS_eval := [train,eval]
 EXTRAS_dev := [all,dev]
 INSTALLED = .venv/installed-$(VERSION)
 .DEFAULT_GOAL := help
-.PHONY: help install shards manifest train eval lint test test-isa smoke bench clean
+.PHONY: help install shards manifest export train eval lint test test-isa smoke bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +41,11 @@ shards: $(INSTALLED)-base ## build DATASET (default: synthetic, rendered on the 
 
 manifest: $(INSTALLED)-base ## summarise the shards of DATASET
 	$(BIN)/faceshards manifest summary $(OUT)
+
+# OUT is the export's here (data/exports/DATASET-TO); the shards lie where `make shards` puts them by itself.
+export: OUT = data/exports/$(DATASET)-$(TO)
+export: $(INSTALLED)-base ## write the shards of DATASET as TO (recordio, im2rec, folder, webdataset) into OUT
+	$(BIN)/faceshards export-data data/shards/$(DATASET) $(OUT) --to $(TO) $(ARGS)
 
 train: $(INSTALLED)-train ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
 	$(BIN)/faceshards train $(RECIPE) --data $(OUT) --out $(RUN) --data-root $(DATA_ROOT) --devices $(DEVICES) --resume $(ARGS)

@@ -1,4 +1,4 @@
-"""The folder a build works in: one build at a time, resumable by the same request only, published by one rename."""
+"""The folder a build or export works in: one at a time, resumable by the same request only, published by one rename."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pipelines.stages.doubts import broken
 log = logging.getLogger(__name__)
 
 
-def work_folder(out: Path) -> Path:
-    """Returns the folder beside `out` in which it is built."""
-    return out.with_name(f".{out.name}.building")
+def work_folder(out: Path, what: str = "build") -> Path:
+    """Returns the folder beside `out` in which it is made, by a build or an ``export``."""
+    return out.with_name(f".{out.name}.{what}ing")
 
 
 def check_output(out: Path) -> None:
@@ -44,19 +44,23 @@ def check_output(out: Path) -> None:
 
 
 @contextmanager
-def exclusive(out: Path) -> Iterator[Path]:
+def exclusive(out: Path, what: str = "build") -> Iterator[Path]:
     """Yields the work folder of `out`, locked against a second build until the end, or the death, of this one.
+
+    Args:
+        out: what is going to be published.
+        what: makes it, a build or an ``export``.
 
     Raises:
         BuildError: another build holds it.
         FaceshardsError: the folder cannot be made.
     """
-    work = work_folder(out)
+    work = work_folder(out, what)
     try:
         with exclusive_folder(work, "lock"):
             yield work
     except BusyError as error:
-        raise BuildError(f"{out}: another build (process {error.holder}) is writing it") from None
+        raise BuildError(f"{out}: another {what} (process {error.holder}) is writing it") from None
 
 
 def describe(
@@ -106,12 +110,13 @@ def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
     return found
 
 
-def claim(work: Path, request: dict[str, Any]) -> None:
+def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
     """Makes `work` the place of this build, or goes on with an interrupted one of the same request.
 
     Args:
         work: the work folder, locked.
         request: what is to be built: config and sources, plain JSON values.
+        what: makes it, a build or an ``export``.
 
     Raises:
         BuildError: an interrupted build there had another request; the message shows what differs.
@@ -126,20 +131,25 @@ def claim(work: Path, request: dict[str, Any]) -> None:
     if different := differences(before, request):
         changes = "; ".join(f"{name}: {then!r} then, {now!r} now" for name, then, now in different)
         raise BuildError(
-            f"{work}: an interrupted build has another request ({changes}); "
+            f"{work}: an interrupted {what} has another request ({changes}); "
             "repeat it as it was, or pass --restart to begin anew"
         )
 
 
-def check_space(folder: Path, need: int) -> None:
+def check_space(folder: Path, need: int, what: str = "build") -> None:
     """Refuses to start what cannot end.
+
+    Args:
+        folder: on the disk that is written to.
+        need: bytes.
+        what: needs them, a build or an ``export``.
 
     Raises:
         BuildError: fewer than `need` bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise BuildError(f"{folder}: {free / 1e9:.2f} GB free, the build needs about {need / 1e9:.2f} GB")
+        raise BuildError(f"{folder}: {free / 1e9:.2f} GB free, the {what} needs about {need / 1e9:.2f} GB")
 
 
 def publish(dataset: Path, out: Path, work: Path) -> None:

@@ -113,9 +113,17 @@ PLANTS = {
         ("faceshards.errors", "training.config"),
     ],
     "ground": [("faceshards.formats.idx", "faceshards.dataset.schema"), ("faceshards.errors", "faceshards.files")],
-    "build": [("pipelines.sources.base", "pipelines.runner"), ("pipelines.dedupe.near", "pipelines.stages.write")],
+    "build": [
+        ("pipelines.build", "pipelines.exports.base"),
+        ("pipelines.sources.base", "pipelines.runner"),
+        ("pipelines.dedupe.near", "pipelines.stages.write"),
+    ],
     "stages": [("pipelines.stages.write", "pipelines.stages.route")],
     "sources": [("pipelines.sources.folder", "pipelines.sources.recordio")],
+    "exports": [
+        ("pipelines.exports.folder", "pipelines.exports.webdataset"),
+        ("pipelines.exports.images", "pipelines.exports.registry"),
+    ],
     "training": [
         *[(f"training.{part}", "training.loop") for part in ("data.stream", "head.partial_fc", "backbones.iresnet")],
         *[(f"training.{part}", "training.step") for part in ("centers.class_centers", "device.cpu")],

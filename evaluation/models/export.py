@@ -17,11 +17,11 @@ from evaluation.models.backbone_model import Backbone, load_backbone
 from evaluation.models.load import load_model
 from evaluation.models.model import SHAPE
 from faceshards import __version__
-from faceshards.errors import ConfigError, FaceshardsError
+from faceshards.errors import FaceshardsError
 from faceshards.files import file_digest
 from faceshards.formats.safetensors import write_arrays
 from faceshards.formats.verification_bin import printable
-from pipelines.sources.catalog import known_datasets
+from pipelines.sources.catalog import terms_of
 from training.backbones.counts import count_parameters
 from training.device.prepare import prepare_to_embed
 from training.weights.assign import to_torch
@@ -92,7 +92,7 @@ def _card(model: Backbone, licence: str) -> dict[str, Any]:
         "source_sha256": model.sha256,
         "faceshards": __version__,
     }
-    card["terms"] = card["terms"] or _terms(card["dataset"])
+    card["terms"] = card["terms"] or terms_of(card["dataset"])
     return card
 
 
@@ -165,15 +165,6 @@ def _difference(model: Backbone, made: Path, out: Path) -> float:
             raise ExportError(f"{out}: its embeddings of {count} images differ by {found:.1e} of the largest component")
         worst = max(worst, found)
     return worst
-
-
-def _terms(dataset: str) -> str:
-    """Returns the terms of a set known by name."""
-    try:
-        known = known_datasets()
-    except ConfigError:
-        return ""
-    return known[dataset].terms if dataset in known else ""
 
 
 def _page(out: Path, card: dict[str, Any]) -> str:

@@ -11,7 +11,18 @@ import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from faceshards.cli.manifest.summary import print_summary
-from faceshards.cli.options import PATH, Command, data_root_option, json_option, quiet_option, settings_option
+from faceshards.cli.options import (
+    PATH,
+    Command,
+    dashboard_option,
+    data_root_option,
+    json_option,
+    partition_bytes_option,
+    quiet_option,
+    scheduler_option,
+    settings_option,
+    workers_option,
+)
 from faceshards.errors import FaceshardsError
 from faceshards.settings import load_yaml, make_config
 from pipelines.config import BuildConfig
@@ -32,10 +43,10 @@ from pipelines.sources.find import find_files
 @data_root_option
 @click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
 @settings_option
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core.")
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system.")
-@click.option("--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input.")
-@click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard and print its address.")
+@workers_option
+@scheduler_option
+@partition_bytes_option
+@dashboard_option
 @click.option(
     "--exclude",
     type=PATH,

@@ -24,6 +24,7 @@ COMMANDS = {
     "embed": "faceshards.cli.embed:embed",
     "eval": "faceshards.cli.evaluate:evaluate",
     "export": "faceshards.cli.export:export",
+    "export-data": "faceshards.cli.export_data:export_data",
     "ijb": "faceshards.cli.ijb:ijb",
     "make-bin": "faceshards.cli.make_bin:make_bin",
     "manifest": "faceshards.cli.manifest.group:manifest",

@@ -127,6 +127,16 @@ def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=PATH)
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core."
+)
+scheduler_option = click.option(
+    "--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system."
+)
+partition_bytes_option = click.option(
+    "--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input."
+)
+dashboard_option = click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard and print its address.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 settings_option = click.option(  # the command gets `settings`, a dict with each value read as YAML
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_parse, help="One setting; may be repeated."

@@ -58,3 +58,12 @@ def dataset_folder(name: str, data_root: Path) -> tuple[Dataset, Path]:
     if name not in known:
         raise SourceError(f"unknown dataset '{name}'; known: {', '.join(known)}; any other set by --source PATH")
     return known[name], data_root / name
+
+
+def terms_of(name: str) -> str:
+    """Returns the terms of a set known by name; "" for any other, and where the list cannot be read."""
+    try:
+        known = known_datasets()
+    except ConfigError:
+        return ""
+    return known[name].terms if name in known else ""

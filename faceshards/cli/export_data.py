@@ -1,0 +1,92 @@
+"""The command ``faceshards export-data``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from faceshards.cli.options import (
+    PATH,
+    Command,
+    dashboard_option,
+    dataset_argument,
+    json_option,
+    partition_bytes_option,
+    quiet_option,
+    scheduler_option,
+    show,
+    workers_option,
+)
+from pipelines.exports.base import Request
+from pipelines.exports.registry import EXPORTS
+
+
+@click.command("export-data", cls=Command, go_on="; the same command goes on where it stopped")
+@dataset_argument
+@click.argument("out", type=PATH)
+@click.option("--to", type=click.Choice(list(EXPORTS)), required=True, help="Format to write.")
+@click.option(
+    "--labels",
+    type=click.Choice(["new", "old"]),
+    default="new",
+    show_default=True,
+    help="0..C-1 as in the dataset, or as the source said them.",
+)
+@click.option(
+    "--shard-bytes",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Of webdataset: aimed size of a .tar; 0: one for each shard.",
+)
+@workers_option
+@scheduler_option
+@partition_bytes_option
+@dashboard_option
+@click.option("--restart", is_flag=True, help="Throw away an interrupted export instead of going on with it.")
+@quiet_option
+@json_option
+def export_data(
+    path: Path,
+    out: Path,
+    to: str,
+    labels: str,
+    shard_bytes: int,
+    workers: int,
+    scheduler: str | None,
+    partition_bytes: int,
+    dashboard: bool,
+    restart: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write the dataset PATH into the folder OUT in another format, original bytes and all.
+
+    \b
+    recordio    InsightFace: train.rec with header and identity records, .idx, .lst, property
+    im2rec      train.rec with one number a record, .idx, .lst
+    folder      one folder for each identity, SID.jpg or SID.png in it
+    webdataset  shard-000000.tar and so on, with SID.jpg, SID.cls and SID.json
+
+    Every image is compared with its checksum while it is read. OUT/export.json says where the export came from, and
+    OUT/identities.parquet which label is whose. Interrupted at any moment, the same command goes on.
+
+    \b
+    Examples:
+      faceshards export-data data/shards/synthetic data/exports/synthetic --to recordio
+      faceshards export-data data/shards/casia /mnt/casia --to im2rec --labels old
+      faceshards export-data data/shards/lfw lfw_again --to folder --labels old
+      faceshards export-data data/shards/wf42m /mnt/tars --to webdataset --shard-bytes 1000000000
+    """
+    if shard_bytes and to != "webdataset":
+        raise click.UsageError(f"--shard-bytes belongs to --to webdataset; {to} has no shards")
+    from pipelines.exports.export import export  # Dask takes a second to import
+    from pipelines.runner import Execution
+
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
+    with logging_redirect_tqdm():
+        about = export(path, out, Request(to, labels, shard_bytes), execution, restart=restart)
+    totals = about["totals"]
+    counts = f"{totals['images']:,} images of {totals['identities']:,} identities"
+    show(about, [f"{out}: {counts} as {about['format']}, {about['labels']} labels"], as_json)

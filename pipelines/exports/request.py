@@ -1,0 +1,73 @@
+"""What an export is asked for: where it may go, what decides its bytes, and whether it is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from faceshards.dataset.manifest import Manifest
+from faceshards.files import check_seal, differences
+from pipelines.exports.base import ABOUT, ExportError, Request
+
+log = logging.getLogger(__name__)
+
+
+def check_place(manifest: Manifest, out: Path) -> None:
+    """Refuses a place that is taken, or that lies where it would be taken for a part of something else.
+
+    Args:
+        manifest: the dataset.
+        out: as it is without links.
+
+    Raises:
+        ExportError: says what is there.
+    """
+    home = Path(os.path.realpath(manifest.path))
+    if out.is_relative_to(home):
+        raise ExportError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
+    for source in manifest.info.get("sources", []):
+        path = Path(os.path.realpath(source["path"]))
+        folder = path if source.get("kind") == "folder" else path.parent
+        # A folder that holds the dataset too is where somebody keeps everything, not the source.
+        if out.is_relative_to(folder) and not home.is_relative_to(folder):
+            raise ExportError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
+    if os.path.ismount(out):
+        raise ExportError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")
+    if os.path.lexists(out) and not (out / ABOUT).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ExportError(f"{out}: exists and is no export of ours; it is not touched")
+
+
+def describe(manifest: Manifest, request: Request) -> dict[str, Any]:
+    """Returns what decides the bytes of an export, as JSON has it."""
+    tables = json.dumps([manifest.info["name"], manifest.info["files"]], sort_keys=True)
+    return {
+        "fingerprint": manifest.fingerprint,
+        "tables": hashlib.sha256(tables.encode()).hexdigest(),
+        "format": request.to,
+        "labels": request.labels,
+        "shard_bytes": request.shard_bytes,
+    }
+
+
+def published(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Returns what export.json at `out` says, if it is what was asked for.
+
+    Raises:
+        ExportError: it is another export, or damaged.
+    """
+    path = out / ABOUT
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_seal(found)
+        before = {name: found[name] for name in asked}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path}: damaged: {error}; remove {out} to export again") from None
+    if different := differences(before, asked):
+        changes = "; ".join(f"{name}: {then!r} there, {now!r} now" for name, then, now in different)
+        raise ExportError(f"{out}: another export is there ({changes}); choose another folder, or remove it")
+    log.warning("%s: already exported from the same dataset; nothing to do", out)
+    return found

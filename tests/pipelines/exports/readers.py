@@ -1,0 +1,79 @@
+"""Exports as other people's readers see them: MXNet, the webdataset package, and a walk through folders."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distributed import LocalCluster
+
+from faceshards.dataset.manifest import Manifest
+from pipelines.exports.base import Request
+from pipelines.exports.export import export
+from pipelines.runner import Execution
+from tests import mxnet_compat
+
+
+class Found(NamedTuple):
+    """An image, told by its bytes."""
+
+    label: float | str
+    sha256: str
+
+
+@functools.cache
+def cluster() -> LocalCluster:
+    """Returns a cluster of one worker for all exports of a process, each of which would start its own."""
+    found = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
+    atexit.register(found.close)
+    return found
+
+
+def exported(dataset: Manifest, out: Path, to: str, *, partition_bytes: int = 100_000, **request: Any) -> Path:
+    """Returns the folder of an export, in several pieces."""
+    execution = Execution(1, cluster().scheduler_address, partition_bytes, quiet=True)
+    export(dataset.path, out, Request(to, **request), execution)
+    return out
+
+
+def expected(dataset: Manifest, label: str = "label") -> set[Found]:
+    """Returns what a dataset holds."""
+    rows = dataset.table("images", [label, "sha256"]).to_pylist()
+    return {Found(row[label], row["sha256"].hex()) for row in rows}
+
+
+def by_mxnet(rec: Path) -> tuple[dict[int, Found], dict[int, list[float]]]:
+    """Returns the images of an indexed .rec by key, and the labels of the records without image."""
+    recordio = mxnet_compat.load().recordio
+    reader = recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "r")
+    images, structural = {}, {}
+    for key in reader.keys:
+        header, image = recordio.unpack(reader.read_idx(key))
+        assert header.id == key
+        if header.flag:
+            assert (header.flag, image) == (2, b"")
+            structural[key] = header.label.tolist()
+        else:
+            images[key] = Found(header.label, hashlib.sha256(image).hexdigest())
+    reader.close()
+    return images, structural
+
+
+def by_insightface(rec: Path) -> tuple[list[Found], dict[int, tuple[int, int]]]:
+    """Returns the images in the order of arcface_torch's MXFaceDataset, and the keys of each identity's images as
+    InsightFace's FaceImageIter takes them: both trust the header record."""
+    images, structural = by_mxnet(rec)
+    behind_images, behind_all = map(int, structural[0])
+    chosen = [images[key] for key in range(1, behind_images)]
+    ranges = {key: tuple(map(int, structural[key])) for key in range(behind_images, behind_all)}
+    return chosen, ranges  # type: ignore[return-value]
+
+
+def by_folders(root: Path) -> set[Found]:
+    """Returns what lies in the sub-folders of a folder."""
+    return {
+        Found(path.parent.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in root.glob("*/*.[jp][pn]g")
+    }
