@@ -11,6 +11,8 @@ COMMANDS = {
     "drops": "faceshards.cli.manifest.drops:drops",
     "identities": "faceshards.cli.manifest.identities:identities",
     "image": "faceshards.cli.manifest.image:image",
+    "links": "faceshards.cli.manifest.links:links",
+    "shards": "faceshards.cli.manifest.shards:shards",
     "summary": "faceshards.cli.manifest.summary:summary",
     "upgrade": "faceshards.cli.manifest.upgrade:upgrade",
     "verify": "faceshards.cli.manifest.verify:verify",
