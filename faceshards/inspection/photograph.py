@@ -64,7 +64,8 @@ def photograph(manifest: Manifest, name: str) -> Photograph:
     sid = row["sid"]
     known = np.array([sid, *(one["sid"] for one in stands)])
     where = (ds.field("sid_a") == sid) | (ds.field("sid_b") == sid)
-    conflicts = manifest.table("conflicts", where=where)
+    some = manifest.count("conflicts", where)  # reads two columns, and mostly there is none
+    conflicts = manifest.table("conflicts", where=where) if some else SCHEMAS["conflicts"].empty_table()
     return Photograph(table, row, stands, kept_sid, _duplicates(manifest, known), conflicts)
 
 
@@ -98,7 +99,7 @@ def _by_sid(manifest: Manifest, sid: int) -> tuple[str, dict[str, Any]] | None:
     # First in the small one, which is sorted by sid: nearly all of it is passed over.
     if rows := manifest.table("dropped", where=ds.field("sid") == sid).to_pylist():
         return "dropped", rows[0]
-    if rows := find(manifest, "images", "sid", _is(sid)).to_pylist():
+    if rows := find(manifest, "images", "sid", _is(sid), unique=True).to_pylist():
         return "images", rows[0]
     return None
 
