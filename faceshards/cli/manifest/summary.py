@@ -53,6 +53,7 @@ def _facts(found: Manifest) -> dict[str, Any]:
     }
 
 
+_TOLD = 8  # sources named
 _NEVER = object()  # no setting's value
 
 
@@ -71,8 +72,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     rows = facts["shard_rows"]
     each = f", {rows['least']:,} to {rows['most']:,} rows each" if rows else ""
     yield f"  shards      {facts['shards']:>12,}  {bytes_text(facts['image_bytes'])} of images{each}"
-    for source in facts["sources"]:
+    for source in facts["sources"][:_TOLD]:
         yield f"  source      {source['name']}: {source['kind']} at {source['path']}, {bytes_text(source['bytes'])}"
+    if (more := len(facts["sources"]) - _TOLD) > 0:
+        yield f"  source      and {more:,} more; --json names them"
     if facts["terms"]:
         yield f"  terms       {facts['terms']}"
     changed = ", ".join(f"{name}={json.dumps(value)}" for name, value in facts["settings"].items())
