@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from faceshards.cli.columns import Column, cell_length, cells, printer
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS
 
@@ -24,7 +26,9 @@ limit_option = click.option(
 )
 
 
-def print_rows(names: Sequence[str], batches: Batches, total: int, limit: int | None, as_json: bool) -> None:
+def print_rows(
+    names: Sequence[str], batches: Batches, total: int, limit: int | None, as_json: bool, end: str = "\n"
+) -> None:
     """Prints rows as aligned columns, or as JSON with a row on each line; says on stderr how many it leaves out.
 
     Args:
@@ -33,16 +37,19 @@ def print_rows(names: Sequence[str], batches: Batches, total: int, limit: int | 
         total: number of all rows.
         limit: of rows to print; 0: all; None: all of JSON, and FEW as columns.
         as_json: prints one JSON array, in which bytes are hex.
+        end: what follows the array.
     """
     if limit is None:
         limit = 0 if as_json else FEW
     count = min(limit or total, total)
     if as_json:
-        _print_json(_first(batches(), count))
+        _print_json(_first(batches(), count), end)
     else:
         _print_columns(names, batches, count)
     if count < total:
         click.echo(f"({count} of {total} rows; --limit 0 for all)", err=True)
+    elif not total and end:
+        click.echo("(no rows)", err=True)
 
 
 def print_table(
@@ -67,41 +74,68 @@ def print_table(
     print_rows(names, lambda: found.batches(table, names, where), found.count(table, where), limit, as_json)
 
 
+def print_list(table: pa.Table, limit: int | None, as_json: bool, end: str = "\n") -> None:
+    """Prints the rows of a table that is held; see print_rows()."""
+    batches = table.to_batches(max_chunksize=BATCH)
+    print_rows(table.column_names, lambda: iter(batches), len(table), limit, as_json, end)
+
+
+def print_sorted(
+    table: pa.Table,
+    order: list[tuple[str, str]],
+    limit: int | None,
+    as_json: bool,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Prints rows in another order; the table is held, and rows are put together as they are printed.
+
+    Args:
+        table: all rows.
+        order: columns and "ascending" or "descending"; among equal rows their order stays.
+        limit: see print_rows().
+        as_json: likewise.
+        columns: which columns, in this order; all without it.
+    """
+    names = list(columns or table.column_names)
+    places = pc.sort_indices(table, order)
+    shown = table.select(names)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(places), BATCH):
+            yield from shown.take(places.slice(start, BATCH)).combine_chunks().to_batches()
+
+    print_rows(names, batches, len(table), limit, as_json)
+
+
 def _first(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
-    """Yields the first rows of batches; none of them is empty."""
-    for batch in batches:
-        if count <= 0:
-            return
+    """Yields the first rows of batches, and reads no further; none of them is empty."""
+    while count > 0 and (batch := next(batches, None)) is not None:
         if len(batch):
             yield batch.slice(0, count)
             count -= len(batch)
 
 
-def _print_json(batches: Iterator[pa.RecordBatch]) -> None:
+def row_json(row: object) -> str:
+    """Returns a row as JSON, in which bytes are hex."""
+    return json.dumps(row, ensure_ascii=False, default=bytes.hex)
+
+
+def _print_json(batches: Iterator[pa.RecordBatch], end: str) -> None:
     before = "["
     for batch in batches:
-        rows = (json.dumps(row, ensure_ascii=False, default=bytes.hex) for row in batch.to_pylist())
-        click.echo(before + "\n" + ",\n".join(rows), nl=False)
+        click.echo(before + "\n" + ",\n".join(map(row_json, batch.to_pylist())), nl=False)
         before = ","
-    click.echo("[]" if before == "[" else "\n]")
+    click.echo(("[]" if before == "[" else "\n]") + end, nl=False)
 
 
 def _print_columns(names: Sequence[str], batches: Batches, count: int) -> None:
-    widths = list(map(len, names))
-    for batch in _first(batches(), count):  # how wide they are, before the first is printed
-        widths = [max(width, *map(len, _cells(column))) for width, column in zip(widths, batch.columns, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-    click.echo(line(names))
-    for batch in _first(batches(), count):
-        click.echo("\n".join(map(line, zip(*map(_cells, batch.columns), strict=True))))
-
-
-def _cells(column: pa.Array) -> list[str]:
-    """Returns the values of a column as text."""
-    return [
-        "-" if value is None else value.hex() if isinstance(value, bytes) else str(value)
-        for value in column.to_pylist()
-    ]
+    """Prints rows as columns; reads them twice, unless they are few: widths are known before the first is printed."""
+    few = list(_first(batches(), count)) if count <= BATCH else None
+    columns, length = [Column(name) for name in names], cell_length()
+    for batch in few or _first(batches(), count):
+        for column, values in zip(columns, batch.columns, strict=True):
+            column.numeric = pa.types.is_integer(values.type)
+            column.width = max(column.width, *map(length, cells(values)))
+    show = printer(columns)
+    for batch in few or _first(batches(), count):
+        show(zip(*map(cells, batch.columns), strict=True))

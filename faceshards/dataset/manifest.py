@@ -120,10 +120,21 @@ class Manifest:
         """
         self._check(self.files(table))
 
+    def check_file(self, name: str) -> None:
+        """Compares a file with its checksum.
+
+        Args:
+            name: in dataset.json.
+
+        Raises:
+            ManifestError: it is missing, or its size or SHA-256 is another.
+        """
+        if problem := self.mismatch(name):
+            raise ManifestError(problem)
+
     def _check(self, names: Sequence[str]) -> None:
         for name in names:
-            if problem := self.mismatch(name):
-                raise ManifestError(problem)
+            self.check_file(name)
 
     def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
         """Returns a table for lazy reading, after its files were compared with their checksums.

@@ -222,3 +222,10 @@ class SourceKind(Protocol):
         Raises:
             SourceError: the file changed.
         """
+
+    def place(self, file: SourceFile, key: str, opened: OpenFiles) -> Place:
+        """Returns where the image of a record lies, by the key that manifests name it by; for `read`.
+
+        Raises:
+            SourceError: the file changed since it was scanned, or has no image under this key.
+        """

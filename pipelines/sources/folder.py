@@ -234,3 +234,16 @@ def read(file: SourceFile, place: Place, _: OpenFiles) -> bytes:
     """Returns an image file; its folder has too many to keep them open."""
     with open(os.path.join(file.path, place.key), "rb") as handle:
         return handle.read()
+
+
+def place(file: SourceFile, key: str, _: OpenFiles) -> Place:
+    """Returns where an image file is, as SourceKind has it.
+
+    Raises:
+        SourceError: it is newer than all that were scanned.
+    """
+    path = os.path.join(file.path, key)
+    state = os.stat(path)
+    if state.st_mtime_ns > file.mtime_ns:
+        raise SourceError(f"{path}: changed since it was scanned")
+    return Place(key, 0, 0, state.st_size, 1)

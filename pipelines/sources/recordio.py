@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from faceshards.dataset.schema import CODE
+from faceshards.errors import SourceError
 from faceshards.formats import idx, recordio, recordio_scan
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.rec_files import IR_HEADER, claims, find
 
-__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "read", "scan"]
+__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "place", "read", "scan"]
+_STEP = 64 << 20  # bytes scanned at a time, to count records
 
 
 def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
@@ -60,6 +62,44 @@ def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     if place.parts == 1:
         return os.pread(handle, place.size, place.offset + 8 + place.header)
     return recordio.read_payload(handle, place.offset, place.header + place.size, place.parts)[place.header :]
+
+
+def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
+    """Returns where a record's image lies, as SourceKind has it; without an .idx, records are counted from the first.
+
+    Raises:
+        SourceError: the file changed since it was scanned, or has no image under this key.
+    """
+    opened.descriptor(file)
+    offset = int(key[1:]) if key.startswith("@") else _indexed(file, key) if file.index else _counted(file, int(key))
+    if offset % 4 == 0 and 0 <= offset < file.bytes:
+        found = scan(Partition(0, 0, file.kind, file.path, offset, offset + 4, None, False))
+        if len(found.offset) and found.size[0] > 0:
+            return Place(key, offset, int(found.header[0]), int(found.size[0]), int(found.parts[0]))
+        if len(found.offset):
+            raise SourceError(f"{file.path}: record {key} at byte {offset} has no image: {found.detail[0] or 'empty'}")
+    raise SourceError(f"{file.path}: record {key}: none begins at byte {offset}")
+
+
+def _indexed(file: SourceFile, key: str) -> int:
+    """Returns the byte at which the .idx has a key."""
+    os.stat(file.index)  # says it in fewer words than the reader if it is gone
+    index = idx.read_index(Path(file.index))
+    found = index.offsets[index.keys == int(key)]
+    if len(found) != 1:
+        raise SourceError(f"{file.index}: has the key {key} {len(found)} times")
+    return int(found[0])
+
+
+def _counted(file: SourceFile, ordinal: int) -> int:
+    """Returns the byte at which a record begins, by its place in the file."""
+    before = 0
+    for start in range(0, file.bytes, _STEP):
+        offsets = recordio_scan.scan(Path(file.path), start, min(start + _STEP, file.bytes)).offset
+        if ordinal < before + len(offsets):
+            return int(offsets[ordinal - before])
+        before += len(offsets)
+    raise SourceError(f"{file.path}: has {before} records, none of the place {ordinal}")
 
 
 class _Headers(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -71,3 +72,25 @@ def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     """
     with _reading(file.path):
         return SOURCES[file.kind].read(file, place, opened)
+
+
+def read_record(entry: Mapping[str, Any], key: str) -> bytes:
+    """Returns the encoded image of a record, kept or dropped, from the source of a published dataset.
+
+    Args:
+        entry: the source, as dataset.json has it.
+        key: of the record, as the manifest has it.
+
+    Raises:
+        SourceError: the source changed, or went away, since it was scanned, or has no image under this key.
+    """
+    try:
+        file = SourceFile(**entry)
+        kind = SOURCES[file.kind]
+    except (TypeError, KeyError):
+        raise SourceError(f"{entry.get('path')}: of a kind that this release does not read") from None
+    try:
+        with OpenFiles() as opened:
+            return kind.read(file, kind.place(file, key, opened), opened)
+    except OSError as error:
+        raise SourceError(f"{error.filename or file.path}: {error.strerror or error}") from None

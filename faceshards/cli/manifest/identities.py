@@ -2,27 +2,76 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from pathlib import Path
 
 import click
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from faceshards.cli.options import Command, dataset_argument, json_option
-from faceshards.cli.rows import limit_option, print_table
+from faceshards.cli.rows import limit_option, print_sorted, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import DROP_REASONS, SCHEMAS
+
+ORDERS = {"images": "kept", "scanned": "scanned", "dropped": "lost", "label": "label"}  # the columns they go by
+_COUNT = click.IntRange(min=0)
 
 
 @click.command(cls=Command)
 @dataset_argument
 @click.option("--label", help="Only this identity, by its label in the source.")
+@click.option("--min", "least", type=_COUNT, help="Only those that kept so many images or more.")
+@click.option("--max", "most", type=_COUNT, help="Only those that kept so many images or fewer.")
+@click.option("--drops", type=_COUNT, help="Only those that lost so many images or more.")
+@click.option("--sort", type=click.Choice(list(ORDERS)), help="Most first; by label the least. Without it: by label.")
+@click.option("--reverse", is_flag=True, help="The other way round.")
 @limit_option
 @json_option
-def identities(path: Path, label: str | None, limit: int | None, as_json: bool) -> None:
-    """Images scanned, kept and dropped of each identity."""
-    where = ds.field("label_original") == label if label is not None else None
+def identities(
+    path: Path,
+    label: str | None,
+    least: int | None,
+    most: int | None,
+    drops: int | None,
+    sort: str | None,
+    reverse: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Images scanned, kept and dropped of each identity.
+
+    \b
+    Examples:
+      faceshards manifest identities data/shards/synthetic --sort images --limit 10
+      faceshards manifest identities data/shards/synthetic --sort images --reverse --min 1
+      faceshards manifest identities data/shards/synthetic --drops 5 --sort dropped --json
+    """
+    if least is not None and most is not None and least > most:
+        raise click.UsageError(f"--min {least} is more than --max {most}")
+    where = _where(label, least, most, drops)
     found = Manifest(path)
     # Columns of reasons that never occurred only take room.
     empty = [name for name in DROP_REASONS if not as_json and not found.totals["dropped"].get(name)]
     columns = [name for name in SCHEMAS["identities"].names if name not in empty]
-    print_table(found, "identities", limit, as_json, where, columns)
+    if sort in (None, "label") and not reverse:  # as they lie there
+        print_table(found, "identities", limit, as_json, where, columns)
+        return
+    rows = found.table("identities", where=where)
+    rows = rows.append_column("lost", pc.subtract(rows["scanned"], rows["kept"]))
+    descending = (sort or "label") != "label"
+    direction = "ascending" if descending == reverse else "descending"
+    print_sorted(rows, [(ORDERS[sort or "label"], direction)], limit, as_json, columns)
+
+
+def _where(label: str | None, least: int | None, most: int | None, drops: int | None) -> ds.Expression | None:
+    """Returns what chooses identities; None for all of them."""
+    kept, scanned = ds.field("kept"), ds.field("scanned")
+    wanted = [
+        *([kept >= least] if least is not None else []),
+        *([kept <= most] if most is not None else []),
+        *([scanned - kept >= drops] if drops is not None else []),
+        *([ds.field("label_original") == label] if label is not None else []),
+    ]
+    return reduce(operator.and_, wanted) if wanted else None

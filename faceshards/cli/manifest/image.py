@@ -2,49 +2,112 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import click
-import pyarrow.dataset as ds
 
+from faceshards.cli.columns import cell
 from faceshards.cli.options import Command, dataset_argument, json_option
-from faceshards.cli.rows import print_rows
+from faceshards.cli.rows import limit_option, print_list, row_json
 from faceshards.dataset.manifest import Manifest, check_image
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, SourceError
+from faceshards.files import replacing
 from faceshards.formats.mindrecord.reader import Shard
+from faceshards.inspection.photograph import Photograph, photograph
+from pipelines.sources.registry import read_record
 
 
 @click.command(cls=Command)
 @dataset_argument
-@click.argument("sid", type=int)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the encoded image to this file.")
+@click.argument("name", metavar="SID|SHA256|KEY")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the encoded image, as the source has it."
+)
+@limit_option
 @json_option
-def image(path: Path, sid: int, out: Path | None, as_json: bool) -> None:
-    """One photograph's provenance, by its sid; --out writes its bytes as they were in the source."""
+def image(path: Path, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
+    """One photograph's provenance: where it came from, what became of it, and its duplicates.
+
+    It is named by its sid, by the sha256 of the encoded image (8 or more hex digits will do; of images that were
+    kept), or by its key in the source, with SOURCE: before it where several sources have it or where it is a number.
+    --out takes a dropped record from the source that the dataset was built from.
+
+    \b
+    Examples:
+      faceshards manifest image data/shards/synthetic 42 --out 42.jpg
+      faceshards manifest image data/shards/synthetic 3f9a0c11
+      faceshards manifest image data/shards/synthetic train.rec:43 --json
+    """
     found = Manifest(path)
-    for table in ("images", "dropped"):
-        rows = found.table(table, where=ds.field("sid") == sid)
-        if len(rows):
-            break
-    else:
-        raise FaceshardsError(f"{path}: no sid {sid}; they go from 0 to {found.totals['scanned'] - 1}")
+    one = photograph(found, name)
     if out is not None:
-        if table == "dropped":
-            raise FaceshardsError(
-                f"{path}: sid {sid} was dropped ({rows['reason'][0]}); its bytes are in the source only"
-            )
-        number = rows["shard"][0].as_py()
-        file = found.table("shards", ["file"], ds.field("shard") == number)["file"][0].as_py()
-        with Shard(found.shard_path(file)) as shard:
-            row = rows["row"][0].as_py()
-            data = shard.image(row)
-            check_image(shard.path, row, data, rows["sha256"][0].as_py())
-        try:
-            out.write_bytes(data)
-        except OSError as error:
-            raise FaceshardsError(f"{out}: {error.strerror}") from None
+        data = _kept(found, one.row) if one.table == "images" else _dropped(found, one)
+        _write(out, data)
     if as_json:
-        print_rows(rows.column_names, lambda: iter(rows.to_batches()), 1, 1, True)
-        return
-    for key, value in rows.to_pylist()[0].items():
-        click.echo(f"{key:<15} {value.hex() if isinstance(value, bytes) else '-' if value is None else value}")
+        _print_json(one, limit)
+    else:
+        _print(one, limit)
+
+
+def _kept(found: Manifest, row: dict[str, Any]) -> bytes:
+    """Returns a kept image, from its shard."""
+    where = found.table("shards", ["shard", "file"]).to_pylist()
+    file = next(entry["file"] for entry in where if entry["shard"] == row["shard"])
+    with Shard(found.shard_path(file)) as shard:
+        data = bytes(shard.image(row["row"]))
+        check_image(shard.path, row["row"], data, row["sha256"])
+    return data
+
+
+def _dropped(found: Manifest, one: Photograph) -> bytes:
+    """Returns a dropped image, from its source."""
+    row = one.row
+    entry = next((entry for entry in found.info.get("sources", []) if entry["name"] == row["source"]), None)
+    what = f"sid {row['sid']}, dropped as {row['reason']}, is in the source only"
+    if entry is None:
+        raise SourceError(f"{found.path}: {what}; dataset.json does not say where '{row['source']}' is")
+    try:
+        data = read_record(entry, row["key"])
+    except SourceError as error:
+        raise SourceError(f"{error} ({what})") from None
+    twin = one.stands[0] if row["reason"] == "exact_duplicate" and one.stands else {}
+    if "sha256" in twin and hashlib.sha256(data).digest() != twin["sha256"]:
+        raise SourceError(f"{entry['path']}: record {row['key']} changed since it was scanned: its sha256 is another")
+    return data
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        if out.exists() and not out.is_file():  # /dev/stdout is not replaced
+            out.write_bytes(data)
+            return
+        with replacing(out) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise FaceshardsError(f"{out}: {error.strerror}") from None
+
+
+def _print_json(one: Photograph, limit: int | None) -> None:
+    """Prints an array of one object: the row, and what else is known of the photograph."""
+    more = {"table": one.table, "kept_sid": one.kept_sid, "stands_for_it": one.stands}
+    click.echo("[\n" + row_json({**one.row, **more})[:-1], nl=False)
+    for name, table in one.lists().items():
+        click.echo(f', "{name}": ', nl=False)
+        print_list(table, limit, True, end="")
+    click.echo("}\n]")
+
+
+def _print(one: Photograph, limit: int | None) -> None:
+    """Prints the row a line for each value, and what else is known of the photograph."""
+    for key, value in {**one.row, "table": one.table, "kept_sid": one.kept_sid}.items():
+        click.echo(f"{key:<15} {cell(value)}")
+    for number, row in enumerate(one.stands):
+        state = f"dropped, {row['reason']}" if "reason" in row else "kept"
+        where = f"{row['source']}:{row['key']} of {row['label_original']}"
+        click.echo(f"{'for that one' if number else 'stands for it':<15} sid {row['sid']}, {state}: {cell(where)}")
+    for name, table in one.lists().items():
+        click.echo(f"{name:<15} {len(table)}")
+        if len(table):
+            print_list(table, limit, False)

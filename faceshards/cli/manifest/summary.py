@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.dataset.manifest import Manifest
+from faceshards.files import bytes_text
+from faceshards.inspection.sizes import spread
+from pipelines.config import BuildConfig
+from pipelines.sources.catalog import known_datasets
 
 
 @click.command(cls=Command)
 @dataset_argument
 @json_option
 def summary(path: Path, as_json: bool) -> None:
-    """What was scanned, kept and dropped, and why."""
+    """What was scanned, kept and dropped, and why; how large identities are; where it all comes from."""
     print_summary(Manifest(path), as_json)
 
 
 def print_summary(found: Manifest, as_json: bool) -> None:
-    """Prints what was scanned, kept and dropped."""
-    totals = found.totals
+    """Prints what was scanned, kept and dropped, and from what."""
+    facts = _facts(found)
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+
+
+def _facts(found: Manifest) -> dict[str, Any]:
+    """Returns what a summary says, as JSON has it."""
+    kept = found.table("identities", ["kept"])["kept"].to_numpy()
+    rows = found.table("shards", ["rows"])["rows"].to_numpy()
+    defaults = json.loads(json.dumps(dataclasses.asdict(BuildConfig())))
     sets = found.info.get("dedupe", {}).get("test_overlap", {})  # of a build with --exclude
-    if as_json:
-        about = {"path": str(found.path), "name": found.info["name"], "fingerprint": found.fingerprint}
-        click.echo(
-            json.dumps(
-                {**about, **totals, **({"kept_out": sets} if sets else {}), "warnings": found.info["warnings"]},
-                indent=2,
-            )
-        )
-        return
-    click.echo(f"{found.info['name']} at {found.path}")
-    click.echo(f"  scanned     {totals['scanned']:>12,}")
-    click.echo(f"  kept        {totals['kept']:>12,}  of {totals['identities']:,} identities")
-    for reason, count in totals["dropped"].items():
-        click.echo(f"  dropped     {count:>12,}  {reason}")
-    for name, count in sets.items():
-        click.echo(f"  kept out    {count:>12,}  of {name}")
-    click.echo(f"  conflicts   {totals['conflicts']:>12,}  between {totals['identity_links']:,} pairs of identities")
-    click.echo(f"  shards      {totals['shards']:>12,}  {totals['image_bytes'] / 1e6:,.1f} MB of images")
-    click.echo(f"  fingerprint {found.fingerprint}")
+    known = known_datasets().get(found.info["name"])
+    return {
+        **{"path": str(found.path), "name": found.info["name"], "fingerprint": found.fingerprint},
+        **found.totals,
+        **({"kept_out": sets} if sets else {}),
+        "identity_sizes": spread(kept[kept > 0]),
+        "shard_rows": spread(rows),
+        "sources": found.info.get("sources", []),
+        "terms": known.terms if known else None,
+        "settings": {
+            name: value for name, value in found.info["config"].items() if value != defaults.get(name, _NEVER)
+        },
+        "warnings": found.info["warnings"],
+        "unsound": found.info.get("unsound", []),
+    }
+
+
+_TOLD = 8  # sources named
+_NEVER = object()  # no setting's value
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Yields a summary for people."""
+    yield f"{facts['name']} at {facts['path']}"
+    yield f"  scanned     {facts['scanned']:>12,}"
+    yield f"  kept        {facts['kept']:>12,}  of {facts['identities']:,} identities"
+    for reason, count in facts["dropped"].items():
+        yield f"  dropped     {count:>12,}  {reason}"
+    for name, count in facts.get("kept_out", {}).items():
+        yield f"  kept out    {count:>12,}  of {name}"
+    yield f"  conflicts   {facts['conflicts']:>12,}  between {facts['identity_links']:,} pairs of identities"
+    if sizes := facts["identity_sizes"]:
+        shares = ", ".join(f"{float(share) * 100:g} % {size:,}" for share, size in sizes["quantiles"].items())
+        yield f"  images of an identity: {sizes['least']:,} to {sizes['most']:,}, mean {sizes['mean']:,.1f}"
+        yield f"    quantiles {shares}; Gini coefficient {sizes['gini']:.3f}"
+    rows = facts["shard_rows"]
+    each = f", {rows['least']:,} to {rows['most']:,} rows each" if rows else ""
+    yield f"  shards      {facts['shards']:>12,}  {bytes_text(facts['image_bytes'])} of images{each}"
+    for source in facts["sources"][:_TOLD]:
+        yield f"  source      {source['name']}: {source['kind']} at {source['path']}, {bytes_text(source['bytes'])}"
+    if (more := len(facts["sources"]) - _TOLD) > 0:
+        yield f"  source      and {more:,} more; --json names them"
+    if facts["terms"]:
+        yield f"  terms       {facts['terms']}"
+    changed = ", ".join(f"{name}={json.dumps(value)}" for name, value in facts["settings"].items())
+    yield f"  settings    {changed or 'the defaults'}"
+    for warning in facts["warnings"]:
+        yield f"  warning     {warning}"
+    yield f"  fingerprint {facts['fingerprint']}"

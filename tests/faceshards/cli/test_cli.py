@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,10 @@ COMMANDS = (
     ["settings"],
     ["datasets"],
     ["manifest"],
-    *(["manifest", name] for name in ("summary", "identities", "image", "drops", "conflicts", "overlap", "verify")),
+    *(
+        ["manifest", name]
+        for name in ("summary", "identities", "image", "drops", "conflicts", "links", "overlap", "shards", "verify")
+    ),
 )
 
 
@@ -62,15 +66,32 @@ def test_summary(tiny_dataset: Manifest) -> None:
     lines = text.stdout.splitlines()
     assert lines[0] == f"tiny at {tiny_dataset.path}"
     assert lines[-1].split() == ["fingerprint", tiny_dataset.fingerprint]
+    assert "  settings    shards=4" in lines
     figures = {tuple(line.split())[-1]: line.split()[1] for line in lines if line.split()[0] == "dropped"}
     assert figures == {reason: str(count) for reason, count in tiny_dataset.totals["dropped"].items()}
     found = json.loads(call("manifest", "summary", tiny_dataset.path, "--json").stdout)
+    broken = ["tiny: 12 of 272 records are broken and left out (undecodable 8, wrong_size 4)"]
+    kept = [row["kept"] for row in tiny_dataset.table("identities").to_pylist() if row["label"] is not None]
+    apart = sum(abs(a - b) for a in kept for b in kept)  # the Gini coefficient by its definition
+    sizes, rows = found.pop("identity_sizes"), found.pop("shard_rows")
+    assert (sizes["least"], sizes["most"], sizes["mean"]) == (
+        min(kept),
+        max(kept),
+        pytest.approx(statistics.mean(kept)),
+    )
+    assert sizes["gini"] == pytest.approx(apart / (2 * len(kept) ** 2 * statistics.mean(kept)))
+    assert sizes["quantiles"]["0.5"] == statistics.median_low(kept)
+    assert rows["mean"] * tiny_dataset.totals["shards"] == tiny_dataset.totals["kept"]
     assert found == {
         "path": str(tiny_dataset.path),
         "name": "tiny",
         "fingerprint": tiny_dataset.fingerprint,
         **tiny_dataset.totals,
-        "warnings": ["tiny: 12 of 272 records are broken and left out (undecodable 8, wrong_size 4)"],
+        "sources": tiny_dataset.info["sources"],
+        "terms": None,
+        "settings": {"shards": 4},
+        "warnings": broken,
+        "unsound": broken,
     }
     # dataset.json itself names the dataset too.
     assert call("manifest", "summary", tiny_dataset.path / "dataset.json").stdout == text.stdout
@@ -87,6 +108,8 @@ def plain(rows: list[dict]) -> list[dict]:
         (["drops"], "dropped"),
         (["conflicts", "--pairs"], "conflicts"),
         (["conflicts"], "identity_links"),
+        (["links"], "identity_links"),
+        (["shards"], "shards"),
     ],
 )
 def test_tables(tiny_dataset: Manifest, command: list[str], table: str) -> None:
@@ -117,26 +140,21 @@ def test_image_gives_back_the_bytes_of_the_source(tiny_source: Path, tiny_datase
     assert out.read_bytes() == read_rec(tiny_source / "train.rec")[int(row["key"])][1]
     assert dict(line.split(maxsplit=1) for line in text.stdout.splitlines())["sha256"] == row["sha256"].hex()
     (found,) = json.loads(call("manifest", "image", tiny_dataset.path, str(row["sid"]), "--json").stdout)
-    assert found == plain([row])[0]
+    assert {name: found[name] for name in row} == plain([row])[0]
     assert found["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
-
-
-def test_image_of_a_dropped_row(tiny_dataset: Manifest, tmp_path: Path) -> None:
-    row = tiny_dataset.table("dropped").to_pylist()[0]
-    assert json.loads(call("manifest", "image", tiny_dataset.path, str(row["sid"]), "--json").stdout) == [row]
-    line = refusal("manifest", "image", tiny_dataset.path, str(row["sid"]), "--out", tmp_path / "face.jpg")
-    assert f"was dropped ({row['reason']})" in line
-    assert not (tmp_path / "face.jpg").exists()
 
 
 def test_image_mistakes(tiny_dataset: Manifest, tmp_path: Path) -> None:
     count = tiny_dataset.totals["scanned"]
-    assert refusal("manifest", "image", tiny_dataset.path, str(count)) == (
-        f"{tiny_dataset.path}: no sid {count}; they go from 0 to {count - 1}"
-    )
+    for number in (count, 9_999_999):  # the first is the key of the last record
+        line = refusal("manifest", "image", tiny_dataset.path, str(number))
+        assert line.startswith(f"{tiny_dataset.path}: no sid {number}; they go from 0 to {count - 1}; ")
     sid = str(tiny_dataset.table("images")["sid"][0])
     assert "No such file" in refusal("manifest", "image", tiny_dataset.path, sid, "--out", tmp_path / "no" / "face.jpg")
-    assert "is not a valid integer" in refusal("manifest", "image", tiny_dataset.path, "seven", code=2)
+    for name in ("seven", "train.rec:", "0123abc", "f" * 64, "9" * 5000, ""):
+        assert f"'{name}' is no sid (0 to {count - 1}), no key, and no sha256" in (
+            refusal("manifest", "image", tiny_dataset.path, name)
+        )
 
 
 def test_verify_says_so_when_all_is_well(tiny_dataset: Manifest) -> None:
@@ -212,7 +230,7 @@ def test_verify_names_the_row_of_a_flipped_byte(tiny_dataset: Manifest, tmp_path
     assert f"{out / SHARD}: row {row['row']} (sid {sid}): the image's sha256 is not the manifest's" in lines
 
 
-@pytest.mark.parametrize("name", ["summary", "identities", "drops", "conflicts", "verify"])
+@pytest.mark.parametrize("name", ["summary", "identities", "drops", "conflicts", "links", "shards", "verify"])
 def test_a_folder_without_a_dataset(name: str, tmp_path: Path) -> None:
     expected = f"{tmp_path}: no dataset published there (no dataset.json)"
     assert refusal("manifest", name, tmp_path) == expected

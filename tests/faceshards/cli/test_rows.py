@@ -20,7 +20,7 @@ from faceshards.dataset.schema import SCHEMAS
 from tests.pipelines.build_fixtures import rewrite_info
 
 GROUP = 4096  # rows of a row group
-COUNTS = {"dropped": 70, "identities": 45, "conflicts": 33, "identity_links": 21}
+COUNTS = {"dropped": 70, "identities": 45, "conflicts": 33, "identity_links": 21, "shards": 26}
 
 
 def rows(table: str, count: int, detail: str = "") -> pa.Table:
@@ -74,6 +74,8 @@ def call(*arguments: str | Path) -> Result:
         (["drops"], "dropped"),
         (["conflicts", "--pairs"], "conflicts"),
         (["conflicts"], "identity_links"),
+        (["links"], "identity_links"),
+        (["shards"], "shards"),
     ],
 )
 def test_json_is_whole_and_cut_tables_say_so(long: Path, command: list[str], table: str) -> None:

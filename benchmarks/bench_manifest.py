@@ -1,0 +1,89 @@
+"""What it takes to look into a set: seconds and peak memory of each command, a process of its own each time.
+
+    python -m benchmarks.bench_manifest [--images 1000000] [--folder /tmp]
+
+The set is made by benchmarks.generate_manifest; its tables lie in the page cache, as they do after a first look.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks.generate_manifest import generate
+from faceshards.dataset.manifest import Manifest
+
+# A command, and then the peak memory of its process: what a parent is told includes the parent's own.
+RUN = """
+import sys
+from faceshards.cli.main import main
+from faceshards.progress import peak_memory
+try:
+    main(sys.argv[1:])
+finally:
+    print(peak_memory(), file=sys.stderr)
+"""
+
+
+def commands(found: Manifest) -> list[list[str]]:
+    """Returns the commands, each with the rows that it looks for among those of the middle."""
+    part = found.table("images", shard=found.totals["shards"] // 2)
+    row = part.slice(len(part) // 2, 1).to_pylist()[0]
+    lost = found.table("dropped", ["sid"])["sid"]
+    return [
+        ["summary"],
+        ["identities"],
+        ["identities", "--sort", "images", "--limit", "20"],
+        ["identities", "--drops", "5", "--sort", "dropped"],
+        ["drops"],
+        ["drops", "--reason", "undecodable"],
+        ["drops", "--label", row["label_original"]],
+        ["links"],
+        ["conflicts", "--pairs"],
+        ["shards"],
+        ["image", str(row["sid"])],
+        ["image", str(lost[len(lost) // 2])],
+        ["image", row["sha256"].hex()[:16]],
+        ["image", f"{row['source']}:{row['key']}"],
+        ["image", "no-such-key"],
+    ]
+
+
+def measure(folder: Path, command: list[str]) -> tuple[float, float, float]:
+    """Returns wall seconds, CPU seconds and peak memory, in GiB, of a command."""
+    arguments = [sys.executable, "-c", RUN, "manifest", command[0], str(folder), *command[1:]]
+    before, start = os.times(), time.perf_counter()
+    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wall, after = time.perf_counter() - start, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return wall, cpu, int(done.stderr.split()[-1]) / (1 << 30)
+
+
+@click.command()
+@click.option("--images", default=1_000_000, show_default=True, help="Records scanned; WebFace42M has 42,474,557.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where the set is made for a while.")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="A set that is there, instead.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each command; the fastest counts.")
+def main(images: int, folder: Path | None, data: Path | None, rounds: int) -> None:
+    """Prints a row for each command."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        if data is None:
+            data = Path(temporary) / "set"
+            generate(data, images, sources=2)
+        found = Manifest(data)
+        size = sum(entry["bytes"] for entry in found.info["files"].values())
+        click.echo(f"{found.totals['scanned']:,} records, {size / 1e9:.2f} GB of tables")
+        click.echo("| command | s | CPU s | peak GiB |\n|---|---|---|---|")
+        for command in commands(found):
+            wall, cpu, memory = min(measure(data, command) for _ in range(rounds))
+            click.echo(f"| {' '.join(command)} | {wall:.2f} | {cpu:.2f} | {memory:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The command ``faceshards manifest links``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pyarrow.dataset as ds
+
+from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.rows import limit_option, print_sorted
+from faceshards.dataset.manifest import Manifest
+
+
+@click.command(cls=Command)
+@dataset_argument
+@click.option("--label", help="Only those of this identity, by its label in the source.")
+@click.option("--min", "least", type=click.IntRange(min=1), help="Only those that share so many photographs.")
+@limit_option
+@json_option
+def links(path: Path, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
+    """Pairs of identities that share photographs, perhaps one person under two labels; most photographs first."""
+    print_links(Manifest(path), label, least, limit, as_json)
+
+
+def print_links(found: Manifest, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
+    """Prints pairs of identities that share photographs.
+
+    Args:
+        found: the dataset.
+        label: of one of the two; None: any.
+        least: photographs that they share; None: any.
+        limit: see print_rows().
+        as_json: likewise.
+    """
+    where = of_identity(label)
+    if least is not None:
+        where &= ds.field("photographs") >= least
+    order = [("photographs", "descending"), ("label_original_a", "ascending"), ("label_original_b", "ascending")]
+    print_sorted(found.table("identity_links", where=where), order, limit, as_json)
+
+
+def of_identity(label: str | None) -> ds.Expression:
+    """Returns what chooses pairs of which one is of an identity, or any."""
+    if label is None:
+        return ds.scalar(True)
+    return (ds.field("label_original_a") == label) | (ds.field("label_original_b") == label)
