@@ -8,9 +8,11 @@ from faceshards.cli.options import LazyCommands
 
 COMMANDS = {
     "conflicts": "faceshards.cli.manifest.conflicts:conflicts",
+    "diff": "faceshards.cli.manifest.diff:diff",
     "drops": "faceshards.cli.manifest.drops:drops",
     "identities": "faceshards.cli.manifest.identities:identities",
     "image": "faceshards.cli.manifest.image:image",
+    "query": "faceshards.cli.manifest.query:query",
     "summary": "faceshards.cli.manifest.summary:summary",
     "upgrade": "faceshards.cli.manifest.upgrade:upgrade",
     "verify": "faceshards.cli.manifest.verify:verify",
@@ -26,6 +28,8 @@ def manifest() -> None:
       faceshards manifest summary data/shards/synthetic
       faceshards manifest drops data/shards/synthetic --reason near_duplicate
       faceshards manifest image data/shards/synthetic 42 --out 42.jpg
+      faceshards manifest query data/shards/synthetic "SELECT count(DISTINCT label) FROM images"
+      faceshards manifest diff data/shards/before data/shards/after
       faceshards manifest verify data/shards/synthetic
       faceshards manifest upgrade data/shards/older
     """
