@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import queue
 import tempfile
 import threading
@@ -25,13 +24,17 @@ import pyarrow as pa
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.errors import FaceshardsError
+from faceshards.inspection.tables_only import PROTOCOL, tables_only
 
 BATCH = 65536  # rows handed on at a time
 MEMORY = "4GB"
 _GRACE = 1.0  # seconds that an interrupted query has to end; DuckDB does not look up while it folds constants
-_PROTOCOL = "manifest"
 _READS = "one SELECT, WITH, FROM, VALUES, PIVOT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN"
-_NO_COPY = ("PIVOT", "UNPIVOT", "SELECT", "WITH", "FROM", "EXPLAIN", "DESCRIBE", "SUMMARIZE")
+_FIRST = {"SELECT", "WITH", "FROM", "VALUES", "TABLE", "PIVOT", "UNPIVOT"} | {
+    *("DESCRIBE", "DESC", "SUMMARIZE", "SHOW", "EXPLAIN")
+}
+_KINDS = ("SELECT", "EXPLAIN", "MULTI")  # MULTI: a PIVOT that has to find its columns
+
 
 Result = TypeVar("Result")
 
@@ -113,10 +116,9 @@ def _check_statement(duckdb: Any, connection: Any, sql: str) -> bool:
         raise QueryError(f"no question in the SQL: it takes {_READS}")
     if len(statements) > 1:
         raise QueryError(f"{len(statements)} statements: a query is {_READS}")
-    kind = statements[0].type.name.removesuffix("_STATEMENT")
+    kind = statements[0].type.name
     first = _first_word(duckdb, sql)
-    # MULTI is a PIVOT that first has to find its columns, or any statement with one inside, COPY too.
-    if kind not in ("SELECT", "EXPLAIN") and not (kind in ("MULTI", "INVALID") and first in _NO_COPY):
+    if kind not in _KINDS or first not in _FIRST:  # a MULTI can be COPY too
         raise QueryError(f"{first}: the manifest is read-only: a query is {_READS}")
     return first == "EXPLAIN"
 
@@ -139,10 +141,10 @@ def _show_tables(connection: Any, found: Manifest, sql: str) -> None:
     views = []
     for table in named:
         found.check_table(table)
-        urls = {f"{_PROTOCOL}://{table}/{number}": name for number, name in enumerate(found.files(table))}
+        urls = {f"{PROTOCOL}://{table}/{number}": name for number, name in enumerate(found.files(table))}
         files |= {url: found.path / name for url, name in urls.items()}
         views.append(f"CREATE VIEW {table} AS SELECT * FROM read_parquet({_listed(urls)})")
-    connection.register_filesystem(_tables_only(files))
+    connection.register_filesystem(tables_only(files))
     connection.execute(f"SET allowed_paths = {_listed(files)}")
     for view in views:
         connection.execute(view)
@@ -152,76 +154,6 @@ def _show_tables(connection: Any, found: Manifest, sql: str) -> None:
 
 def _listed(names: dict[str, Any]) -> str:
     return "[" + ", ".join(f"'{name}'" for name in names) + "]"
-
-
-def _tables_only(files: dict[str, Path]) -> Any:
-    """Returns a file system of fsspec with these files and no others, which cannot be written."""
-    from fsspec import AbstractFileSystem
-
-    class Tables(AbstractFileSystem):
-        protocol = _PROTOCOL
-        cachable = False
-
-        def _file(self, path: str) -> Path:
-            url = path if "://" in path else f"{_PROTOCOL}://{path}"
-            if url not in files:
-                raise FileNotFoundError(path)
-            return files[url]
-
-        def info(self, path: str, **_: Any) -> dict[str, Any]:
-            status = self._file(path).stat()
-            return {"name": path, "size": status.st_size, "type": "file", "mtime": status.st_mtime}
-
-        def exists(self, path: str, **_: Any) -> bool:
-            return (path if "://" in path else f"{_PROTOCOL}://{path}") in files
-
-        def glob(self, path: str, **_: Any) -> list[str]:
-            return [path] if self.exists(path) else []
-
-        def modified(self, path: str) -> Any:
-            from datetime import datetime, timezone
-
-            return datetime.fromtimestamp(self.info(path)["mtime"], timezone.utc)
-
-        def open(self, path: str, mode: str = "rb", **_: Any) -> _File:
-            if mode != "rb":
-                raise PermissionError(f"{path}: the manifest is read-only")
-            return _File(self._file(path))
-
-    return Tables()
-
-
-class _File:
-    """A file whose place belongs to the thread: DuckDB's threads share it, and seek and read are two calls."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle, self._place = os.open(path, os.O_RDONLY), threading.local()
-        self.closed = False
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self._handle).st_size}[whence]
-        self._place.at = start + offset
-        return self._place.at
-
-    def tell(self) -> int:
-        return getattr(self._place, "at", 0)
-
-    def read(self, count: int = -1) -> bytes:
-        start, pieces = self.tell(), []
-        left = os.fstat(self._handle).st_size - start if count < 0 else count
-        while left > 0 and (piece := os.pread(self._handle, left, start)):
-            pieces.append(piece)
-            start, left = start + len(piece), left - len(piece)
-        self._place.at = start
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            os.close(self._handle)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class _Clock:
@@ -267,9 +199,7 @@ def _reader(connection: Any, sql: str) -> pa.RecordBatchReader:
     except (duckdb.BinderException, duckdb.CatalogException):
         connection.execute(sql)  # fails likewise, and says where in the SQL
         raise
-    # fetch_record_batch() is its name before DuckDB 1.4.
-    read = relation.to_arrow_reader if hasattr(relation, "to_arrow_reader") else relation.fetch_record_batch
-    return read(BATCH)
+    return relation.to_arrow_reader(BATCH)
 
 
 def _batches(reader: pa.RecordBatchReader, clock: _Clock, sql: str) -> Iterator[pa.RecordBatch]:

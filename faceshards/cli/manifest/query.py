@@ -64,13 +64,17 @@ def query(
     if temp_dir is not None and not temp_dir.is_dir():
         raise FaceshardsError(f"{temp_dir}: no folder, and --temp-dir takes one")
     with answer(found, sql, timeout, memory, temp_dir) as given:
-        if kind == "table":
-            _print_table(given, FEW if limit is None else limit)
-        else:
-            more = [False]
-            batches = _first(given.batches, limit or sys.maxsize, more)
-            _write(given, batches, kind, out)
-            _say_more(more[0], limit or 0)
+        try:
+            if kind == "table":
+                _print_table(given, FEW if limit is None else limit)
+            else:
+                more = [False]
+                _write(given, _first(given.batches, limit or sys.maxsize, more), kind, out)
+                _say_more(more[0], limit or 0)
+        except (OverflowError, ValueError, NotImplementedError) as error:  # Arrow's are of these kinds too
+            raise FaceshardsError(
+                f"a value that {kind} has no room for: {' '.join(str(error).split())}; CAST it in SQL"
+            ) from None
 
 
 def _format(kind: str | None, as_json: bool, out: Path | None) -> str:

@@ -77,6 +77,12 @@ def test_values_that_json_lacks(tiny_dataset: Manifest) -> None:
     assert row == {"a": None, "s": 1, "d": 1.5, "t": "2020-01-02", "n": {"x": [None]}, "s_1": 1}
 
 
+@pytest.mark.parametrize("kind", ["table", "json"])
+def test_a_value_without_room_is_one_line(tiny_dataset: Manifest, kind: str) -> None:
+    sql = "SELECT max(date) AS far FROM test_all_types()"
+    assert "CAST it in SQL" in refusal("manifest", "query", tiny_dataset.path, sql, "--format", kind)
+
+
 @pytest.mark.parametrize(
     "sql",
     [

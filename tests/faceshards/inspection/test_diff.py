@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.inspection.diff import _compare_images
+from faceshards.inspection.images import compare_images
 from tests.faceshards.cli.test_cli import call, refusal
 from tests.pipelines.build_fixtures import flip_bit, rewrite_info
 
@@ -31,7 +31,7 @@ def arrays(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 @settings(deadline=None)
 @given(images, images)
 def test_images_are_compared_as_multisets(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
-    found = _compare_images(arrays(a), arrays(b))
+    found = compare_images(arrays(a), arrays(b))
     only_a, only_b = Counter(a) - Counter(b), Counter(b) - Counter(a)
     digests = [Counter(digest for digest, _ in only.elements()) for only in (only_a, only_b)]
     moved = digests[0] & digests[1]
