@@ -26,6 +26,7 @@ EXTRAS = {
     **dict.fromkeys(("mindspore", "tensorboardX"), "train"),
     **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "markupsafe", "onnx", "onnxruntime"), "eval"),
     "mxnet": "mxnet",
+    "duckdb": "manifest",
 }
 
 

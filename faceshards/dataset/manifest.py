@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +135,13 @@ class Manifest:
             raise ManifestError(problem)
 
     def _check(self, names: Sequence[str]) -> None:
-        for name in names:
-            self.check_file(name)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                for problem in pool.map(self.mismatch, names):
+                    if problem:
+                        raise ManifestError(problem)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
         """Returns a table for lazy reading, after its files were compared with their checksums.

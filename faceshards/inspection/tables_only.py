@@ -1,0 +1,80 @@
+"""A file system of Python's for DuckDB: some files to read, and nothing to write."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = "manifest"
+
+
+def tables_only(files: dict[str, Path]) -> Any:
+    """Returns a file system of fsspec with these files and no others, which cannot be written."""
+    from fsspec import AbstractFileSystem
+
+    class Tables(AbstractFileSystem):
+        protocol = PROTOCOL
+        cachable = False
+
+        def _file(self, path: str) -> Path:
+            url = path if "://" in path else f"{PROTOCOL}://{path}"
+            if url not in files:
+                raise FileNotFoundError(path)
+            return files[url]
+
+        def info(self, path: str, **_: Any) -> dict[str, Any]:
+            status = self._file(path).stat()
+            return {"name": path, "size": status.st_size, "type": "file", "mtime": status.st_mtime}
+
+        def exists(self, path: str, **_: Any) -> bool:
+            return (path if "://" in path else f"{PROTOCOL}://{path}") in files
+
+        def glob(self, path: str, **_: Any) -> list[str]:
+            return [path] if self.exists(path) else []
+
+        def modified(self, path: str) -> Any:
+            from datetime import datetime, timezone
+
+            return datetime.fromtimestamp(self.info(path)["mtime"], timezone.utc)
+
+        def open(self, path: str, mode: str = "rb", **_: Any) -> _File:
+            if mode != "rb":
+                raise PermissionError(f"{path}: the manifest is read-only")
+            return _File(self._file(path))
+
+    return Tables()
+
+
+class _File:
+    """A file whose place belongs to the thread: DuckDB's threads share it, and seek and read are two calls."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle, self._place = os.open(path, os.O_RDONLY), threading.local()
+        self.closed = False
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self._handle).st_size}[whence]
+        self._place.at = start + offset
+        return self._place.at
+
+    def tell(self) -> int:
+        return getattr(self._place, "at", 0)
+
+    def read(self, count: int = -1) -> bytes:
+        start, pieces = self.tell(), []
+        left = os.fstat(self._handle).st_size - start if count < 0 else count
+        while left > 0 and (piece := os.pread(self._handle, left, start)):
+            pieces.append(piece)
+            start, left = start + len(piece), left - len(piece)
+        self._place.at = start
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            os.close(self._handle)
+
+    def __del__(self) -> None:
+        self.close()
