@@ -53,3 +53,8 @@ def tiny_digests(tiny_dataset: Manifest) -> dict[str, str]:
     from tests.pipelines.build_fixtures import digests
 
     return digests(tiny_dataset.path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts whole runs of training first: begun last, they are what one worker still does when all others are done."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
