@@ -16,6 +16,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 # What is installed for a target, and the stamp that says it is. MXNet, the oracle of the tests, holds numpy below 2.
 EXTRAS_base :=
+EXTRAS_manifest := [manifest]
 EXTRAS_train := [train]
 EXTRAS_eval := [train,eval]
 EXTRAS_dev := [all,dev]
@@ -34,12 +35,12 @@ $(INSTALLED)-%: setup.cfg setup.py
 	@[ $* != dev ] || $(PYTHON) .ci/libquadmath.py
 	@[ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$(VERSION)" ] || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.$(EXTRAS_$*)'
-	@touch $@ $(if $(filter dev,$*),$(INSTALLED)-base $(INSTALLED)-train $(INSTALLED)-eval) $(if $(filter eval,$*),$(INSTALLED)-base $(INSTALLED)-train)
+	@touch $@ $(if $(filter dev,$*),$(INSTALLED)-base $(INSTALLED)-manifest $(INSTALLED)-train $(INSTALLED)-eval) $(if $(filter manifest,$*),$(INSTALLED)-base) $(if $(filter eval,$*),$(INSTALLED)-base $(INSTALLED)-train)
 
 shards: $(INSTALLED)-base ## build DATASET (default: synthetic, rendered on the spot) into data/shards/DATASET
 	$(BIN)/faceshards build $(DATASET) --data-root $(DATA_ROOT) --out $(OUT) $(ARGS)
 
-manifest: $(INSTALLED)-base ## summarise the shards of DATASET
+manifest: $(INSTALLED)-manifest ## summarise the shards of DATASET
 	$(BIN)/faceshards manifest summary $(OUT)
 
 # OUT is the export's here (data/exports/DATASET-TO); the shards lie where `make shards` puts them by itself.

@@ -97,11 +97,7 @@ def test_summary(tiny_dataset: Manifest) -> None:
     assert call("manifest", "summary", tiny_dataset.path / "dataset.json").stdout == text.stdout
 
 
-def plain(rows: list[dict]) -> list[dict]:
-    return [{key: value.hex() if isinstance(value, bytes) else value for key, value in row.items()} for row in rows]
-
-
-@pytest.mark.parametrize(
+LISTS = pytest.mark.parametrize(
     ("command", "table"),
     [
         (["identities"], "identities"),
@@ -112,6 +108,13 @@ def plain(rows: list[dict]) -> list[dict]:
         (["shards"], "shards"),
     ],
 )
+
+
+def plain(rows: list[dict]) -> list[dict]:
+    return [{key: value.hex() if isinstance(value, bytes) else value for key, value in row.items()} for row in rows]
+
+
+@LISTS
 def test_tables(tiny_dataset: Manifest, command: list[str], table: str) -> None:
     expected = plain(tiny_dataset.table(table).to_pylist())
     found = json.loads(call("manifest", *command, tiny_dataset.path, "--limit", "0", "--json").stdout)

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS
+from tests.faceshards.cli.test_cli import LISTS
 from tests.pipelines.build_fixtures import rewrite_info
 
 GROUP = 4096  # rows of a row group
@@ -67,17 +68,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["manifest", *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    ("command", "table"),
-    [
-        (["identities"], "identities"),
-        (["drops"], "dropped"),
-        (["conflicts", "--pairs"], "conflicts"),
-        (["conflicts"], "identity_links"),
-        (["links"], "identity_links"),
-        (["shards"], "shards"),
-    ],
-)
+@LISTS
 def test_json_is_whole_and_cut_tables_say_so(long: Path, command: list[str], table: str) -> None:
     count = COUNTS[table]
     want = pq.read_table(long / "manifest" / f"{table}.parquet").to_pylist()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,20 +80,6 @@ def test_pieces_that_were_finished_are_not_written_again_and_nobody_else_goes_on
     assert (code, err) == (0, "")
     whole = exported(tiny_dataset, tmp_path / "whole", "im2rec", partition_bytes=STEP)
     assert digests(out) == digests(whole)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, 8 MB, whose size the test may change."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small tmpfs can only be mounted by root, where the system lets it")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(("to", "room"), [("recordio", 700), ("folder", 400)])
