@@ -18,7 +18,7 @@ CHOICES = {
     "schedule": ("polynomial", "multistep", "cosine"),
     "amp": ("O0", "O2", "O3"),
     "sampling": ("instance", "identity", "sqrt"),
-    "device": ("CPU", "GPU", "Ascend"),
+    "device": ("auto", "Ascend", "GPU", "CPU"),
 }
 CHECKS = ("background", True, False)  # of check_shards; YAML reads true and false as truth values
 
@@ -63,7 +63,7 @@ class TrainConfig:
         mirror: mirrors each image with probability 1/2.
         augment: the augmentations of arcface_torch's DALI pipeline (training.data.transforms).
         seed: decides first values, order, mirroring and samples.
-        device: ``CPU``, ``GPU`` or ``Ascend``.
+        device: ``Ascend``, ``GPU`` or ``CPU``; ``auto`` is the first of them that MindSpore finds on this host.
         threads: that decode images, in each rank; 0: one per core.
         check_shards: compares a rank's shards with their checksums: ``background`` beside the first epoch, and no
             checkpoint is written before that is done; ``true`` before the first step; ``false`` never. Tables of the
@@ -106,7 +106,7 @@ class TrainConfig:
     mirror: bool = True
     augment: bool = False
     seed: int = 0
-    device: str = "CPU"
+    device: str = "auto"
     threads: int = 0
     check_shards: bool | str = "background"
     log_steps: int = 10

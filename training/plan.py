@@ -134,6 +134,7 @@ class Plan:
         """Yields the plan as a user wants to read it."""
         config = self.config
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
+        yield f"device {config.device}"
         yield f"learning rate up to {config.peak_lr():g} ({config.optimizer}, {config.schedule})"
         yield (
             f"up to {self.checkpoints:,} checkpoints of {bytes_text(self.checkpoint_bytes)} at once "

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from training import preflight
 from training.backbones.registry import BACKBONES, find_spec
 from training.config import TrainConfig, find_recipe, verification_sets
 from training.device.diagnostics import diagnostics_in
+from training.device.distributed import choose_device, init
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
 from training.recipes import Resolved, read_recipe, resolve
@@ -53,8 +54,8 @@ class Request:
     data_root: Path = Path("data/raw")
 
     def config(self) -> TrainConfig:
-        """Returns the settings of the run."""
-        return self.resolved().config
+        """Returns the settings of the run on this host, its device chosen."""
+        return _here(self.resolved())
 
     def resolved(self) -> Resolved[TrainConfig]:
         """Returns the settings of the run and where they come from.
@@ -83,6 +84,11 @@ class Request:
         return found
 
 
+def _here(found: Resolved[TrainConfig]) -> TrainConfig:
+    """Returns settings for this host: device auto becomes one of its devices."""
+    return replace(found.config, device=choose_device(found.config.device))
+
+
 def _begun(out: Path) -> TrainConfig:
     """Returns the settings that the run in `out` began with and must keep; the defaults if it has no checkpoint."""
     from training.checkpoint import known, read_meta
@@ -101,7 +107,7 @@ def _plan(request: Request, data: Manifest, hosts: Hosts) -> Plan:
     kept = [f"{name} {getattr(found.config, name)}" for name, origin in found.origins.items() if origin == "checkpoint"]
     if kept:
         log.warning("%s: goes on with %s, as it began; the defaults are others", request.out, ", ".join(kept))
-    return make_plan(found.config, data, hosts.world)
+    return make_plan(_here(found), data, hosts.world)
 
 
 def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iterator[str]:
@@ -188,8 +194,6 @@ def job_role() -> str | None:
 def run_role(request: Request, make_verifier: MakeVerifier) -> None:
     """Is the scheduler or one rank of a job that msrun started."""
     if job_role() == "MS_SCHED":
-        from training.device.distributed import init
-
         init(request.config().device)
         return
     announce()
@@ -200,7 +204,6 @@ def run_role(request: Request, make_verifier: MakeVerifier) -> None:
 
 def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> dict[str, Any]:
     """Returns the result of a run in this process, which is one of its ranks."""
-    from training.device.distributed import init
     from training.loop import train
 
     config, out = request.config(), request.out

@@ -81,6 +81,7 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
         WeightsError, CheckpointError: `start` is damaged or of another backbone.
     """
     config, rank = plan.config, group.rank
+    log.info("device %s", group.device)
     stream = Stream(
         data,
         plan.layout,

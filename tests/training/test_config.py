@@ -39,7 +39,7 @@ def test_published_learning_rates():
         ({"margin": 3}, "--set: margin: 3 is not a list of numbers"),
         ({"check_shards": "later"}, "--set: check_shards: 'later' is not one of background, true, false"),
         ({"check_shards": 1}, "--set: check_shards: 1 is not of type bool or str"),
-        ({"device": "TPU"}, "--set: device: 'TPU' is not one of CPU, GPU, Ascend"),
+        ({"device": "TPU"}, "--set: device: 'TPU' is not one of auto, Ascend, GPU, CPU"),
         ({"sample_rate": 0}, "--set: sample_rate: 0.0 is outside"),
         ({"milestones": [3, 2]}, "milestones: .* are not epochs in ascending order"),
     ],

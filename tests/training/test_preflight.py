@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import cv2
+import mindspore as ms
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -140,6 +141,7 @@ def test_a_dry_run_says_sizes_sets_and_doubts(data, tmp_path, monkeypatch, caplo
     settings = {"verify": ["faces.bin"], "milestones": [1], "centers": "disk", "keep": 1, "epochs": 5}
     result = train(data.path, Path("run"), "--dry-run", **settings)
     assert result.exit_code == 0, result.output
+    assert "device CPU" in result.stdout.splitlines() or any(map(ms.hal.is_available, ("GPU", "Ascend")))
     assert "up to 3 checkpoints of 2.2 MB at once (keep 1, the best, the one being written)" in result.stdout
     assert result.stdout.splitlines()[-2:] == [
         "verification on faces: 24 pairs, 12 of one person",

@@ -290,3 +290,8 @@ def test_unknown_keys_name_the_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("lrr: 1\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'lrr'"):
         load_recipe(str(tmp_path / "mine.yaml"), {})
+
+
+def test_no_recipe_names_a_device():
+    """What a recipe says holds on every machine."""
+    assert all("device" not in read_recipe(path).own.values for path in RECIPES.glob("*.yaml"))

@@ -22,7 +22,7 @@ from faceshards.errors import ConfigError, FaceshardsError
 from training.config import CHOICES
 from training.device.numpy2 import settle_numpy
 
-DEVICES = CHOICES["device"]
+AUTO, *DEVICES = CHOICES["device"]
 
 
 @ms.jit_class
@@ -109,6 +109,11 @@ def init(device: str = "CPU", environ: Mapping[str, str] = os.environ) -> Group:
     return Group(communication.get_rank(), communication.get_group_size(), device)
 
 
+def choose_device(device: str) -> str:
+    """Returns a device's name, for "auto" the first of DEVICES that is there; nothing is started on it."""
+    return next(iter(_devices_there()), "CPU") if device == AUTO else device
+
+
 def check_device(device: str, ranks: int = 1) -> None:
     """Refuses a device that is not on this host, or that has not one for each rank; nothing is started on it.
 
@@ -119,15 +124,21 @@ def check_device(device: str, ranks: int = 1) -> None:
     Raises:
         FaceshardsError: names the devices there are.
     """
-    with _quiet():
-        there = [name for name in DEVICES if ms.hal.is_available(name)]
-        if device in there:
+    there = _devices_there()
+    if device in there:
+        with _quiet():
             count = ms.hal.device_count(device) if device != "CPU" else ranks
-            if count < ranks:
-                raise FaceshardsError(f"--devices {ranks}: this host has {count} of device {device}")
-            return
+        if count < ranks:
+            raise FaceshardsError(f"--devices {ranks}: this host has {count} of device {device}")
+        return
     others = "".join(f"; choose with --set device={name}" for name in there[:1])
     raise FaceshardsError(f"device {device} is not available here (available: {', '.join(there) or 'none'}){others}")
+
+
+def _devices_there() -> list[str]:
+    """Returns the names of this host's devices, best first."""
+    with _quiet():
+        return [name for name in DEVICES if ms.hal.is_available(name)]
 
 
 @contextmanager

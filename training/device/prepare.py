@@ -26,9 +26,9 @@ def prepare(backbone: nn.Cell, config: TrainConfig, group: Group) -> None:
     Args:
         backbone: as created, with its weights.
         config: of the run.
-        group: the ranks.
+        group: the ranks, on their device.
     """
-    if config.device == "CPU":
+    if group.device == "CPU":
         adapt_to_cpu(backbone)
     if config.amp != "O0":
         ms.amp.auto_mixed_precision(backbone, config.amp)

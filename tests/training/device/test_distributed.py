@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from faceshards.errors import ConfigError, FaceshardsError
-from training.device.distributed import init
+from training.device.distributed import choose_device, init
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,8 +45,15 @@ def test_a_missing_device_is_one_line(device):
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize("there", [["Ascend", "GPU", "CPU"], ["GPU", "CPU"], ["CPU"]])
+def test_auto_is_the_best_device_there_is(monkeypatch, there):
+    monkeypatch.setattr(ms.hal, "is_available", there.__contains__)
+    assert choose_device("auto") == there[0]
+    assert choose_device("GPU") == "GPU"  # one that is named is that, there or not
+
+
 def test_an_unknown_device_is_refused():
-    with pytest.raises(ConfigError, match="'TPU' is not one of CPU, GPU, Ascend"):
+    with pytest.raises(ConfigError, match="'TPU' is not one of Ascend, GPU, CPU"):
         init("TPU", environ={})
 
 

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.numeric
 class TwoRanks(Group):
     """A group of which only the numbers are asked."""
 
-    def __init__(self):
-        self.rank, self.world, self.device = 0, 2, "CPU"
+    def __init__(self, device="CPU"):
+        self.rank, self.world, self.device = 0, 2, device
 
 
 def kinds(cell):
@@ -44,7 +44,7 @@ def test_all_quirks_together():
 def test_a_plain_run_on_another_device_changes_nothing():
     cell = create_backbone("mbf_narrow", 32)
     before = kinds(cell)
-    prepare(cell, TrainConfig(device="GPU"), TwoRanks())
+    prepare(cell, TrainConfig(), TwoRanks("GPU"))
     assert kinds(cell) == before
 
 
