@@ -104,10 +104,16 @@ class EmbeddedSet:
         with self.named():
             return verify(self.both, self.same, **options)
 
-    def entry(self) -> Entry:
-        """Returns all that a report has of the set; raises as verify()."""
+    def entry(self, fars: Sequence[float] = ()) -> Entry:
+        """Returns all that a report has of the set; raises as verify().
+
+        Args:
+            fars: false accept rates that the table is to show; FARS are measured in any case.
+        """
         views = self.views
-        result = self.verify(fars=FARS, xnorm=None if views is None else mean_norm(views))
+        result = self.verify(
+            fars=sorted({*FARS, *fars}, reverse=True), xnorm=None if views is None else mean_norm(views)
+        )
         return Entry(
             name=self.source.name,
             result=result,
@@ -118,6 +124,7 @@ class EmbeddedSet:
             problems=self.lost,
             numbers=self.places.tolist(),
             digest=self.source.digest(),
+            fars=tuple(sorted({*fars}, reverse=True)),
         )
 
 
@@ -135,29 +142,32 @@ def embed_set(source: VerificationSet, embedder: Embedder, quiet: bool = True) -
     return found
 
 
-def measure_model(model: Model, sets: Sequence[VerificationSet], quiet: bool = False) -> list[Entry]:
+def measure_model(
+    model: Model, sets: Sequence[VerificationSet], quiet: bool = False, fars: Sequence[float] = ()
+) -> list[Entry]:
     """Returns what a model gives on sets.
 
     Args:
         model: embeds the images.
         sets: to measure on.
         quiet: no progress bar.
+        fars: see EmbeddedSet.entry.
 
     Raises:
         FaceshardsError: what is left of a set measures nothing, or an embedding is not finite.
     """
     embedder = Embedder(model.forward)
-    return [embed_set(source, embedder, quiet).entry() for source in sets]
+    return [embed_set(source, embedder, quiet).entry(fars) for source in sets]
 
 
-def measure_embeddings(path: Path, source: VerificationSet) -> Entry:
-    """Returns what the embeddings of an .npy (2P, D) give on a set.
+def measure_embeddings(path: Path, source: VerificationSet, fars: Sequence[float] = ()) -> Entry:
+    """Returns what the embeddings of an .npy (2P, D) give on a set; `fars` as EmbeddedSet.entry has it.
 
     Raises:
         FaceshardsError: they are not its images', or not finite.
     """
     rows = read_array(path, len(source.images), source.name)
-    return EmbeddedSet(source, both=rows, views=None, places=np.arange(len(source.same))).entry()
+    return EmbeddedSet(source, both=rows, views=None, places=np.arange(len(source.same))).entry(fars)
 
 
 def origin_of_embeddings(path: Path, backbone: str = "", trained_on: str = "") -> Origin:

@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.protocol.figures import Figure, middle, tar_name
 from evaluation.protocol.intervals import Cells, Weighted
+from faceshards.extensions import ExtensionError, blamed, family
 
 # (R,) by a figure's name, or (R, F) whose mean over the folds is the figure. NaN: the weighting cannot show it.
 Values = dict[str, np.ndarray]
@@ -68,18 +69,38 @@ def eer(pairs: Weighted) -> Values:
     return {"eer": np.where(np.isfinite(gap[:, -1]), rate, np.nan)}  # not finite: pairs of one kind only
 
 
-METRICS: dict[str, Callable[[Weighted], Values]] = {
-    "accuracy": accuracy,
-    "val": val,
-    "tar": tar,
-    "auc": auc,
-    "eer": eer,
-}
+METRICS: dict[str, Callable[[Weighted], Values]] = family(
+    "metrics",
+    {
+        "accuracy": accuracy,
+        "val": val,
+        "tar": tar,
+        "auc": auc,
+        "eer": eer,
+    },
+    Callable,
+)
 
 
 def measure(pairs: Weighted) -> Values:
-    """Returns what all metrics give."""
-    return {name: values for metric in METRICS.values() for name, values in metric(pairs).items()}
+    """Returns what all metrics give.
+
+    Raises:
+        ExtensionError: one of another package gives no arrays of R rows, raises, or a figure has the name of another.
+    """
+    found: Values = {}
+    for name, metric in METRICS.items():
+        with blamed(f"metric '{name}'"):
+            values = metric(pairs)
+            for figure, array in values.items():
+                if np.ndim(array) not in (1, 2) or len(array) != len(pairs.weights):
+                    raise ExtensionError(
+                        f"metric '{name}': {figure}: an array of {np.shape(array)} for {len(pairs.weights)} weightings"
+                    )
+                if figure in found:
+                    raise ExtensionError(f"metric '{name}': {figure}: another metric has a figure of this name")
+            found |= values
+    return found
 
 
 def resample(cells: Cells, fars: Sequence[float], samples: int, seed: int) -> Values:

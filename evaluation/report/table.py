@@ -8,20 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.origin import MARK, NOTE, Origin
-from evaluation.protocol.figures import Figure, Interval, tar_name
+from evaluation.protocol.figures import Figure, Interval, by_far, tar_name
 from evaluation.protocol.verification import Verification
 from evaluation.report.published import published, rank
 
 Cell = tuple[str, Interval | None]
 # Figures of the table, by heading.
-COLUMNS = {
-    "VAL@1e-3": "val",
-    "TAR@1e-3": tar_name(1e-3),
-    "TAR@1e-4": tar_name(1e-4),
-    "EER": "eer",
-    "AUC": "auc",
-}
+VAL = {"VAL@1e-3": "val"}
+TARS = {"TAR@1e-3": tar_name(1e-3), "TAR@1e-4": tar_name(1e-4)}  # unless others were asked for
 RARE = {tar_name(1e-4)}  # shown where a set can measure it
+CURVE = {"EER": "eer", "AUC": "auc"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,7 @@ class Entry:
         problems: what was left out, one line a pair.
         numbers: (P,) places of these pairs in the set; empty if they are all of it.
         digest: SHA-256 (hex) of the set's pairs; "" for none.
+        fars: false accept rates at which the table shows the true accept rate; empty for the usual ones.
     """
 
     name: str
@@ -49,6 +46,7 @@ class Entry:
     problems: tuple[str, ...] = ()
     numbers: Sequence[int] = ()
     digest: str = ""
+    fars: tuple[float, ...] = ()
 
 
 def table(entries: Sequence[Entry], origin: Origin) -> list[str]:
@@ -80,11 +78,7 @@ def marked(entry: Entry, origin: Origin) -> str:
 
 def table_rows(entries: Sequence[Entry], origin: Origin) -> tuple[list[str], list[list[Cell]]]:
     """Returns the table's headings, and a row a set of figures with their intervals (as fractions)."""
-    columns = {
-        heading: name
-        for heading, name in COLUMNS.items()
-        if name not in RARE or any(_figure(entry.result, name).value is not None for entry in entries)
-    }
+    columns = _columns(entries)
     prints = [published(origin.backbone, origin.trained_on, entry.name) for entry in ordered(entries)]
     sources = sorted({source for known in prints for source in known}, reverse=True)
     head = ["set", "pairs", "accuracy %", "95 %", "1 view", *columns, "XNorm", "cosine", *sources]
@@ -106,6 +100,24 @@ def table_rows(entries: Sequence[Entry], origin: Origin) -> tuple[list[str], lis
             cells.append(_bare("" if value is None else f"{value:.2f} {accuracy - value:+.2f}"))
         rows.append(cells)
     return head, rows
+
+
+def _columns(entries: Sequence[Entry]) -> dict[str, str]:
+    """Returns the names of the figures by their headings; those that other packages measure come last."""
+    asked = {f"TAR@{far_text(far)}": tar_name(far) for entry in entries for far in entry.fars}
+    columns = VAL | (asked or TARS) | CURVE
+    found = {name: figure for entry in entries for name, figure in entry.result.figures.items()}
+    tars = {tar_name(far) for far in by_far(found)}
+    others = {name: name for name in found if name not in {"accuracy", *columns.values(), *tars}}
+    rare = RARE - set(asked.values())
+    measured = {name for entry in entries for name, figure in entry.result.figures.items() if figure.value is not None}
+    return {heading: name for heading, name in (columns | others).items() if name not in rare or name in measured}
+
+
+def far_text(far: float) -> str:
+    """Returns a false accept rate as the field writes it: 1e-4, 0.05."""
+    text = f"{far:.0e}".replace("e-0", "e-")
+    return text if float(text) == far and far < 0.01 else f"{far:g}"
 
 
 def _figure(result: Verification, name: str) -> Figure:

@@ -12,6 +12,7 @@ from faceshards.cli.options import (
     backbone_option,
     channels_option,
     embeddings_option,
+    far_option,
     json_option,
     loaded,
     model_option,
@@ -29,6 +30,7 @@ from faceshards.files import check_writable
 @channels_option
 @embeddings_option
 @click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
+@far_option
 @click.option("--out", type=PATH, help="Folder for report.json and report.html.")
 @trained_on_option
 @quiet_option
@@ -39,6 +41,7 @@ def evaluate(
     channels: str,
     embeddings: Path | None,
     sets: tuple[Path, ...],
+    fars: tuple[float, ...],
     out: Path | None,
     trained_on: str,
     quiet: bool,
@@ -50,6 +53,7 @@ def evaluate(
     Examples:
       faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
       faceshards eval --embeddings lfw.npy --set lfw.bin
+      faceshards eval --model r50.onnx --set lfw.bin --far 1e-2 --far 1e-5
     """
     one_of_model_and_embeddings(model, embeddings, channels)
     if embeddings is not None and len(sets) != 1:
@@ -64,10 +68,10 @@ def evaluate(
     if model is not None:
         source, trained_on = loaded(model, backbone, trained_on, channels)
         origin = source.origin(trained_on)
-        entries = measure_model(source, found, quiet)
+        entries = measure_model(source, found, quiet, fars)
     else:
         assert embeddings is not None
-        entries = [measure_embeddings(embeddings, found[0])]
+        entries = [measure_embeddings(embeddings, found[0], fars)]
         origin = origin_of_embeddings(embeddings, backbone, trained_on)
     if out is not None:
         write(out, entries, origin)

@@ -14,6 +14,7 @@ from faceshards.cli.options import (
     backbone_option,
     channels_option,
     embeddings_option,
+    far_option,
     json_option,
     loaded,
     model_option,
@@ -32,6 +33,7 @@ from faceshards.progress import logging_at
 @backbone_option
 @channels_option
 @embeddings_option
+@far_option
 @trained_on_option
 @click.option("--out", type=PATH, help="Folder for ijb.json, and for embeddings: kept, no image is embedded twice.")
 @quiet_option
@@ -42,6 +44,7 @@ def ijb(
     backbone: str,
     channels: str,
     embeddings: Path | None,
+    fars: tuple[float, ...],
     trained_on: str,
     out: Path | None,
     quiet: bool,
@@ -58,7 +61,7 @@ def ijb(
     if out is not None:
         check_writable(out)  # before anything is read
     from evaluation.ijb.embeddings import embed_protocol
-    from evaluation.ijb.measure import measure
+    from evaluation.ijb.measure import FARS, measure
     from evaluation.ijb.protocol import read_protocol
     from evaluation.ijb.report import facts, left_out, table, write
     from evaluation.measure import origin_of_embeddings, read_array
@@ -78,7 +81,7 @@ def ijb(
             assert embeddings is not None
             rows = read_array(embeddings, len(protocol.names), protocol.name)
             origin = origin_of_embeddings(embeddings, backbone, trained_on)
-        result = measure(protocol, rows)
+        result = measure(protocol, rows, tuple(sorted({*fars})) or FARS)
         known = published_ijbc(origin.backbone, origin.trained_on) if protocol.name == "ijbc" else None
         content = facts(protocol.name, result, known, origin)
         if out is not None:

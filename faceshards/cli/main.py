@@ -13,8 +13,6 @@ import click
 from faceshards import __version__
 from faceshards.cli.options import LazyCommands
 
-ENTRY_POINTS = "faceshards.commands"  # the group in which other packages register commands
-
 # Where each command is; imported when it is called for. Packages that take seconds, or that an extra brings, are
 # imported inside the commands, so that `faceshards --help` needs none of them.
 COMMANDS = {
@@ -34,7 +32,7 @@ COMMANDS = {
 
 
 @click.group(
-    cls=LazyCommands, places=COMMANDS, registered=ENTRY_POINTS, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=LazyCommands, places=COMMANDS, family="commands", context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(__version__, prog_name="faceshards")
 def main() -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import click
 import yaml
 
 from faceshards.errors import FaceshardsError
+from faceshards.extensions import ExtensionError, load, registered
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
@@ -91,26 +92,49 @@ class LazyCommands(Commands):
 
     Args:
         places: "module:name" of each command, by the name that is typed.
-        registered: name of the entry points with which other packages add commands; "" for none.
+        family: name of the family to which other packages add commands (faceshards.extensions); "" for none.
     """
 
-    def __init__(self, *args: Any, places: Mapping[str, str], registered: str = "", **options: Any) -> None:
+    def __init__(self, *args: Any, places: Mapping[str, str], family: str = "", **options: Any) -> None:
         super().__init__(*args, **options)
-        self.places, self.registered = places, registered
+        self.places, self.family = places, family
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names of all commands, sorted."""
-        return sorted({*self.places, *(entry.name for entry in self._entries())})
+        return sorted({*self.places, *self._others()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Returns a command, or None."""
-        if cmd_name in self.places:
-            module, _, name = self.places[cmd_name].partition(":")
-            return getattr(importlib.import_module(module), name)
-        return next((entry.load() for entry in self._entries() if entry.name == cmd_name), None)
+        others = self._others()
+        try:
+            if cmd_name in others:
+                return load(others[cmd_name], click.Command)
+            if cmd_name in self.places:
+                module, _, name = self.places[cmd_name].partition(":")
+                return getattr(importlib.import_module(module), name)
+            return None
+        except ExtensionError as error:  # of this command, or of a family that one of the house has imported
+            return _broken(cmd_name, error)
 
-    def _entries(self) -> Iterable[EntryPoint]:
-        return entry_points(group=self.registered) if self.registered else ()
+    def _others(self) -> dict[str, EntryPoint]:
+        """Returns the entry points of other packages by name."""
+        try:
+            return {entry.name: entry for entry in registered(self.family, self.places)} if self.family else {}
+        except ExtensionError as error:
+            raise click.ClickException(str(error)) from None
+
+
+def _broken(name: str, error: ExtensionError) -> click.Command:
+    """Returns a command in place of one that cannot be imported: it says why, and the others work."""
+
+    @click.command(
+        name, cls=Command, help=f"Cannot be loaded: {error}", context_settings={"ignore_unknown_options": True}
+    )
+    @click.argument("arguments", nargs=-1)
+    def broken(arguments: tuple[str, ...]) -> None:
+        raise error
+
+    return broken
 
 
 def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -163,6 +187,13 @@ channels_option = click.option(
 )
 trained_on_option = click.option(
     "--trained-on", default="", help="Dataset of the model, for published figures; a checkpoint knows it."
+)
+far_option = click.option(
+    "--far",
+    "fars",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    multiple=True,
+    help="A false accept rate at which the true accept rate is wanted; repeatable.",
 )
 embeddings_option = click.option("--embeddings", type=PATH, help="In place of --model: an .npy of (images, D).")
 

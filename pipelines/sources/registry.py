@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from faceshards.errors import SourceError
+from faceshards.extensions import blamed, family
 from pipelines.sources import folder, recordio
 from pipelines.sources.base import Claims, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
-SOURCES: dict[str, SourceKind] = {"recordio": recordio, "folder": folder}
+SOURCES: dict[str, SourceKind] = family("sources", {"recordio": recordio, "folder": folder}, SourceKind)
 """By kind, as manifests name it, in the order in which they are asked whether a path is theirs."""
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Tells an OSError as a SourceError."""
+def _reading(kind: str, path: str) -> Iterator[None]:
+    """Tells an OSError as a SourceError, and what no source may raise as one line that names its kind."""
     try:
-        yield
+        with blamed(f"source '{kind}': {path}"):
+            yield
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror or error}") from None
 
@@ -31,8 +33,12 @@ def scan(part: Partition) -> Scanned:
     Raises:
         SourceError: the file cannot be read.
     """
-    with _reading(part.path):
-        return SOURCES[part.kind].scan(part)
+    with _reading(part.kind, part.path):
+        found = SOURCES[part.kind].scan(part)
+        rows = {name: len(values) for name, values in vars(found).items() if hasattr(values, "__len__")}
+        if len(set(rows.values())) != 1 or not isinstance(found, Scanned):
+            raise ValueError(f"scan: columns of unequal lengths ({rows})")
+        return found
 
 
 def identity_names(part: Partition) -> list[str] | None:
@@ -50,7 +56,7 @@ def labels(part: Partition) -> np.ndarray:
     Raises:
         SourceError: the file cannot be read.
     """
-    with _reading(part.path):
+    with _reading(part.kind, part.path):
         return SOURCES[part.kind].labels(part)
 
 
@@ -60,7 +66,7 @@ def claims(file: SourceFile) -> Claims:
     Raises:
         SourceError: the file cannot be read.
     """
-    with _reading(file.path):
+    with _reading(file.kind, file.path):
         return SOURCES[file.kind].claims(file)
 
 
@@ -70,7 +76,7 @@ def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     Raises:
         SourceError: the file changed, or went away, since it was scanned.
     """
-    with _reading(file.path):
+    with _reading(file.kind, file.path):
         return SOURCES[file.kind].read(file, place, opened)
 
 

@@ -41,12 +41,22 @@ def test_embeddings_from_elsewhere(pairs, tmp_path):
     path, images, _ = pairs
     rows = np.stack([decode(image).reshape(-1).astype(np.float32) - 128 for image in images])
     np.save(tmp_path / "e.npy", rows)
-    result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", path, "--out", tmp_path / "out")
+    options = ("--far", "0.3", "--far", "1e-1", "--out", tmp_path / "out")
+    result = run("eval", "--embeddings", tmp_path / "e.npy", "--set", path, *options)
     assert result.exit_code == 0, result.output
+    assert re.findall(r"TAR@\S+", result.stdout.splitlines()[0]) == ["TAR@0.3", "TAR@0.1"]
     assert result.stdout.splitlines()[1].split()[:3] == ["lfw", "20", "100.00"]
     report = json.loads((tmp_path / "out" / "report.json").read_text())["sets"][0]
     assert report["accuracy"] == 1
-    assert report["tar"]["1e-06"] is None
+    assert report["tar"] == {
+        "0.3": 1,
+        "0.1": 1,
+        "0.01": None,
+        "0.001": None,
+        "0.0001": None,
+        "1e-05": None,
+        "1e-06": None,
+    }
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/jpeg") == 20  # five pairs of each kind
     assert "http" not in page.replace("http-equiv", "")

@@ -5,15 +5,12 @@ from __future__ import annotations
 from mindspore import nn
 
 from faceshards.errors import ConfigError
+from faceshards.extensions import family
 from training.backbones import iresnet, mobilefacenet, vit
 from training.backbones.spec import Spec
 from training.device.numpy2 import settle_numpy
 
-BACKBONES: dict[str, Spec] = {
-    **iresnet.SPECS,
-    **mobilefacenet.SPECS,
-    **vit.SPECS,
-}
+BACKBONES: dict[str, Spec] = family("backbones", {**iresnet.SPECS, **mobilefacenet.SPECS, **vit.SPECS}, Spec)
 
 
 def find_spec(name: str) -> Spec:

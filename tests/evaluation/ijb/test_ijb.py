@@ -260,6 +260,8 @@ def test_from_the_command_line(benchmark, tmp_path):
     assert found.stderr == f"ijbc: {said}\n"
     written = json.loads((tmp_path / "out" / "ijb.json").read_text())
     assert (written["dropped_images"], written["published_tar_1e-4"]) == (2, 96.37)
+    found = run("ijb", benchmark, "--embeddings", tmp_path / "e.npy", "--far", "0.3", "--far", "0.05")
+    assert [line.split()[0] for line in found.stdout.splitlines()[1:3]] == ["0.05", "0.3"]
 
 
 @pytest.mark.parametrize(

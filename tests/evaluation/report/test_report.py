@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -96,6 +97,16 @@ def test_a_new_metric_comes_last_in_the_json(tmp_path, monkeypatch):
     report = json.loads((tmp_path / "report.json").read_text())["sets"][0]
     assert list(report) == [*KEYS, "worst_fold", "worst_fold_interval"]
     assert report["worst_fold"] == min(found.result.fold_accuracies)
+
+
+def test_the_table_has_the_rates_that_are_asked_for_and_figures_of_others(monkeypatch):
+    monkeypatch.setitem(METRICS, "worst fold", lambda pairs: {"worst_fold": pairs.judged.accuracies.min(axis=1)})
+    asked = replace(entry("lfw"), fars=(0.05, 1e-3))
+    head, row = table([asked], origin())[:2]
+    assert re.findall(r"\S+@\S+|worst_fold", head) == ["VAL@1e-3", "TAR@0.05", "TAR@1e-3", "worst_fold"]
+    assert row.split()[head.split().index("worst_fold") - len(head.split())] == (
+        f"{100 * min(asked.result.fold_accuracies):.2f}"
+    )
 
 
 def test_a_curve_of_many_pairs_has_few_points():
