@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import psutil
 
-from tests import mxnet_compat
+from evaluation.models import mxnet_import
 
 PER_IDENTITY = 20
 
@@ -41,7 +41,7 @@ class Cost:
 
 def render(folder: Path, images: int) -> None:
     """Writes train.rec and train.idx: noise on a coarse texture, so that JPEGs have a face's 7 KB and no near copy."""
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     rng = np.random.default_rng(7)
     writer = recordio.MXIndexedRecordIO(str(folder / "train.idx"), str(folder / "train.rec"), "w")
     fine = rng.normal(0, 14, (64, 112, 112, 3)).astype(np.float32)
@@ -76,7 +76,7 @@ def side_decode(rec: str, out: str, images: int) -> None:
 
 def side_png(rec: str, out: str, images: int) -> None:
     """MXNet reads, cv2 decodes in colour, PNG files in a folder per identity: mindface's path."""
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     reader = recordio.MXRecordIO(rec, "r")
     for i in range(images):
         header, data = recordio.unpack(reader.read())
@@ -90,7 +90,7 @@ def side_filewriter(rec: str, out: str, images: int) -> None:
     """MXNet reads, MindSpore's FileWriter writes eight shards, no checks at all."""
     from mindspore.mindrecord import FileWriter
 
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     reader = recordio.MXRecordIO(rec, "r")
     writer = FileWriter(str(Path(out) / "all.mindrecord"), shard_num=8)
     writer.add_schema({"image": {"type": "bytes"}, "label": {"type": "int32"}, "sid": {"type": "int64"}}, "faces")

@@ -45,12 +45,12 @@ def build_set(folder: Path, images: int) -> None:
 
 def prepare(folder: Path, images: int) -> None:
     """Builds a set, and writes its images once more as MXNet wants them."""
+    from evaluation.models import mxnet_import
     from faceshards.dataset.manifest import Manifest
     from faceshards.formats.mindrecord.reader import Shard
-    from tests import mxnet_compat
 
     build_set(folder, images)
-    mx = mxnet_compat.load()
+    mx = mxnet_import.load()
     data = Manifest(folder / "data")
     record = mx.recordio.MXIndexedRecordIO(str(folder / "plain.idx"), str(folder / "plain.rec"), "w")
     number = 0
@@ -91,9 +91,9 @@ def epochs(side: str, folder: Path, threads: int) -> Callable[[], Iterable[Any]]
         ready = ready.map([*pixels, vision.HWC2CHW()], "image").batch(BATCH, drop_remainder=True)
         return lambda: ready.create_tuple_iterator(num_epochs=1, output_numpy=True)
     if side == "ImageRecordIter":
-        from tests import mxnet_compat
+        from evaluation.models import mxnet_import
 
-        mx = mxnet_compat.load()
+        mx = mxnet_import.load()
         iterator = mx.io.ImageRecordIter(
             path_imgrec=str(folder / "plain.rec"),
             path_imgidx=str(folder / "plain.idx"),

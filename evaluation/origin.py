@@ -22,6 +22,7 @@ class Origin:
         sha256: hex, of the file, or of the checkpoint's weights.
         backbone: its name.
         channels: the order of colours that it got, "rgb" or "bgr".
+        input_range: of the pixels that it got, "0-255" or "-1-1".
         step: optimiser steps of its training.
         dataset: it was trained on, by its name.
         fingerprint: of this dataset.
@@ -36,6 +37,7 @@ class Origin:
     sha256: str
     backbone: str = ""
     channels: str = ""
+    input_range: str = ""
     step: int | None = None
     dataset: str = ""
     fingerprint: str = ""
@@ -50,7 +52,7 @@ class Origin:
 
     def facts(self) -> dict[str, Any]:
         """Returns what JSON results have beside the figures: model, versions and date."""
-        names = ("file", "sha256", "backbone", "channels", "step", "dataset", "fingerprint")
+        names = ("file", "sha256", "backbone", "channels", "input_range", "step", "dataset", "fingerprint")
         model = {name: getattr(self, name) for name in names}
         unknown = {name: None for name, value in model.items() if value == ""}
         more = {"trained_on": self.trained_on or None, "chosen_on": list(self.chosen_on)}
@@ -60,7 +62,8 @@ class Origin:
         """Returns the same as lines of text."""
         step = "" if self.step is None else f"step {self.step:,}"
         channels = "channels bgr" if self.channels == "bgr" else ""
-        known = ", ".join(filter(None, (self.backbone, channels, step, f"sha256 {self.sha256[:_SHORT]}")))
+        pixels = "pixels 0-255" if self.input_range == "0-255" else ""
+        known = ", ".join(filter(None, (self.backbone, channels, pixels, step, f"sha256 {self.sha256[:_SHORT]}")))
         return [f"{self.kind} {self.file}: {known}", self._training(), stamp_line(dict(self.stamp))]
 
     def _training(self) -> str:

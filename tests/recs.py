@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tests import mxnet_compat
+from evaluation.models import mxnet_import
 
 MAGIC = b"\x0a\x23\xd7\xce"
 
@@ -38,7 +38,7 @@ def png(seed: int, height: int = 112, width: int = 112) -> bytes:
 
 def pack(image: bytes, label: float | Sequence[float] = 0.0, key: int = 0) -> bytes:
     """Returns an image record's payload by MXNet."""
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     return recordio.pack(recordio.IRHeader(0, label, key, 0), image)
 
 
@@ -50,7 +50,7 @@ def pack_flag(flag: int, label: float, image: bytes) -> bytes:
 def write_rec(path: Path, payloads: Iterable[bytes], keys: Iterable[int] | None = None) -> list[int]:
     """Writes a .rec by MXNet, with its .idx if there are keys; returns where each record begins, and the end."""
     index = path.with_suffix(".idx")
-    writer = mxnet_compat.load().recordio.MXIndexedRecordIO(str(index), str(path), "w")
+    writer = mxnet_import.load().recordio.MXIndexedRecordIO(str(index), str(path), "w")
     payloads = list(payloads)
     offsets = []
     for key, payload in zip(range(len(payloads)) if keys is None else keys, payloads, strict=True):
@@ -65,7 +65,7 @@ def write_rec(path: Path, payloads: Iterable[bytes], keys: Iterable[int] | None 
 
 def read_rec(path: Path) -> list[bytes]:
     """Returns the payloads of a .rec as MXNet reads them."""
-    reader = mxnet_compat.load().recordio.MXRecordIO(str(path), "r")
+    reader = mxnet_import.load().recordio.MXRecordIO(str(path), "r")
     payloads = []
     while (payload := reader.read()) is not None:
         payloads.append(payload)

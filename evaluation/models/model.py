@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 GRAPHS = (".onnx", ".mindir")
 SHAPE = (3, *SIZE)  # of an image
 CHANNELS = ("rgb", "bgr")  # the orders of colours that a model may want
+RANGES = ("auto", "0-255", "-1-1")  # of its pixels
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (b, 3, 112, 112) float32 to all outputs of a graph
 
 
@@ -41,6 +42,7 @@ class Model:
         sha256: hex, of the file, or of the checkpoint's weights.
         card: what is known of it, by the keys of a card (docs/models.md); may be empty.
         channels: the order of colours that it gets, of CHANNELS; forward takes RGB whichever it is.
+        input_range: of the pixels that it gets, likewise, "0-255" or "-1-1".
     """
 
     forward: Forward
@@ -49,11 +51,17 @@ class Model:
     sha256: str
     card: dict[str, Any]
     channels: str = "rgb"
+    input_range: str = "-1-1"
 
     @property
     def identity(self) -> str:
         """By which embeddings that are kept are told from those of another model."""
-        return f"{self.backbone} {self.sha256}" + (f" {self.channels}" if self.channels != "rgb" else "")
+        return " ".join((f"{self.backbone} {self.sha256}", *self.unusual()))
+
+    def unusual(self) -> list[str]:
+        """Returns order of colours and range of pixels, as far as they are not the usual ones."""
+        found = [self.channels] if self.channels != "rgb" else []
+        return found + ([self.input_range] if self.input_range != "-1-1" else [])
 
     def origin(self, trained_on: str = "") -> Origin:
         """Returns what figures of this model are of.
@@ -69,6 +77,7 @@ class Model:
             sha256=self.sha256,
             backbone=self.backbone,
             channels=self.channels,
+            input_range=self.input_range,
             step=steps if isinstance(steps, int) else None,
             dataset=dataset,
             fingerprint=str(self.card.get("fingerprint") or ""),
@@ -117,6 +126,11 @@ def check_graph(path: Path, inputs: Sequence[Sequence[Any]], outputs: Sequence[S
             f"{path}: takes {', '.join(str(list(shape)) for shape in inputs)} and gives "
             f"{', '.join(str(list(shape)) for shape in outputs)}, not one [B, 3, 112, 112] and one [B, D]"
         )
+
+
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Returns images from -1 to 1 as pixels from 0 to 255, float32."""
+    return np.asarray(images * np.float32(127.5) + np.float32(127.5), np.float32)
 
 
 def graph_forward(path: Path, run: Run, names: Sequence[str], batch: int) -> Forward:

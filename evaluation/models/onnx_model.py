@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.embedder import Forward
-from evaluation.models.model import ModelError, check_graph, graph_forward
+from evaluation.models.model import ModelError, check_graph, graph_forward, to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +18,15 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(d
 _SILENT = 4  # log only what ends the process: errors come as exceptions, too
 
 
-def onnx_forward(path: Path) -> Forward:
-    """Returns an ONNX model as a function.
+def onnx_forward(path: Path, input_range: str = "auto") -> tuple[Forward, str]:
+    """Returns an ONNX model as a function, and the range of the pixels that it gets, "0-255" or "-1-1".
 
     MXNet's old ArcFace models begin with a subtraction and a multiplication of the pixels; they get pixels, 0 to 255.
     Source: insightface, python-package/insightface/model_zoo/arcface_onnx.py, which tells them so too.
+
+    Args:
+        path: of the file.
+        input_range: of evaluation.models.model.RANGES; "auto" looks at the graph's first operations.
 
     Raises:
         ModelError: not of faces, damaged, it cannot be run, or ONNX Runtime is not installed.
@@ -47,12 +51,13 @@ def onnx_forward(path: Path) -> Forward:
     name, kind, first = inputs[0].name, inputs[0].type, (inputs[0].shape or [0])[0]
     if kind not in _FLOATS:
         raise ModelError(f"{path}: takes {kind}, not float32, float16 or float64")
-    own = _begins_with(graph, name) == ["Sub", "Mul"]
+    own = input_range == "auto" and _begins_with(graph, name) == ["Sub", "Mul"]
+    pixels = own or input_range == "0-255"
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        pixels = images * np.float32(127.5) + np.float32(127.5) if own else images
+        given = to_pixels(images) if pixels else images
         try:
-            return session.run(None, {name: pixels.astype(_FLOATS[kind])})
+            return session.run(None, {name: given.astype(_FLOATS[kind])})
         except Exception as error:  # of onnxruntime's own kinds
             raise ModelError(f"{path}: ONNX Runtime cannot run it: {_cause(error)}") from None
 
@@ -62,7 +67,7 @@ def onnx_forward(path: Path) -> Forward:
         log.warning("%s: the slopes of %d PReLU are one per channel: [C] is taken as [C, 1, 1]", path, changed)
     if own:
         log.warning("%s: begins with a subtraction and a multiplication: it gets pixels from 0 to 255", path)
-    return forward
+    return forward, "0-255" if pixels else "-1-1"
 
 
 def _read(path: Path, onnx: Any) -> tuple[str | bytes, Any, int]:

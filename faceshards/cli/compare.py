@@ -13,6 +13,7 @@ from faceshards.cli.options import (
     ModelCommand,
     backbone_option,
     channels_option,
+    input_range_option,
     json_option,
     required_model_option,
     show,
@@ -25,10 +26,18 @@ from faceshards.cli.options import (
 @required_model_option
 @backbone_option
 @channels_option
+@input_range_option
 @click.option("--threshold", type=click.FloatRange(-1, 1), help="Cosine above which two faces are one person's.")
 @json_option
 def compare(
-    first: Path, second: Path, model: Path, backbone: str, channels: str, threshold: float | None, as_json: bool
+    first: Path,
+    second: Path,
+    model: Path,
+    backbone: str,
+    channels: str,
+    input_range: str,
+    threshold: float | None,
+    as_json: bool,
 ) -> None:
     """Compare two aligned faces (112 x 112): cosine, threshold, verdict.
 
@@ -44,7 +53,7 @@ def compare(
     from evaluation.models.load import load_model
     from evaluation.origin import MARK, NOTE
 
-    loaded = load_model(model, backbone, channels)
+    loaded = load_model(model, backbone, channels, input_range)
     result, origin = measured(first, second, loaded, threshold), loaded.origin()
     verdict = "the same person" if result.same else "two persons"
     lines = [f"cosine {result.cosine:.4f}, threshold {result.threshold:.4f}: {verdict}"]

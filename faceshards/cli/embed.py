@@ -12,6 +12,7 @@ from faceshards.cli.options import (
     backbone_option,
     channels_option,
     colours,
+    input_range_option,
     json_option,
     quiet_option,
     required_model_option,
@@ -25,10 +26,18 @@ from faceshards.cli.options import (
 @required_model_option
 @backbone_option
 @channels_option
+@input_range_option
 @quiet_option
 @json_option
 def embed(
-    source: tuple[Path, ...], out: Path, model: Path, backbone: str, channels: str, quiet: bool, as_json: bool
+    source: tuple[Path, ...],
+    out: Path,
+    model: Path,
+    backbone: str,
+    channels: str,
+    input_range: str,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Write the embeddings of all images of SOURCE into the folder OUT.
 
@@ -47,7 +56,7 @@ def embed(
     from evaluation.embed_source import embed as run
     from evaluation.models.load import load_model  # MindSpore: only for this command
 
-    loaded = load_model(model, backbone, channels)
+    loaded = load_model(model, backbone, channels, input_range)
     counts = run(source, out, loaded, quiet)
     line = f"{out}: {counts['embedded']:,} embeddings of {counts['images']:,} images"
     show(counts, [line, *colours(loaded)], as_json)

@@ -13,6 +13,7 @@ from faceshards.cli.options import (
     channels_option,
     embeddings_option,
     far_option,
+    input_range_option,
     json_option,
     loaded,
     model_option,
@@ -28,6 +29,7 @@ from faceshards.files import check_writable
 @model_option
 @backbone_option
 @channels_option
+@input_range_option
 @embeddings_option
 @click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
 @far_option
@@ -39,6 +41,7 @@ def evaluate(
     model: Path | None,
     backbone: str,
     channels: str,
+    input_range: str,
     embeddings: Path | None,
     sets: tuple[Path, ...],
     fars: tuple[float, ...],
@@ -55,7 +58,7 @@ def evaluate(
       faceshards eval --embeddings lfw.npy --set lfw.bin
       faceshards eval --model r50.onnx --set lfw.bin --far 1e-2 --far 1e-5
     """
-    one_of_model_and_embeddings(model, embeddings, channels)
+    one_of_model_and_embeddings(model, embeddings, channels, input_range)
     if embeddings is not None and len(sets) != 1:
         raise click.UsageError("--embeddings belongs to one --set")
     from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
@@ -66,7 +69,7 @@ def evaluate(
         check_writable(out)  # before hours of embedding
     found = [source for source, _ in read_sets(sets, decoded=model is not None)]
     if model is not None:
-        source, trained_on = loaded(model, backbone, trained_on, channels)
+        source, trained_on = loaded(model, backbone, trained_on, channels, input_range)
         origin = source.origin(trained_on)
         entries = measure_model(source, found, quiet, fars)
     else:

@@ -15,6 +15,7 @@ from faceshards.cli.options import (
     channels_option,
     embeddings_option,
     far_option,
+    input_range_option,
     json_option,
     loaded,
     model_option,
@@ -32,6 +33,7 @@ from faceshards.progress import logging_at
 @model_option
 @backbone_option
 @channels_option
+@input_range_option
 @embeddings_option
 @far_option
 @trained_on_option
@@ -43,6 +45,7 @@ def ijb(
     model: Path | None,
     backbone: str,
     channels: str,
+    input_range: str,
     embeddings: Path | None,
     fars: tuple[float, ...],
     trained_on: str,
@@ -57,7 +60,7 @@ def ijb(
       faceshards ijb /data/IJBC --model r100.onnx --out data/eval/ijbc
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
-    one_of_model_and_embeddings(model, embeddings, channels)
+    one_of_model_and_embeddings(model, embeddings, channels, input_range)
     if out is not None:
         check_writable(out)  # before anything is read
     from evaluation.ijb.embeddings import embed_protocol
@@ -71,7 +74,7 @@ def ijb(
     with exclusive_folder(out) if out is not None else nullcontext(), logging_at("evaluation.ijb", logging.INFO):
         problems: dict[int, str] = {}
         if model is not None:
-            source, trained_on = loaded(model, backbone, trained_on, channels)
+            source, trained_on = loaded(model, backbone, trained_on, channels, input_range)
             origin, kept = source.origin(trained_on), None if out is None else out / "embeddings"
             if kept is None:
                 click.echo(f"{protocol.name}: without --out the embeddings are not kept", err=True)

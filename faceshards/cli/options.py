@@ -174,7 +174,7 @@ data_root_option = click.option(
     show_default=True,
     help="Where the known sets lie, each in DATA_ROOT/NAME.",
 )
-_MODEL = "A checkpoint, a run's folder, weights, .onnx or .mindir."
+_MODEL = "A checkpoint, a run's folder, weights, .onnx, .mindir, or PREFIX of MXNet's PREFIX-symbol.json."
 model_option = click.option("--model", type=PATH, help=_MODEL)
 required_model_option = click.option("--model", type=PATH, required=True, help=_MODEL)
 backbone_option = click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
@@ -184,6 +184,13 @@ channels_option = click.option(
     default="rgb",
     show_default=True,
     help="The order of colours that the model takes.",
+)
+input_range_option = click.option(
+    "--input-range",
+    type=click.Choice(["auto", "0-255", "-1-1"]),
+    default="auto",
+    show_default=True,
+    help="The range of pixels that the model takes; auto: 0-255 for a graph that normalises them itself.",
 )
 trained_on_option = click.option(
     "--trained-on", default="", help="Dataset of the model, for published figures; a checkpoint knows it."
@@ -198,25 +205,28 @@ far_option = click.option(
 embeddings_option = click.option("--embeddings", type=PATH, help="In place of --model: an .npy of (images, D).")
 
 
-def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None, channels: str) -> None:
-    """Refuses both, and neither; and an order of colours without a model."""
+def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None, channels: str, input_range: str) -> None:
+    """Refuses both, and neither; and what a model gets without a model."""
     if (model is None) == (embeddings is None):
         raise click.UsageError("one of --model and --embeddings")
     if model is None and channels != "rgb":
         raise click.UsageError("--channels belongs to --model: embeddings were made already")
+    if model is None and input_range != "auto":
+        raise click.UsageError("--input-range belongs to --model: embeddings were made already")
 
 
-def loaded(model: Path, backbone: str, trained_on: str, channels: str) -> tuple[Model, str]:
+def loaded(model: Path, backbone: str, trained_on: str, channels: str, input_range: str) -> tuple[Model, str]:
     """Returns a model, and the dataset it was trained on: as --trained-on says, or as the model knows."""
     from evaluation.models.load import load_model  # MindSpore takes seconds
 
-    found = load_model(model, backbone, channels)
+    found = load_model(model, backbone, channels, input_range)
     return found, trained_on or str(found.card.get("dataset", ""))
 
 
 def colours(model: Model) -> list[str]:
-    """Returns the line that says which order of colours a model got, where it is not the usual one."""
-    return [] if model.channels == "rgb" else [f"channels {model.channels}: the model got the colours in this order"]
+    """Returns the line that says which colours and pixels a model got, where they are not the usual ones."""
+    found = [f"channels {model.channels}: the model got the colours in this order"] if model.channels != "rgb" else []
+    return found + (["pixels 0-255: the model got them in this range"] if model.input_range == "0-255" else [])
 
 
 def show(found: object, lines: Iterable[str], as_json: bool) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from evaluation.models import mxnet_import
 from faceshards.dataset.manifest import Manifest
 from pipelines.build import Execution, build
 from pipelines.config import BuildConfig
 from pipelines.sources.find import find_files
 from pipelines.synthetic.write import SyntheticSpec, write_set
-from tests import mxnet_compat
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FACESHARDS_DATA") or ROOT.parent / "shared" / "data")
@@ -69,7 +69,7 @@ def run_build(
 
 def read_rec(rec: Path) -> dict[int, tuple[int, bytes]]:
     """Returns label and image of every image record by key, as MXNet's reader sees them."""
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     reader = recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "r")
     found = {}
     for key in reader.keys:

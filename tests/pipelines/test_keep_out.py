@@ -26,7 +26,7 @@ from pipelines.sources.find import find_files
 from pipelines.stages import route
 from pipelines.synthetic.write import SyntheticSpec
 from pipelines.workspace import work_folder
-from tests.mxnet_compat import load
+from tests.mxnet_import import load
 from tests.pipelines.build_fixtures import digests, read_defects, read_rec, run_build, synthetic_set
 
 SPEC = SyntheticSpec(identities=12, images=180, defects=2, mirrored=3, leaked=3, unseen=8, pairs=40, seed=5)

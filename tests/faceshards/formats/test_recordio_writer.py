@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evaluation.models import mxnet_import
 from faceshards.formats.recordio import MAX_RECORD, Writer
-from tests import mxnet_compat
 from tests.recs import MAGIC, read_rec
 
 # Payloads full of magic words, whole and halved, at every alignment.
@@ -24,7 +24,7 @@ LABELS = st.one_of(
 
 
 def by_mxnet(rec: Path, records: list[tuple[int, object, bytes]]) -> None:
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     writer = recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "w")
     for key, label, image in records:
         writer.write_idx(key, recordio.pack(recordio.IRHeader(0, label, key, 0), image))

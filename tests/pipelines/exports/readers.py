@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from distributed import LocalCluster
 
+from evaluation.models import mxnet_import
 from faceshards.dataset.manifest import Manifest
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.runner import Execution
-from tests import mxnet_compat
 
 
 class Found(NamedTuple):
@@ -47,7 +47,7 @@ def expected(dataset: Manifest, label: str = "label") -> set[Found]:
 
 def by_mxnet(rec: Path) -> tuple[dict[int, Found], dict[int, list[float]]]:
     """Returns the images of an indexed .rec by key, and the labels of the records without image."""
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     reader = recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "r")
     images, structural = {}, {}
     for key in reader.keys:

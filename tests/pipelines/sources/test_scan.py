@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evaluation.models import mxnet_import
 from faceshards.dataset.schema import REASONS
 from faceshards.errors import ConfigError, SourceError
 from pipelines.config import BuildConfig
@@ -22,7 +23,6 @@ from pipelines.sources.find import cut, find_files
 from pipelines.sources.folder import walk_images
 from pipelines.sources.registry import SOURCES, read_image, scan
 from pipelines.stages.signatures import sign
-from tests import mxnet_compat
 from tests.recs import jpeg, pack, pack_flag, png, write_im2rec, write_insightface, write_rec
 
 SIZES = [0, 4, 4096, 10_000, 1 << 30]
@@ -99,7 +99,7 @@ def test_im2rec_layout(tmp_path, faces, size):
 
 
 def test_the_records_are_those_mxnet_unpacks(tmp_path, face_data):
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     for name in ("train", "im2rec"):
         base = face_data / "orl" / name
         reader = recordio.MXIndexedRecordIO(f"{base}.idx", f"{base}.rec", "r")

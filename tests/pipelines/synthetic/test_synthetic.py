@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from evaluation.models import mxnet_import
 from faceshards.errors import ConfigError, FaceshardsError
 from pipelines.synthetic import write as synthetic
 from pipelines.synthetic.faces import draw_face
 from pipelines.synthetic.write import SyntheticSpec, write_set
-from tests import mxnet_compat
 
 pytestmark = pytest.mark.numeric
 
@@ -38,7 +38,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(small: Path) -> Records:
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     reader = recordio.MXIndexedRecordIO(str(small / "train.idx"), str(small / "train.rec"), "r")
     return {key: recordio.unpack(reader.read_idx(key)) for key in reader.keys}
 
@@ -191,7 +191,7 @@ def test_more_conflicts_than_room_is_refused(tmp_path: Path) -> None:
 
 
 def test_mxnet_leaves_numpy_as_it_was() -> None:
-    mxnet_compat.load()
+    mxnet_import.load()
     assert "bool" not in vars(np)
 
 
@@ -208,7 +208,7 @@ def accuracy(embedding: np.ndarray, same: np.ndarray) -> float:
 def test_unseen_identities_can_be_learned_but_not_read_off_the_pixels(tmp_path: Path) -> None:
     spec = SyntheticSpec(identities=200, images=3000, defects=0, unseen=60, pairs=800, seed=1)
     write_set(tmp_path / "set", spec)
-    recordio = mxnet_compat.load().recordio
+    recordio = mxnet_import.load().recordio
     reader = recordio.MXRecordIO(str(tmp_path / "set" / "train.rec"), "r")
     rows = [recordio.unpack(reader.read()) for _ in range(spec.records + 1)][1:]
     labels = np.array([header.label for header, _ in rows])

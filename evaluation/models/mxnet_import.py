@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import numpy as np
@@ -23,12 +22,13 @@ def load() -> ModuleType:
     if borrowed:
         np.bool = np.bool_  # type: ignore[attr-defined]
     try:
-        return importlib.import_module("mxnet")
-    except ModuleNotFoundError as error:
-        raise FaceshardsError(f"mxnet is not installed ({error}): pip install mxnet==1.9.1 'numpy<2'") from None
+        import mxnet
+    except (ImportError, AttributeError) as error:  # AttributeError: names that numpy 2 took away
+        raise FaceshardsError(f"mxnet cannot be imported ({error}): pip install 'faceshards[mxnet]'") from None
     except OSError as error:  # ctypes could not load libmxnet.so
         hint = ": install the system package libquadmath0 (Debian)" if "quadmath" in str(error) else ""
         raise FaceshardsError(f"mxnet cannot be loaded: {error}{hint}") from None
     finally:
         if borrowed:
             del np.bool  # type: ignore[attr-defined]
+    return mxnet
