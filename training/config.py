@@ -68,6 +68,7 @@ class TrainConfig:
         check_shards: compares a rank's shards with their checksums: ``background`` beside the first epoch, and no
             checkpoint is written before that is done; ``true`` before the first step; ``false`` never. Tables of the
             dataset are always compared.
+        loggers: told what metrics.jsonl is told, of ``tensorboard``, ``wandb`` and ``mlflow``; may be none.
         log_steps: steps between two lines of progress.
         checkpoint_steps: steps between two checkpoints; 0: one an epoch.
         keep: the last checkpoints that stay, beside the best.
@@ -109,6 +110,7 @@ class TrainConfig:
     device: str = "auto"
     threads: int = 0
     check_shards: bool | str = "background"
+    loggers: tuple[str, ...] = ("tensorboard",)
     log_steps: int = 10
     checkpoint_steps: int = 0
     keep: int = 3

@@ -16,6 +16,8 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.data.layout import StreamError
 from training.device.distributed import Group
+from training.loggers.base import Run
+from training.loggers.registry import open_loggers
 from training.metrics import RunLog
 from training.plan import Plan
 from training.schedule import learning_rate
@@ -69,6 +71,7 @@ def train(
     state = restore(saved, plan, parts) if saved else RunState()
     if group.rank == 0:
         write_config(config, out / "config.yaml")
+    loggers = open_loggers(config.loggers, Run(out, vars(config), state.step)) if group.rank == 0 else {}
     log = RunLog(
         out if group.rank == 0 else None,
         total=plan.steps,
@@ -77,6 +80,7 @@ def train(
         every=config.log_steps,
         start=state.step,
         pending=state.pending,
+        loggers=loggers,
     )
     try:
         while state.step < plan.steps:

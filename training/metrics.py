@@ -1,4 +1,4 @@
-"""What a run tells while it goes: lines on stderr, metrics.jsonl, and TensorBoard event files; rank 0 only."""
+"""What a run tells while it goes: lines on stderr, metrics.jsonl, and its loggers; rank 0 only."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
 from faceshards.progress import peak_memory
+from training.loggers.base import Logger, first_line
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class RunLog:
         every: steps between two lines.
         start: steps that are done already; what an interrupted run wrote beyond them is forgotten.
         pending: losses of steps that are done and in no line yet.
+        loggers: by name, told what metrics.jsonl is; closed with it.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class RunLog:
         every: int,
         start: int,
         pending: Sequence[float] = (),
+        loggers: Mapping[str, Logger] | None = None,
     ) -> None:
         self._total, self._epoch, self._images, self._every = total, steps_per_epoch, images, every
-        self._file, self._board = None, None
+        self._file, self._loggers = None, dict(loggers or {})
         self._losses, self._fresh = list(pending), 0  # of the next line; steps among them that this process did
         self._last, self._began, self._done = time.perf_counter(), time.perf_counter(), 0
         self._idle = 0.0
@@ -58,7 +60,6 @@ class RunLog:
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
         except OSError as error:
             raise FaceshardsError(f"{path}: {error.strerror}") from None
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def step(self, step: int, loss: float, lr: float, norm: float, scaling: tuple[float, int] | None = None) -> None:
         """Counts a step that is done; `step` counts from 1.
@@ -101,27 +102,33 @@ class RunLog:
         self._idle += seconds
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes values of a step to metrics.jsonl and TensorBoard."""
+        """Writes values of a step to metrics.jsonl, and tells the loggers."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board and not self._board.file_writer.event_writer._worker.is_alive():
-            # Its thread ends when the disk is full; from then on it would wait for it for ever.
-            log.warning("TensorBoard's events cannot be written; metrics.jsonl goes on")
-            self._board = None
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for name, logger in [*self._loggers.items()]:
+            if not _told(name, partial(logger.write, step, values)):
+                del self._loggers[name]
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file and the loggers."""
         try:
             if self._file:
                 self._file.close()
-            if self._board and self._board.file_writer.event_writer._worker.is_alive():
-                self._board.close()
         except OSError as error:
             log.warning("metrics.jsonl: %s", error.strerror)
+        for name, logger in self._loggers.items():
+            _told(name, logger.close)
+
+
+def _told(name: str, tell: Callable[[], None]) -> bool:
+    """Returns whether a logger took what it was told; warns if not: no logger ends a run."""
+    try:
+        tell()
+    except Exception as error:  # of the services' own kinds
+        log.warning("%s is told no more: %s; metrics.jsonl goes on", name, first_line(error))
+        return False
+    return True
 
 
 def _step(line: str) -> int:

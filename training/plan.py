@@ -55,7 +55,17 @@ class Plan:
 
     # Settings that may change when a run goes on: they change no loss, or (checkpoint_steps) its rounding only.
     FREE: ClassVar = frozenset(
-        ("device", "threads", "check_shards", "log_steps", "checkpoint_steps", "keep", "verify", "verify_steps")
+        (
+            "device",
+            "threads",
+            "check_shards",
+            "loggers",
+            "log_steps",
+            "checkpoint_steps",
+            "keep",
+            "verify",
+            "verify_steps",
+        )
     )
 
     @property

@@ -5,7 +5,6 @@ What follows from settings and manifest alone, the plan refuses (plan.py).
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import resource
@@ -27,12 +26,13 @@ from training.data.layout import StreamError
 from training.data.transforms import SIZE
 from training.device.distributed import check_device
 from training.launch import Hosts
+from training.loggers.registry import LOGGERS, check_loggers
 from training.plan import Plan
 from training.weights.assign import load_weights
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ("checkpoints", "centers", "logs", "tensorboard")  # below a run's own, if they are there already
+FOLDERS = ("checkpoints", "centers", "logs", *LOGGERS)  # below a run's own, if they are there already
 SPARE_FILES = 128  # that a rank has open beside its shards: libraries, logs, sockets
 
 
@@ -52,8 +52,7 @@ def check(plan: Plan, data: Manifest, hosts: Hosts, out: Path, *, resume: bool, 
     """
     check_device(plan.config.device, hosts.devices)
     hosts.check()
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise ModuleNotFoundError("tensorboardX is not installed", name="tensorboardX")
+    check_loggers(plan.config.loggers)
     known = checkpoint.known(out / "checkpoints")
     if known and not resume:
         raise FaceshardsError(f"{out}: holds a run already: --resume goes on with it, or choose another --out")

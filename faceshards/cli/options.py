@@ -29,6 +29,8 @@ EXTRAS = {
     "mxnet": "mxnet",
     "duckdb": "manifest",
 }
+# What no extra brings, by what installs it.
+OTHERS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 class Command(click.Command):
@@ -49,11 +51,12 @@ class Command(click.Command):
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
+            package = (error.name or "").partition(".")[0]
+            wanted = f"'faceshards[{EXTRAS[package]}]'" if package in EXTRAS else OTHERS.get(package)
+            if wanted is None:
                 raise
             raise click.ClickException(
-                f"{ctx.info_name} needs {error.name}, which is not installed: pip install 'faceshards[{extra}]'"
+                f"{ctx.info_name} needs {error.name}, which is not installed: pip install {wanted}"
             ) from None
         except KeyboardInterrupt:
             raise click.ClickException(f"interrupted{self.go_on}") from None

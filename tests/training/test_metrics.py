@@ -13,6 +13,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from faceshards.errors import FaceshardsError
 from training import metrics
+from training.loggers.base import Run
+from training.loggers.registry import open_loggers
 
 IMAGES = 64  # of a step
 
@@ -37,7 +39,8 @@ def clock(monkeypatch):
 
 def record(out, total=10, every=4, start=0, pending=()):
     """Returns the record of a run of `total` steps, five an epoch."""
-    return metrics.RunLog(out, total, 5, IMAGES, every, start, pending)
+    loggers = {} if out is None else open_loggers(["tensorboard"], Run(out, {}, start))
+    return metrics.RunLog(out, total, 5, IMAGES, every, start, pending, loggers)
 
 
 def go(progress, clock, steps, seconds=0.5, scaling=None):
@@ -179,13 +182,13 @@ def test_a_folder_that_takes_no_file_is_one_line(tmp_path):
 
 def test_events_that_cannot_be_written_do_not_hold_a_run_up(tmp_path, clock, caplog):
     progress = record(tmp_path, total=100, every=1)
-    worker = progress._board.file_writer.event_writer._worker
+    worker = progress._loggers["tensorboard"]._writer.file_writer.event_writer._worker
     worker.stop()  # as a full disk ends it
     worker.join()
     go(progress, clock, range(1, 41))
     progress.close()
     assert [line["loss"] for line in lines(tmp_path)] == list(range(1, 41))
-    assert caplog.text.count("TensorBoard's events cannot be written") == 1
+    assert caplog.text.count("tensorboard is told no more: its thread has ended") == 1
 
 
 def test_another_ranks_counts_and_writes_nothing(tmp_path, clock, caplog, monkeypatch):

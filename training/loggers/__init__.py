@@ -1,0 +1,1 @@
+"""Places beside metrics.jsonl that are told what a run measures."""
