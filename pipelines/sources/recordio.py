@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from pathlib import Path
@@ -83,12 +84,18 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
 
 def _indexed(file: SourceFile, key: str) -> int:
     """Returns the byte at which the .idx has a key."""
-    os.stat(file.index)  # says it in fewer words than the reader if it is gone
-    index = idx.read_index(Path(file.index))
+    state = os.stat(file.index)  # says it in fewer words than the reader if it is gone
+    index = _read_index(file.index, state.st_size, state.st_mtime_ns)
     found = index.offsets[index.keys == int(key)]
     if len(found) != 1:
         raise SourceError(f"{file.index}: has the key {key} {len(found)} times")
     return int(found[0])
+
+
+@functools.lru_cache(maxsize=1)  # whoever wants one record mostly wants more
+def _read_index(path: str, size: int, mtime_ns: int) -> idx.Index:
+    """Returns an .idx as it is in this state."""
+    return idx.read_index(Path(path))
 
 
 def _counted(file: SourceFile, ordinal: int) -> int:
