@@ -34,12 +34,14 @@ class Part:
 
     Args:
         sids: of the records, in order.
-        title: of the row, "" for none.
+        identity: label_original of whom they are; None: it is said elsewhere.
+        kept: images of this identity in the dataset.
         left_out: how many more belong here.
     """
 
     sids: tuple[int, ...]
-    title: str = ""
+    identity: str | None = None
+    kept: int = 0
     left_out: int = 0
 
 
@@ -50,13 +52,13 @@ class Group:
     Args:
         kind: copies (of the first picture, of one identity), records (each says which identity it is of), or people.
         parts: one row or two.
-        title: what they are, "" for what the pictures say.
+        identity: label_original of whom they are; None: it is said elsewhere.
         notes: what is known of it as a whole, in words.
     """
 
     kind: str
     parts: tuple[Part, ...]
-    title: str = ""
+    identity: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -251,7 +253,7 @@ def _person(row: Row, faces: dict[int, tuple[int, ...]]) -> Group:
     shown = faces[row["label"]]
     part = Part(shown, left_out=row["kept"] - len(shown))
     counts = (f"{row['kept']:,} kept", f"{row['scanned'] - row['kept']:,} dropped")
-    return Group("people", (part,), f"Identity {row['label_original']}", counts)
+    return Group("people", (part,), row["label_original"], counts)
 
 
 def _link_groups(
@@ -273,7 +275,7 @@ def _link_groups(
             person = sides.get(name, {"label": None, "kept": 0})
             first = [row[f"sid_{side}"] for row in nearest]
             more = [sid for sid in faces.get(person["label"], ()) if sid not in first][:_SIDE]
-            parts.append(Part((*first, *more), f"Identity {name}: {person['kept']:,} kept"))
+            parts.append(Part((*first, *more), name, person["kept"]))
         count = link["photographs"]
         notes = (f"{count:,} shared photograph{'s' if count > 1 else ''}", f"nearest {bits(link['distance'])}")
         groups.append(Group("people", tuple(parts), notes=notes))

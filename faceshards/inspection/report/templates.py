@@ -21,8 +21,13 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_printable,
     )
-    made.filters |= {"count": "{:,}".format, "size": bytes_text}
+    made.filters |= {"count": "{:,}".format, "size": bytes_text, "end": _end}
     return made
+
+
+def _end(text: str, most: int = 30) -> str:
+    """Returns a text, or the end of a long one: of paths it is what tells them apart."""
+    return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
 def _printable(value: Any) -> Any:
