@@ -93,7 +93,7 @@ def choose(count: int, of: int, seed: int) -> Numbers:
 
 
 def plan(found: Manifest, seed: int) -> list[Sheet]:
-    """Returns the page's sheets; those of copies that only some builds look for are left out where there are none.
+    """Returns the page's sheets; of what every build looks for there is one even if it found none.
 
     Raises:
         ManifestError: a table is missing or damaged.
@@ -131,7 +131,7 @@ def plan(found: Manifest, seed: int) -> list[Sheet]:
             for key, rows in zip(("largest", "smallest"), people, strict=True)
         ),
     ]
-    return [sheet for sheet in sheets if sheet.total or sheet.key not in ("mirrored", "test-pictures")]
+    return [sheet for sheet in sheets if sheet.groups or sheet.key in ("near-duplicates", "conflicts", "links")]
 
 
 def records(found: Manifest, sheets: Iterable[Sheet]) -> dict[int, Row]:
