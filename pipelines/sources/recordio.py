@@ -102,11 +102,18 @@ def _counted(file: SourceFile, ordinal: int) -> int:
     """Returns the byte at which a record begins, by its place in the file."""
     before = 0
     for start in range(0, file.bytes, _STEP):
-        offsets = recordio_scan.scan(Path(file.path), start, min(start + _STEP, file.bytes)).offset
-        if ordinal < before + len(offsets):
-            return int(offsets[ordinal - before])
-        before += len(offsets)
+        stop = min(start + _STEP, file.bytes)
+        count = _count(file.path, start, stop, file.mtime_ns)
+        if ordinal < before + count:
+            return int(recordio_scan.scan(Path(file.path), start, stop).offset[ordinal - before])
+        before += count
     raise SourceError(f"{file.path}: has {before} records, none of the place {ordinal}")
+
+
+@functools.lru_cache(maxsize=1 << 16)  # 4 TiB of records: counted once, however many are looked for
+def _count(path: str, start: int, stop: int, mtime_ns: int) -> int:
+    """Returns how many records begin in a piece of a file as it is in this state."""
+    return len(recordio_scan.scan(Path(path), start, stop).offset)
 
 
 class _Headers(NamedTuple):

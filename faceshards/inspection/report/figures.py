@@ -124,7 +124,6 @@ def figures(found: Manifest, facts: Mapping[str, Any], seed: int) -> dict[str, A
         for reason, count in sorted(totals["dropped"].items(), key=lambda entry: -entry[1])
     ]
     published = datetime.fromtimestamp((found.path / "dataset.json").stat().st_mtime, timezone.utc)
-    parent = info.get("parent")
     return {
         "name": info["name"],
         "fingerprint": found.fingerprint,
@@ -141,7 +140,7 @@ def figures(found: Manifest, facts: Mapping[str, Any], seed: int) -> dict[str, A
         "more_sources": max(0, len(info.get("sources", [])) - _SOURCES),
         "excluded": info.get("exclude", []),
         "terms": facts["terms"],
-        "parent": parent if parent is None or isinstance(parent, str) else json.dumps(parent),
+        "parent": _parent(info),
         "changed": {name: json.dumps(value) for name, value in facts["settings"].items()},
         "settings": {name: json.dumps(value) for name, value in info["config"].items()},
         "versions": info.get("versions", {}),
@@ -149,3 +148,16 @@ def figures(found: Manifest, facts: Mapping[str, Any], seed: int) -> dict[str, A
         "odd": [line for line in facts["warnings"] if line not in facts["unsound"]],
         "seed": seed,
     }
+
+
+def _parent(info: Mapping[str, Any]) -> str | None:
+    """Returns in a line which dataset this one was made from, and how; None of one that was built from sources."""
+    how = info.get("split")
+    parent = how.get("parent") if isinstance(how, dict) else info.get("parent")
+    if not parent:
+        return None
+    line = f"the dataset with fingerprint {parent['fingerprint']}" if "fingerprint" in parent else json.dumps(parent)
+    if not isinstance(how, dict):
+        return line
+    asked = ", ".join(f"{name}={value}" for name, value in how.items() if name != "parent")
+    return f"{line}, by a split ({asked})"

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -245,6 +246,30 @@ def test_a_set_without_drops(tmp_path: Path) -> None:
     assert "Mirrored" not in words
     assert "The largest identities" in words
     assert "The smallest identities" not in words
+
+
+def test_a_set_made_from_another_says_so(tiny_dataset: Manifest, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dataset.path, tmp_path / "set")
+    split = {"unseen": "5%", "seed": 3, "parent": {"fingerprint": "f00d" * 16}}
+    rewrite_info(tmp_path / "set", lambda info: info.update(split=split))
+    assert report(tmp_path / "set", "--out", tmp_path / "page.html").exit_code == 0
+    line = f"made from the dataset with fingerprint {'f00d' * 16}, by a split (unseen=5%, seed=3)"
+    assert line in Page(tmp_path / "page.html").words
+
+
+@pytest.mark.parametrize("command", ["report", "build"])
+def test_without_jinja_the_extra_is_named(
+    tiny_dataset: Manifest, tiny_source: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("faceshards.inspection.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    page, out = tmp_path / "page.html", tmp_path / "set"
+    asked = (tiny_dataset.path, "--out", page)
+    result = report(*asked) if command == "report" else build("--source", tiny_source, "--out", out, "--report", page)
+    line = f"Error: {command} needs jinja2, which is not installed: pip install 'faceshards[manifest]'\n"
+    assert (result.exit_code, result.stderr) == (1, line)
+    assert os.listdir(tmp_path) == []
 
 
 def test_places_that_are_refused(tiny_dataset: Manifest, tmp_path: Path) -> None:
