@@ -10,6 +10,7 @@ from typing import Any
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from faceshards.cli.manifest.report import check_report, report_line, write_report
 from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
     PATH,
@@ -57,6 +58,7 @@ from pipelines.sources.find import find_files
 @click.option("--strict", is_flag=True, help="Publish nothing if records are broken or counts disagree.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
+@click.option("--report", "page", type=PATH, metavar="PAGE", help="In the end, write a page that shows the dataset.")
 @quiet_option
 @json_option
 def build(
@@ -74,6 +76,7 @@ def build(
     strict: bool,
     overwrite: bool,
     restart: bool,
+    page: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -87,6 +90,7 @@ def build(
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
+      faceshards build synthetic --out data/shards/synthetic --report synthetic.html
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
     """
     if (name is None) == (not sources):
@@ -94,6 +98,8 @@ def build(
     from pipelines.build import Execution
     from pipelines.build import build as run  # Dask takes a second to import: not for every command
 
+    if page is not None:
+        check_report(page, out)  # before hours of building
     execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
@@ -121,6 +127,10 @@ def build(
             exclude=exclude,
         )
     print_summary(found, as_json)
+    if page is not None:
+        written = write_report(page, found)
+        if not as_json:
+            click.echo(report_line(page, written))
 
 
 def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, workers: int) -> None:

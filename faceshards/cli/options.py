@@ -25,9 +25,9 @@ PATH = click.Path(path_type=Path)
 # The extra of setup.cfg that brings a package of another name.
 EXTRAS = {
     **dict.fromkeys(("mindspore", "tensorboardX"), "train"),
-    **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "markupsafe", "onnx", "onnxruntime"), "eval"),
+    **dict.fromkeys(("sklearn", "matplotlib", "onnx", "onnxruntime"), "eval"),
     "mxnet": "mxnet",
-    "duckdb": "manifest",
+    **dict.fromkeys(("duckdb", "jinja2", "markupsafe"), "manifest"),
 }
 # What no extra brings, by what installs it.
 OTHERS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}

@@ -28,11 +28,11 @@ def summary(path: Path, as_json: bool) -> None:
 
 def print_summary(found: Manifest, as_json: bool) -> None:
     """Prints what was scanned, kept and dropped, and from what."""
-    facts = _facts(found)
+    facts = summary_facts(found)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
 
-def _facts(found: Manifest) -> dict[str, Any]:
+def summary_facts(found: Manifest) -> dict[str, Any]:
     """Returns what a summary says, as JSON has it."""
     kept = found.table("identities", ["kept"])["kept"].to_numpy()
     rows = found.table("shards", ["rows"])["rows"].to_numpy()
