@@ -36,9 +36,9 @@ from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
 _IMAGE_ROW, _IMAGE_PART, _DROPPED_ROW, _IDENTITY_ROW, _CONFLICT_ROW, _REST = 93, 3500, 30, 28, 50, 12_000
 # Bytes in the work folder for each image kept, besides its key: where it lies and goes (stages/route.py).
 _ROUTED_ROW = 150
-# Writing an image and reading it back takes so much of the time of scanning and signing it (bench_build's, on a disk
-# that keeps up).
-_WRITING = 0.7
+# Writing an image and reading it back takes so much of the time of scanning and signing it: 0.2 to 0.4 in memory, of
+# images of 3 to 7 KB (bench_build); a slow disk makes it more.
+_WRITING = 0.4
 _PLACE = ("label", "shard", "row")  # what is decided for each image that stays
 
 
@@ -225,7 +225,8 @@ def _disk(
 
 
 def _seconds(facts: Sequence[PartitionFacts], count: int, share: float, workers: int) -> dict[str, Any] | None:
-    """Returns about how long a build takes on as many workers, scanning and signing apart; None if it is not known.
+    """Returns about how long a build takes on as many workers, scanning and signing apart, and of how long a work that
+    was measured; None if it is not known.
 
     What a partition took is with its record table, so an interrupted plan knows it of all.
 
@@ -239,9 +240,13 @@ def _seconds(facts: Sequence[PartitionFacts], count: int, share: float, workers:
     scanning, signing = (sum(getattr(fact, name) for fact in facts) for name in ("scanning", "signing"))
     if not rows or not signing:
         return None
+    measured = scanning + signing
     images = sum(fact.records - fact.structural for fact in facts)
     if share < 1:
         scanning, signing = scanning * images / max(1, read), signing * images / rows
     writing = _WRITING * (scanning + signing) * count / max(1, images)
     busy = max(1, min(workers, len(facts)))
-    return {"scan_and_sign": (scanning + signing) / busy, "write": writing / max(1, workers), "workers": workers}
+    return {
+        **{"scan_and_sign": (scanning + signing) / busy, "write": writing / max(1, workers)},
+        **{"workers": workers, "measured": measured},
+    }

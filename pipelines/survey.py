@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import complete
-from faceshards.errors import BuildError, SourceError
+from faceshards.errors import BuildError, EmptyDatasetError, SourceError
 from faceshards.files import write_json
 from faceshards.progress import Progress
 from pipelines import workspace
@@ -140,7 +140,7 @@ class Survey:
         if sum(fact.records for fact in facts) == 0:
             raise SourceError(f"{', '.join(self.names)}: no record in it")
         if sum(fact.rows for fact in facts) == 0 and self.share < 1:
-            raise BuildError(f"a sample of {self.share * 100:g} % has no record in it; take a larger one")
+            raise EmptyDatasetError("there is no record of so few identities; take a larger sample")
         decisions = self.work / "decisions"
         if not decisions.exists():
             self._decide(partitions, facts, runner.workers, decisions)

@@ -11,6 +11,8 @@ import click
 from faceshards.cli.manifest.summary import spread_lines
 from faceshards.files import bytes_text
 
+_ROUGH = 10  # seconds of work, from which those of a sample's whole are not told well
+
 
 def print_plan(facts: dict[str, Any], as_json: bool) -> None:
     """Prints what a build would do, as `pipelines.plan.plan` says it."""
@@ -22,11 +24,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"{facts['name']}, as a build would publish it at {facts['out']}"
     if facts["sample"]:
         seen = facts["looked_at"]
-        yield (
-            f"  sample of {facts['sample'] * 100:g} % of the identities: {seen['images']:,} images of "
-            f"{seen['identities']:,}; all figures are scaled from them"
+        looked_at = (
+            f"{facts['sample'] * 100:g} % of the identities: {seen['images']:,} images of {seen['identities']:,}"
         )
-        yield "  conflicts are seen only where both identities are in the sample: there are more"
+        yield f"  sample      {looked_at}; all figures are scaled"
+        yield "              a copy under another identity is seen only if both are in it"
     yield f"  scanned     {facts['scanned']:>12,}"
     share = _share(facts, facts["kept"])
     yield f"  keep        {facts['kept']:>12,}  {share}  of {_identities(facts)}"
@@ -43,17 +45,16 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
             yield from spread_lines(what, sizes)
     rows, disk = facts["shard_rows"], facts["disk"]
     yield f"  shards      {facts['shards']:>12,}  {rows['least']:,} to {rows['most']:,} rows each"
-    parts = f"{bytes_text(disk['shards'])} of shards, {bytes_text(disk['tables'])} of tables"
     whole = bytes_text(disk["shards"] + disk["tables"])
-    yield f"  disk        about {whole}: {parts}; until it is published {bytes_text(disk['work'])} more"
-    yield f"              {bytes_text(disk['free'])} are free, {bytes_text(disk['work_now'])} are in use by the plan"
+    yield f"  disk        about {whole}: {bytes_text(disk['shards'])} of shards, {bytes_text(disk['tables'])} of tables"
+    yield f"              {bytes_text(disk['work'])} more until it is published; {bytes_text(disk['free'])} are free"
     yield f"  time        {_time(facts)}"
     for warning in facts["warnings"]:
         yield f"  warning     {'in the sample: ' if facts['sample'] else ''}{warning}"
     for refusal in facts["refused"]:
         yield f"  refused     {refusal}"
     if folder := facts.get("work_folder"):
-        yield f"  the scan is kept in {folder}; the same command without --plan goes on from it"
+        yield f"  go on       by the same command without --plan, from the scan in\n              {folder}"
 
 
 def _share(facts: dict[str, Any], count: int) -> str:
@@ -70,9 +71,11 @@ def _time(facts: dict[str, Any]) -> str:
     """Returns about how long a build takes, with what is done already."""
     if not (seconds := facts["seconds"]):
         return "unknown: an earlier release scanned the sources"
-    done = "" if facts["sample"] else ", which is done"
+    done = "" if facts["sample"] else " (done)"
+    workers = seconds["workers"]
     parts = f"{_duration(seconds['scan_and_sign'])} to scan and sign{done}, {_duration(seconds['write'])} to write"
-    return f"about {parts}, with {seconds['workers']} workers"
+    rough = "roughly" if facts["sample"] and seconds["measured"] < _ROUGH else "about"
+    return f"{rough} {parts}, with {workers} worker{'s' * (workers != 1)}"
 
 
 def _duration(seconds: float) -> str:
