@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from faceshards.dataset.manifest import Manifest
+from faceshards.formats.verification_bin import write_bin
 from pipelines.config import BuildConfig
 from tests.faceshards.cli.test_cli import call
-from tests.pipelines.build_fixtures import ROOT, run_build
+from tests.pipelines.build_fixtures import ROOT, read_rec, run_build
 
 
 def shown(page: str, command: str) -> tuple[list[str], list[str]]:
@@ -48,9 +49,6 @@ def test_diff(tiny_dataset: Manifest, after: Manifest) -> None:
 
 
 def test_overlap(tiny_dataset: Manifest, tiny_source: Path, tmp_path: Path) -> None:
-    from faceshards.formats.verification_bin import write_bin
-    from tests.pipelines.build_fixtures import read_rec
-
     write_bin(
         tmp_path / "verification.bin",
         [image for _, image in read_rec(tiny_source / "train.rec").values()][:4],
@@ -59,14 +57,6 @@ def test_overlap(tiny_dataset: Manifest, tiny_source: Path, tmp_path: Path) -> N
     words, lines = shown("manifest.md", "manifest overlap")
     result = call(*words[:2], tiny_dataset.path, "--set", tmp_path / "verification.bin", *words[5:], "--quiet")
     assert shapes(result.stdout.splitlines()) == shapes(lines)
-
-
-@pytest.mark.parametrize("command", ["manifest identities", "manifest image"])
-def test_lists(tiny_dataset: Manifest, command: str) -> None:
-    words, lines = shown("manifest.md", command)
-    result = call(*words[:2], tiny_dataset.path, *words[3:])
-    assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()][:1] == [line.split()[0] for line in lines][:1]
 
 
 def test_plan(tiny_source: Path, tmp_path: Path) -> None:
