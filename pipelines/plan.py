@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import CODE
 from faceshards.errors import BuildError, EmptyDatasetError
+from faceshards.files import bytes_text
 from faceshards.formats.mindrecord.writer import shard_bytes
 from faceshards.inspection.sizes import spread
 from pipelines import workspace
@@ -36,8 +37,8 @@ from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
 _IMAGE_ROW, _IMAGE_PART, _DROPPED_ROW, _IDENTITY_ROW, _CONFLICT_ROW, _REST = 93, 3500, 30, 28, 50, 12_000
 # Bytes in the work folder for each image kept, besides its key: where it lies and goes (stages/route.py).
 _ROUTED_ROW = 150
-# Writing an image and reading it back takes so much of the time of scanning and signing it: 0.2 to 0.4 in memory, of
-# images of 3 to 7 KB (bench_build); a slow disk makes it more.
+# Writing an image and reading it back takes so much of the time of scanning and signing it: 0.16 to 0.36 measured on
+# the synthetic set, source and result in memory; a slow disk makes it more.
 _WRITING = 0.4
 _PLACE = ("label", "shard", "row")  # what is decided for each image that stays
 
@@ -106,8 +107,10 @@ def plan(
             told["work_folder"] = str(work)
         else:
             shutil.rmtree(work, ignore_errors=True)
-    if (needed := room(files)) > told["disk"]["free"] + told["disk"]["work_now"]:
-        refused.append(f"{out.parent}: {told['disk']['free'] / 1e9:.2f} GB free, the build needs {needed / 1e9:.2f} GB")
+    disk = told["disk"]
+    needed = max(room(files), disk["shards"] + disk["tables"] + disk["work"]) - disk["work_now"]
+    if needed > disk["free"]:
+        refused.append(f"{out.parent}: {bytes_text(disk['free'])} free, the build needs about {bytes_text(needed)}")
     return {"out": str(out), **told, "refused": refused}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,14 @@ def test_what_a_build_would_refuse(tiny_source, tiny_dataset, tmp_path):
     assert "  refused     " in there.stdout
     assert "from another request; --overwrite replaces it" in there.stdout
     shutil.rmtree(work_folder(tiny_dataset.path))
+
+
+@pytest.mark.parametrize("small_disk", [4], indirect=True)
+def test_too_little_room_is_said(tiny_source, small_disk):
+    (said,) = run_plan(tiny_source, small_disk / "tiny")["refused"]
+    assert re.fullmatch(rf"{small_disk}: \d\.\d MB free, the build needs about \d\.\d MB", said)
+    with pytest.raises(BuildError, match="free, the build needs about"):
+        run_build(tiny_source, small_disk / "tiny")
 
 
 def test_nothing_to_keep_and_nothing_to_look_at(tiny_source, tmp_path):
