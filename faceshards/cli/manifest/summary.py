@@ -55,6 +55,13 @@ def summary_facts(found: Manifest) -> dict[str, Any]:
     }
 
 
+def spread_lines(what: str, sizes: dict[str, Any], more: str = "") -> Iterator[str]:
+    """Yields what is said of the spread of some sizes (inspection/sizes.py)."""
+    shares = ", ".join(f"{float(share) * 100:g} % {size:,}" for share, size in sizes["quantiles"].items())
+    yield f"  {what}: {sizes['least']:,} to {sizes['most']:,}, mean {sizes['mean']:,.1f}"
+    yield f"    quantiles {shares}{more}"
+
+
 _TOLD = 8  # sources named
 _NEVER = object()  # no setting's value
 
@@ -70,9 +77,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  kept out    {count:>12,}  of {name}"
     yield f"  conflicts   {facts['conflicts']:>12,}  between {facts['identity_links']:,} pairs of identities"
     if sizes := facts["identity_sizes"]:
-        shares = ", ".join(f"{float(share) * 100:g} % {size:,}" for share, size in sizes["quantiles"].items())
-        yield f"  images of an identity: {sizes['least']:,} to {sizes['most']:,}, mean {sizes['mean']:,.1f}"
-        yield f"    quantiles {shares}; Gini coefficient {sizes['gini']:.3f}"
+        yield from spread_lines("images of an identity", sizes, f"; Gini coefficient {sizes['gini']:.3f}")
     rows = facts["shard_rows"]
     each = f", {rows['least']:,} to {rows['most']:,} rows each" if rows else ""
     yield f"  shards      {facts['shards']:>12,}  {bytes_text(facts['image_bytes'])} of images{each}"
