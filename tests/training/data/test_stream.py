@@ -178,6 +178,9 @@ def test_what_is_wrong_is_named(data, tmp_path):
     gone.shard_path(shard).unlink()
     with pytest.raises(StreamError, match=f"{shard}: missing; the manifest lists it"):
         stream(gone)
+    os.mkfifo(gone.shard_path(shard))  # which nobody writes to
+    with pytest.raises(StreamError, match=f"{shard}: no regular file; the manifest lists one"):
+        stream(gone)
     longer = copy("longer")
     longer.shard_path(shard).write_bytes(raw + b"x")
     with pytest.raises(StreamError, match=rf"{shard}: {len(raw) + 1} bytes, the manifest says {len(raw)}"):
