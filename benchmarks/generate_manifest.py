@@ -82,12 +82,14 @@ def write_hollow(path: Path, sizes: Array, labels: Array, sids: Array) -> int:
     return size
 
 
-def write_images(folder: Path, decided: dict[str, Array], label: Array, sources: int, seed: int) -> pa.Table:
-    """Returns the table `shards` after writing the parts of `images` and the shards."""
+def write_images(
+    folder: Path, decided: dict[str, Array], label: Array, sources: int, seed: int
+) -> tuple[pa.Table, int]:
+    """Returns the table `shards` and the bytes of all images, after writing the parts of `images` and the shards."""
     kept = np.flatnonzero(decided["reason"] < 0)
     shards = max(1, round(len(kept) / SHARD_ROWS))
     dealt = kept[np.argsort(decided["identity"][kept], kind="stable")]  # like cards: a fair part of each identity
-    entries = []
+    entries, image_bytes = [], 0
     for shard in range(shards):
         rng = np.random.default_rng((seed, shard))
         sids = rng.permutation(dealt[shard::shards])
@@ -115,6 +117,7 @@ def write_images(folder: Path, decided: dict[str, Array], label: Array, sources:
         ]
         part = pa.Table.from_arrays([pa.array(column) for column in columns], schema=SCHEMAS["images"])
         write_parquet(part, folder / "images.parquet" / f"part-{shard:05d}.parquet")
+        image_bytes += int(size.sum())
         name = f"shard-{shard:05d}.mindrecord"
         written = write_hollow(folder.parent / "shards" / name, size, label[identity], sids)
         entries.append(
@@ -126,7 +129,7 @@ def write_images(folder: Path, decided: dict[str, Array], label: Array, sources:
         )
     table = pa.Table.from_pylist(entries, SCHEMAS["shards"])
     write_parquet(table, folder / "shards.parquet")
-    return table
+    return table, image_bytes
 
 
 def write_dropped(folder: Path, decided: dict[str, Array], sources: int, seed: int) -> dict[str, int]:
@@ -202,9 +205,9 @@ def generate(out: Path, images: int, sources: int = 1, seed: int = 0) -> None:
     (out / "shards").mkdir()
     decided = main_tables(images, seed)
     label, totals = write_identities(folder, decided)
-    shards = write_images(folder, decided, label, sources, seed)
+    shards, image_bytes = write_images(folder, decided, label, sources, seed)
     totals |= write_dropped(folder, decided, sources, seed)
-    totals |= {"shards": len(shards), "image_bytes": sum(shards["bytes"].to_pylist())}
+    totals |= {"shards": len(shards), "image_bytes": image_bytes}
     digests = {
         str(path.relative_to(out)): file_digest(path) for path in sorted(folder.rglob("*.parquet")) if path.is_file()
     }

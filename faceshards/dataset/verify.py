@@ -5,12 +5,12 @@ Or a sample of the rows: then the images' own files are not read whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,41 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from faceshards.dataset.manifest import Manifest, fingerprint
+from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import FaceshardsError
-from faceshards.files import difference, size_difference
+from faceshards.files import difference, open_regular, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
-
-_COLUMNS = ["row", "label", "label_original", "sid", "sha256", "bytes"]  # that a shard's rows are compared with
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something in a dataset's folder that is not as the manifest says; as text it is one line.
-
-    Attributes:
-        file: the path of the file, or of the dataset.
-        text: what is wrong.
-        row: in the shard, sid, label and label_original, as the manifest has them, if it is about one row.
-        foreign: a file that is no part of the dataset and that no reader takes for one.
-    """
-
-    file: str
-    text: str
-    row: int | None = None
-    sid: int | None = None
-    label: int | None = None
-    label_original: str | None = None
-    foreign: bool = False
-
-    def __str__(self) -> str:
-        where = ""
-        if self.row is not None:
-            where = f"row {self.row} (sid {self.sid}, label {self.label}, identity {self.label_original!r}): "
-        return f"{self.file}: {where}{self.text}"
 
 
 @dataclass(frozen=True)
@@ -67,13 +40,12 @@ class Sample:
     images: int
     seed: int = 0
 
-    def rows(self, sizes: np.ndarray) -> list[np.ndarray]:
-        """Returns the rows of each shard, ascending; `sizes` (S,) are the numbers of their rows."""
-        drawn = np.random.default_rng(self.seed).multivariate_hypergeometric(sizes, self.images, method="marginals")
-        return [
-            np.sort(np.random.default_rng((self.seed, shard)).choice(size, count, replace=False))
-            for shard, (size, count) in enumerate(zip(sizes.tolist(), drawn.tolist(), strict=True))
-        ]
+    def rows(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the rows of each shard, ascending; `sizes` (S,) are the numbers of their rows."""
+        images = min(self.images, int(sizes.sum()))
+        drawn = np.random.default_rng(self.seed).multivariate_hypergeometric(sizes, images, method="marginals")
+        for shard, (size, count) in enumerate(zip(sizes.tolist(), drawn.tolist(), strict=True)):
+            yield np.sort(np.random.default_rng((self.seed, shard)).choice(size, count, replace=False))
 
 
 def _finding(manifest: Manifest, line: str) -> Finding:
@@ -106,43 +78,6 @@ def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) 
         yield f"{present} identities with images, not {totals['identities']}"
 
 
-def check_rows(shard: Shard, images: pa.Table, chosen: np.ndarray | None = None) -> Iterator[Finding]:
-    """Yields what differs in a shard's rows from the table `images`, whose rows are the shard's in order.
-
-    Args:
-        shard: open.
-        images: _COLUMNS of it.
-        chosen: (n,) int64, the rows to be looked at, ascending; None: all.
-
-    Raises:
-        ShardError: the lengths of the images are not those of the shard.
-    """
-    file = str(shard.path)
-    if len(shard) != len(images):
-        yield Finding(file, f"{len(shard)} rows, the manifest has {len(images)}")
-        return
-    if chosen is None:
-        chosen = np.arange(len(images))
-    for picked in shard.picked(chosen, images["bytes"].to_numpy()):
-        rows = picked.rows
-        want = images.take(rows)
-
-        def about(i: int, text: str, rows: np.ndarray = rows, want: pa.Table = want) -> Finding:
-            names = (want[name][i].as_py() for name in ("sid", "label", "label_original"))
-            return Finding(file, text, int(rows[i]), *names)
-
-        if picked.problem:
-            yield Finding(file, f"rows {rows[0]}..{rows[-1]} cannot all be read: {picked.problem}")
-        for name, got in zip(("label", "sid"), picked.numbers or (), strict=False):
-            for i in np.flatnonzero(got != want[name].to_numpy()).tolist():
-                yield about(i, f"the shard has {name} {got[i]}")
-        for i, (image, sha) in enumerate(zip(picked.images, want["sha256"].to_pylist(), strict=True)):
-            if image is None:
-                yield about(i, f"no image of {want['bytes'][i]} bytes, which the manifest says")
-            elif hashlib.sha256(image).digest() != sha:
-                yield about(i, "the image's sha256 is not the manifest's")
-
-
 def verify(
     manifest: Manifest, sample: Sample | None = None, advance: Callable[[int, int], None] = lambda work, images: None
 ) -> Iterator[Finding]:
@@ -171,10 +106,30 @@ def _tables(manifest: Manifest, sample: Sample | None) -> Iterator[str]:
 
     def problem(name: str) -> str | None:
         if sample is not None and name.startswith("manifest/images.parquet"):  # compared when a row of it is read
-            return size_difference(manifest.path / name, manifest.info["files"][name]["bytes"], "dataset.json")
+            return _not_there(manifest.path / name, manifest.info["files"][name]["bytes"], "dataset.json")
         return manifest.mismatch(name)
 
     yield from filter(None, _in_threads(problem, manifest.info["files"]))
+
+
+def _not_there(path: Path, size: int, where: str) -> str | None:
+    """Returns one line if a file is not there with its size, or may not be read; see files.difference()."""
+    if problem := size_difference(path, size, where):
+        return problem
+    try:
+        os.close(open_regular(path))
+    except OSError as error:
+        return unreadable(path, where, error)
+    return None
+
+
+def _opens(path: Path) -> bool:
+    """Returns whether a file can be read at all."""
+    try:
+        os.close(open_regular(path))
+    except OSError:
+        return False
+    return True
 
 
 def _in_threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
@@ -209,9 +164,7 @@ def _beyond_tables(manifest: Manifest, sample: Sample | None, advance: Callable[
             yield Finding(str(manifest.path), line)
     except FaceshardsError as error:
         yield _finding(manifest, str(error))
-    rows: Iterable[np.ndarray | None] = [None] * len(shards)
-    if sample is not None:
-        rows = sample.rows(shards["rows"].to_numpy())
+    rows = repeat(None, len(shards)) if sample is None else sample.rows(shards["rows"].to_numpy())
 
     def look(work: tuple[dict[str, Any], np.ndarray | None]) -> tuple[list[Finding], int, int]:
         entry, chosen = work
@@ -257,17 +210,17 @@ def _shard(manifest: Manifest, entry: dict[str, Any], chosen: np.ndarray | None)
         if chosen is None:
             problems.append(difference(file, size, digest, "the manifest"))
         else:
-            problems.append(size_difference(file, size, "the manifest"))
+            problems.append(_not_there(file, size, "the manifest"))
     yield from (_finding(manifest, problem) for problem in problems if problem)
-    if not path.is_file() or (chosen is not None and not len(chosen)):
+    if not _opens(path) or (chosen is not None and not len(chosen)):
         return
     try:
-        images = manifest.table("images", _COLUMNS, shard=entry["shard"]).sort_by("row")
+        images = manifest.table("images", COLUMNS, shard=entry["shard"]).sort_by("row")
         if (images["row"].to_numpy() != np.arange(len(images))).any():
             yield Finding(str(path), f"the manifest's rows are not 0..{len(images) - 1}")
         with Shard(path) as shard:
             yield from check_rows(shard, images, chosen)
-        if chosen is None and not problems[0] and index.is_file():  # else it is not the index that is to blame
+        if chosen is None and not problems[0] and _opens(index):  # else it is not the index that is to blame
             verify_index(path)
     except FaceshardsError as error:
         yield _finding(manifest, str(error))

@@ -18,7 +18,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
 
 if TYPE_CHECKING:
-    from faceshards.dataset.verify import Finding
+    from faceshards.dataset.row_check import Finding
 
 _SHOWN = 1000  # findings, without --limit
 

@@ -59,7 +59,7 @@ class Shard:
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
         except (OSError, ValueError) as error:
-            raise ShardError(path, f"cannot be opened: {error}") from None
+            raise ShardError(path, f"cannot be opened: {getattr(error, 'strerror', error)}") from None
         try:
             self._groups = self._open()
         except (OSError, ValueError) as error:

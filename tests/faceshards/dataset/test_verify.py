@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -202,10 +204,36 @@ def test_what_lies_in_a_files_place_is_not_waited_for(kind: str, copy: Path) -> 
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser reads everything")
-def test_files_that_must_not_be_read(copy: Path) -> None:
-    (copy / SHARD).chmod(0)
-    assert f"{copy / SHARD}: Permission denied" in findings(copy)
+@pytest.fixture
+def open_to_all(tiny_dataset: Manifest) -> Iterator[Path]:
+    """The folder of a dataset, where whoever may not read everything gets to."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield shutil.copytree(tiny_dataset.path, Path(folder) / "copy")
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Lets the superuser, who may read everything, be somebody else."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+def test_files_that_must_not_be_read(open_to_all: Path) -> None:
+    assert verify(open_to_all).exit_code == 0
+    closed = [open_to_all / name for name in ("manifest/dropped.parquet", PART, SHARD, f"{SHARD}.db")]
+    for path in closed:
+        path.chmod(0)
+    with nobody():
+        for options in ((), ("--sample", "100%"), ("--sample", "1")):
+            assert findings(open_to_all, *options) == [f"{path}: Permission denied" for path in closed]
+    (open_to_all / "dataset.json").chmod(0)
+    with nobody():
+        said = verify(open_to_all)
+    assert said.stderr == f"Error: {open_to_all / 'dataset.json'}: Permission denied\n"
 
 
 def test_files_too_many_are_named(copy: Path) -> None:
@@ -239,7 +267,7 @@ def test_a_sample_takes_each_row_alike() -> None:
     sizes, count, seeds = np.array([10, 0, 35, 5]), 12, 500
     drawn = [np.zeros(size, int) for size in sizes]
     for seed in range(seeds):
-        rows = Sample(count, seed).rows(sizes)
+        rows = list(Sample(count, seed).rows(sizes))
         assert sum(map(len, rows)) == count
         for tally, chosen in zip(drawn, rows, strict=True):
             assert (np.diff(chosen) > 0).all()
