@@ -1,4 +1,5 @@
-"""What it takes to look into a set: seconds and peak memory of each command, a process of its own each time.
+"""What it takes to look into a set: seconds and peak memory of each command, a process of its own each time; and of a
+rank of training that opens its part.
 
     python -m benchmarks.bench_manifest [--images 1000000] [--folder /tmp]
 
@@ -30,6 +31,17 @@ finally:
     print(peak_memory(), file=sys.stderr)
 """
 
+OPEN = """
+import sys
+from faceshards.dataset.manifest import Manifest
+from faceshards.progress import peak_memory
+from training.data.layout import Layout
+from training.data.stream import Stream
+data = Manifest(sys.argv[1])
+Stream(data, Layout(data, int(sys.argv[2]), 1024), check_shards=False).close()
+print(peak_memory(), file=sys.stderr)
+"""
+
 
 def commands(found: Manifest) -> list[list[str]]:
     """Returns the commands, each with the rows that it looks for among those of the middle."""
@@ -55,11 +67,12 @@ def commands(found: Manifest) -> list[list[str]]:
     ]
 
 
-def measure(folder: Path, command: list[str]) -> tuple[float, float, float]:
-    """Returns wall seconds, CPU seconds and peak memory, in GiB, of a command."""
-    arguments = [sys.executable, "-c", RUN, "manifest", command[0], str(folder), *command[1:]]
+def measure(code: str, *arguments: str) -> tuple[float, float, float]:
+    """Returns wall seconds, CPU seconds and peak memory, in GiB, of a process of Python."""
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     wall, after = time.perf_counter() - start, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return wall, cpu, int(done.stderr.split()[-1]) / (1 << 30)
@@ -70,8 +83,9 @@ def measure(folder: Path, command: list[str]) -> tuple[float, float, float]:
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where the set is made for a while.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="A set that is there, instead.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each command; the fastest counts.")
-def main(images: int, folder: Path | None, data: Path | None, rounds: int) -> None:
-    """Prints a row for each command."""
+@click.option("--only", default="", help="Rows with this in their name.")
+def main(images: int, folder: Path | None, data: Path | None, rounds: int, only: str) -> None:
+    """Prints a row for each command, and one for a stream's rank."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         if data is None:
             data = Path(temporary) / "set"
@@ -80,9 +94,15 @@ def main(images: int, folder: Path | None, data: Path | None, rounds: int) -> No
         size = sum(entry["bytes"] for entry in found.info["files"].values())
         click.echo(f"{found.totals['scanned']:,} records, {size / 1e9:.2f} GB of tables")
         click.echo("| command | s | CPU s | peak GiB |\n|---|---|---|---|")
-        for command in commands(found):
-            wall, cpu, memory = min(measure(data, command) for _ in range(rounds))
-            click.echo(f"| {' '.join(command)} | {wall:.2f} | {cpu:.2f} | {memory:.2f} |")
+        processes = {
+            " ".join(command): (RUN, "manifest", command[0], str(data), *command[1:]) for command in commands(found)
+        }
+        processes |= {f"a stream opens, rank 0 of {world}": (OPEN, str(data), str(world)) for world in (8, 1)}
+        for name, process in processes.items():
+            if only not in name:
+                continue
+            wall, cpu, memory = min(measure(*process) for _ in range(rounds))
+            click.echo(f"| {name} | {wall:.2f} | {cpu:.2f} | {memory:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Writes the manifest of a set that never was: every table of the real schema, and no shards.
+"""Writes the manifest of a set that never was: every table of the real schema, and shards without images.
 
     python -m benchmarks.generate_manifest /tmp/generated [--images 1000000]
 
-For measuring what only reads tables. The books add up, and every checksum is right; the figures are modelled on
+For measuring what only reads tables, and what opens shards: these have their header and their size, and are holes that
+take no room on a disk. The books add up, and every checksum is right; the figures are modelled on
 WebFace42M: 20.6 images an identity, lengths of identities log-normal, records in random order, 10 % of them dropped.
 """
 
@@ -21,6 +22,8 @@ import pyarrow.compute as pc
 from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import DROP_REASONS, SCHEMA_VERSION, SCHEMAS, schema_without
 from faceshards.files import file_digest, sealed, write_json, write_parquet
+from faceshards.formats.mindrecord.layout import HEADER_SIZES, RAW_FIXED, header, int_widths, lay_out
+from faceshards.formats.mindrecord.writer import DEFAULT_PAGE
 from pipelines.config import BuildConfig
 
 PER_IDENTITY = 42_474_557 / 2_059_906  # WebFace42M (Zhu et al., CVPR 2021)
@@ -65,12 +68,28 @@ def names(sids: Array, images: int, sources: int) -> tuple[pa.Array, pa.Array]:
     return known.take(pa.array(sids // size)), text(sids % size + 1)
 
 
-def write_images(folder: Path, decided: dict[str, Array], label: Array, sources: int, seed: int) -> pa.Table:
-    """Returns the table `shards` after writing the parts of `images`."""
+def write_hollow(path: Path, sizes: Array, labels: Array, sids: Array) -> int:
+    """Returns the bytes of the shard written at `path`: the header is that of such rows, all the rest is a hole."""
+    pages, _ = lay_out(sizes, RAW_FIXED + int_widths(labels) + int_widths(sids), DEFAULT_PAGE)
+    for choice in HEADER_SIZES:
+        head = header(path.name, choice, DEFAULT_PAGE, pages)
+        if len(head) <= choice:
+            break
+    size = choice + (len(pages) - 1) * DEFAULT_PAGE + pages[-1].used
+    with open(path, "wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return size
+
+
+def write_images(
+    folder: Path, decided: dict[str, Array], label: Array, sources: int, seed: int
+) -> tuple[pa.Table, int]:
+    """Returns the table `shards` and the bytes of all images, after writing the parts of `images` and the shards."""
     kept = np.flatnonzero(decided["reason"] < 0)
     shards = max(1, round(len(kept) / SHARD_ROWS))
     dealt = kept[np.argsort(decided["identity"][kept], kind="stable")]  # like cards: a fair part of each identity
-    entries = []
+    entries, image_bytes = [], 0
     for shard in range(shards):
         rng = np.random.default_rng((seed, shard))
         sids = rng.permutation(dealt[shard::shards])
@@ -98,16 +117,19 @@ def write_images(folder: Path, decided: dict[str, Array], label: Array, sources:
         ]
         part = pa.Table.from_arrays([pa.array(column) for column in columns], schema=SCHEMAS["images"])
         write_parquet(part, folder / "images.parquet" / f"part-{shard:05d}.parquet")
+        image_bytes += int(size.sum())
+        name = f"shard-{shard:05d}.mindrecord"
+        written = write_hollow(folder.parent / "shards" / name, size, label[identity], sids)
         entries.append(
             {
-                **{"shard": shard, "file": f"shard-{shard:05d}.mindrecord", "rows": n, "db_bytes": 0},
-                **{"identities": len(np.unique(identity)), "bytes": int(size.sum())},
+                **{"shard": shard, "file": name, "rows": n, "db_bytes": 0},
+                **{"identities": len(np.unique(identity)), "bytes": written},
                 **{"sha256": rng.bytes(32).hex(), "db_sha256": rng.bytes(32).hex()},
             }
         )
     table = pa.Table.from_pylist(entries, SCHEMAS["shards"])
     write_parquet(table, folder / "shards.parquet")
-    return table
+    return table, image_bytes
 
 
 def write_dropped(folder: Path, decided: dict[str, Array], sources: int, seed: int) -> dict[str, int]:
@@ -170,7 +192,7 @@ def write_identities(folder: Path, decided: dict[str, Array]) -> tuple[Array, di
 
 
 def generate(out: Path, images: int, sources: int = 1, seed: int = 0) -> None:
-    """Writes dataset.json and the tables of a set.
+    """Writes dataset.json, the tables and hollow shards of a set.
 
     Args:
         out: the dataset's folder, made.
@@ -180,11 +202,12 @@ def generate(out: Path, images: int, sources: int = 1, seed: int = 0) -> None:
     """
     folder = out / "manifest"
     (folder / "images.parquet").mkdir(parents=True)
+    (out / "shards").mkdir()
     decided = main_tables(images, seed)
     label, totals = write_identities(folder, decided)
-    shards = write_images(folder, decided, label, sources, seed)
+    shards, image_bytes = write_images(folder, decided, label, sources, seed)
     totals |= write_dropped(folder, decided, sources, seed)
-    totals |= {"shards": len(shards), "image_bytes": sum(shards["bytes"].to_pylist())}
+    totals |= {"shards": len(shards), "image_bytes": image_bytes}
     digests = {
         str(path.relative_to(out)): file_digest(path) for path in sorted(folder.rglob("*.parquet")) if path.is_file()
     }
@@ -210,7 +233,7 @@ def generate(out: Path, images: int, sources: int = 1, seed: int = 0) -> None:
 @click.option("--sources", default=1, show_default=True, help="Files they come from.")
 @click.option("--seed", default=0, show_default=True)
 def main(out: Path, images: int, sources: int, seed: int) -> None:
-    """Writes the manifest of a set that never was into the folder OUT."""
+    """Writes the manifest of a set that never was, and shards without images, into the folder OUT."""
     generate(out, images, sources, seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ from faceshards.errors import FaceshardsError
 
 ROW_GROUP = 65536  # rows
 _BLOCK = 1 << 20  # bytes read at a time
+_NOT_REGULAR = "no regular file"
 _TRIES = 100  # to lock a folder that others remove: each try is another process that has just left it
 
 
@@ -60,11 +62,25 @@ def write_json(value: object, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def file_digest(path: Path, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
+def open_regular(path: Path | str) -> int:
+    """Returns the descriptor of a file, open for reading; what is no regular file is not waited for.
+
+    Raises:
+        OSError: it cannot be opened; or it is a pipe, a socket, a device or a folder, as strerror says.
+    """
+    if stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already do something
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+    raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
+
+
+def file_digest(path: Path | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
     """Returns size in bytes and SHA-256 (hex) of a file, read block by block.
 
     Args:
-        path: of the file.
+        path: of the file; or its descriptor, which is closed.
         before_block: called before each block of 1 MiB; what it raises ends the reading.
     """
     digest, size = hashlib.sha256(), 0
@@ -80,6 +96,32 @@ def file_digest(path: Path, before_block: Callable[[], None] | None = None) -> t
             size += count
 
 
+def dead_link(path: Path) -> Path | None:
+    """Returns the link that leads nowhere, at a path or above it; None if there is none."""
+    return next((place for place in (path, *path.parents) if place.is_symlink() and not os.path.exists(place)), None)
+
+
+def unreadable(path: Path, where: str, error: OSError) -> str:
+    """Returns one line on why a file cannot be read that is written of somewhere."""
+    if isinstance(error, FileNotFoundError):
+        link = dead_link(path)
+        return f"{path}: missing; {where} lists it{f'; {link} is a link that leads nowhere' if link else ''}"
+    if error.strerror == _NOT_REGULAR:
+        return f"{path}: {_NOT_REGULAR}; {where} lists one"
+    return f"{path}: {error.strerror}"
+
+
+def size_difference(path: Path, size: int, where: str) -> str | None:
+    """Returns one line if a file is not there, no regular file, or of another size; see difference()."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, _NOT_REGULAR)
+    except OSError as error:
+        return unreadable(path, where, error)
+    return None if status.st_size == size else f"{path}: {status.st_size} bytes, {where} says {size}"
+
+
 def difference(
     path: Path, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
 ) -> str | None:
@@ -92,19 +134,13 @@ def difference(
         where: they are written, for the line.
         before_block: see file_digest.
     """
+    if problem := size_difference(path, size, where):
+        return problem
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return f"{path}: no regular file; {where} lists one"
-        found = status.st_size
-        if found == size and file_digest(path, before_block)[1] == sha256:
+        if file_digest(open_regular(path), before_block)[1] == sha256:
             return None
-    except FileNotFoundError:
-        return f"{path}: missing; {where} lists it"
     except OSError as error:
-        return f"{path}: {error.strerror}"
-    if found != size:
-        return f"{path}: {found} bytes, {where} says {size}"
+        return unreadable(path, where, error)
     return f"{path}: changed since it was published: its SHA-256 is not {where}'s"
 
 

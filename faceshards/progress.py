@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -32,6 +33,12 @@ class Progress:
         if self._done:
             self._bar.total = round((self._bar.n + images) * max(self._work, self._done) / self._done)
         self._bar.update(images)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Lets results be printed to stdout; on a terminal, not into the bar."""
+        with self._bar.external_write_mode(sys.stdout):
+            yield
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from faceshards.files import bytes_text, check_writable
+from faceshards.files import bytes_text, check_writable, size_difference
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.centers.host import HEADROOM
@@ -116,13 +116,8 @@ def _check_shards(plan: Plan, data: Manifest, hosts: Hosts) -> None:
             )
         for number in files:
             path = data.shard_path(layout.names[number])
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                cause = "missing; the manifest lists it" if isinstance(error, FileNotFoundError) else error.strerror
-                raise StreamError(f"{path}: {cause}") from None
-            if size != layout.bytes[number]:
-                raise StreamError(f"{path}: {size} bytes, the manifest says {layout.bytes[number]}")
+            if problem := size_difference(path, layout.bytes[number], "the manifest"):
+                raise StreamError(problem)
 
 
 def _check_room(plan: Plan, out: Path) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
 from faceshards.errors import FaceshardsError, ShardError
-from faceshards.files import check_seal, difference
+from faceshards.files import check_seal, dead_link, difference, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Manifest:
         self.path = path.parent if path.name == "dataset.json" else path
         file = self.path / "dataset.json"
         try:
-            self.info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            self.info: dict[str, Any] = json.loads(_text(file))
             self.schema_version: int = self.info["schema_version"]
             if self.schema_version not in (1, SCHEMA_VERSION):
                 raise ManifestError(
@@ -65,7 +65,9 @@ class Manifest:
                 check_seal(self.info)
             _check_info(self.info)
         except FileNotFoundError:
-            raise ManifestError(f"{self.path}: no dataset published there (no dataset.json)") from None
+            link = dead_link(file)
+            cause = f"{link} is a link that leads nowhere" if link else "no dataset.json"
+            raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -135,6 +137,9 @@ class Manifest:
             raise ManifestError(problem)
 
     def _check(self, names: Sequence[str]) -> None:
+        if len(names) == 1:
+            self.check_file(names[0])
+            return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 for problem in pool.map(self.mismatch, names):
@@ -226,6 +231,12 @@ class Manifest:
     def shard_path(self, file: str) -> Path:
         """Returns where a shard lies, by its name in the table `shards`."""
         return self.path / "shards" / file
+
+
+def _text(path: Path) -> str:
+    """Returns the text of a file."""
+    with open(open_regular(path), encoding="utf-8") as file:
+        return file.read()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

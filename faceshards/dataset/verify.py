@@ -1,19 +1,58 @@
-"""Checks a published dataset against its manifest: every file's checksum, every row's bytes, every sum."""
+"""Checks a published dataset against its manifest: every file's checksum, every row's bytes, every sum.
+
+Or a sample of the rows: then the images' own files are not read whole.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from faceshards.dataset.manifest import Manifest, fingerprint
+from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import FaceshardsError
-from faceshards.files import difference
+from faceshards.files import difference, open_regular, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to be looked at in place of all: so many, each row as likely as any other.
+
+    Args:
+        images: how many.
+        seed: of the choice.
+    """
+
+    images: int
+    seed: int = 0
+
+    def rows(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the rows of each shard, ascending; `sizes` (S,) are the numbers of their rows."""
+        images = min(self.images, int(sizes.sum()))
+        drawn = np.random.default_rng(self.seed).multivariate_hypergeometric(sizes, images, method="marginals")
+        for shard, (size, count) in enumerate(zip(sizes.tolist(), drawn.tolist(), strict=True)):
+            yield np.sort(np.random.default_rng((self.seed, shard)).choice(size, count, replace=False))
+
+
+def _finding(manifest: Manifest, line: str) -> Finding:
+    """Returns what a line says that begins with the path of a file of the dataset."""
+    root = str(manifest.path)
+    name, _, text = line.removeprefix(root).partition(": ")
+    return Finding(f"{root}{name}", text)
 
 
 def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) -> Iterator[str]:
@@ -39,82 +78,151 @@ def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) 
         yield f"{present} identities with images, not {totals['identities']}"
 
 
-def check_rows(shard: Shard, images: pa.Table) -> Iterator[str]:
-    """Yields each row of a shard that differs from the table `images`, whose rows are the shard's in order.
-
-    Raises:
-        ShardError: the shard cannot be read to its end.
-    """
-    want = zip(images["label"].to_pylist(), images["sid"].to_pylist(), images["sha256"].to_pylist(), strict=True)
-    if len(shard) != len(images):
-        yield f"{shard.path}: {len(shard)} rows, the manifest has {len(images)}"
-        return
-    for row, ((label, sid, image), (label_want, sid_want, sha)) in enumerate(zip(shard.rows(), want, strict=True)):
-        if sid != sid_want:
-            yield f"{shard.path}: row {row}: sid {sid}, the manifest says {sid_want}"
-        if label != label_want:
-            yield f"{shard.path}: row {row} (sid {sid}): label {label}, the manifest says {label_want}"
-        if hashlib.sha256(image).digest() != sha:
-            yield f"{shard.path}: row {row} (sid {sid}): the image's sha256 is not the manifest's"
-
-
-def verify(manifest: Manifest) -> Iterator[str]:
-    """Yields a line for each mismatch between a dataset's files and its manifest; none means it is whole.
+def verify(
+    manifest: Manifest, sample: Sample | None = None, advance: Callable[[int, int], None] = lambda work, images: None
+) -> Iterator[Finding]:
+    """Yields each mismatch between a dataset's files and its manifest, and each file that is no part of it.
 
     Reads every byte once more than it has to: file checksums and row checksums are independent proofs. What a damaged
-    table says is not looked at.
+    table says is not looked at. Of the shards' rows a few row groups are held at a time.
+
+    Args:
+        manifest: of the dataset.
+        sample: rows to be looked at in place of all. Then shards and their indexes are not compared with their own
+            checksums, only with their sizes, and so are parts of `images` from which no row comes.
+        advance: told after each shard its bytes, and how many images were looked at in it.
     """
-    damaged = {name: problem for name in manifest.info["files"] if (problem := manifest.mismatch(name))}
-    yield from damaged.values()
-    for line in _beyond_tables(manifest):
-        if line not in damaged.values():  # a table that could not be read then says so again
-            yield line
+    seen = set()
+    for line in _tables(manifest, sample):
+        seen.add(str(_finding(manifest, line)))
+        yield _finding(manifest, line)
+    for finding in _beyond_tables(manifest, sample, advance):
+        if str(finding) not in seen:  # a table that could not be read then says so again
+            yield finding
 
 
-def _beyond_tables(manifest: Manifest) -> Iterator[str]:
-    """Yields each mismatch of the books, the fingerprint and the shards, and files that do not belong there."""
+def _tables(manifest: Manifest, sample: Sample | None) -> Iterator[str]:
+    """Yields a line for each damaged table or part of one."""
+
+    def problem(name: str) -> str | None:
+        if sample is not None and name.startswith("manifest/images.parquet"):  # compared when a row of it is read
+            return _not_there(manifest.path / name, manifest.info["files"][name]["bytes"], "dataset.json")
+        return manifest.mismatch(name)
+
+    yield from filter(None, _in_threads(problem, manifest.info["files"]))
+
+
+def _not_there(path: Path, size: int, where: str) -> str | None:
+    """Returns one line if a file is not there with its size, or may not be read; see files.difference()."""
+    if problem := size_difference(path, size, where):
+        return problem
     try:
-        shards = manifest.table("shards")
+        os.close(open_regular(path))
+    except OSError as error:
+        return unreadable(path, where, error)
+    return None
+
+
+def _opens(path: Path) -> bool:
+    """Returns whether a file can be read at all."""
+    try:
+        os.close(open_regular(path))
+    except OSError:
+        return False
+    return True
+
+
+def _in_threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """Yields what a function says of each item, in their order; few are looked at ahead of it."""
+    waiting: deque[Future[Found]] = deque()
+    threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _beyond_tables(manifest: Manifest, sample: Sample | None, advance: Callable[[int, int], None]) -> Iterator[Finding]:
+    """Yields what is wrong with the books, the fingerprint and the shards, and files that do not belong there."""
+    try:
+        shards = manifest.table("shards").sort_by("shard")
     except FaceshardsError as error:
-        yield str(error)
+        yield _finding(manifest, str(error))
+        yield Finding(str(manifest.path / "shards"), "not looked at, without the table shards")
         return
     yield from _strangers(manifest, shards["file"].to_pylist())
     if fingerprint(shards) != manifest.fingerprint:
-        yield f"{manifest.path}: the fingerprint is not that of the table shards"
+        yield Finding(str(manifest.path), "the fingerprint is not that of the table shards")
     try:
-        yield from check_books(manifest.totals, manifest.table("identities"), shards)
+        for line in check_books(manifest.totals, manifest.table("identities"), shards):
+            yield Finding(str(manifest.path), line)
     except FaceshardsError as error:
-        yield str(error)
-    for entry in shards.to_pylist():
-        yield from _verify_shard(manifest, entry)
+        yield _finding(manifest, str(error))
+    rows = repeat(None, len(shards)) if sample is None else sample.rows(shards["rows"].to_numpy())
+
+    def look(work: tuple[dict[str, Any], np.ndarray | None]) -> tuple[list[Finding], int, int]:
+        entry, chosen = work
+        return list(_shard(manifest, *work)), entry["bytes"], entry["rows"] if chosen is None else len(chosen)
+
+    for findings, size, images in _in_threads(look, zip(shards.to_pylist(), rows, strict=True)):
+        yield from findings
+        advance(size, images)
 
 
-def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[str]:
-    """Yields each file among tables and shards that nobody published: other readers would take it for a part."""
-    known = {*manifest.info["files"], *(f"shards/{name}{more}" for name in shards for more in ("", ".db"))}
-    for folder in ("manifest", "shards"):
-        for path in sorted((manifest.path / folder).rglob("[!.]*")):
-            if path.is_file() and str(path.relative_to(manifest.path)) not in known:
-                yield f"{path}: was not published with the dataset"
+def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[Finding]:
+    """Yields each file or folder that nobody published.
+
+    It is a mismatch where those who read a folder whole, as pyarrow and DuckDB do, would take it for a part.
+    """
+    known = {"dataset.json", *manifest.info["files"]}
+    known |= {f"shards/{name}{more}" for name in shards for more in ("", ".db")}
+    folders = {"", *(str(place) for name in known for place in list(Path(name).parents)[:-1])}
+    for folder in sorted(folders):
+        try:
+            with os.scandir(manifest.path / folder) as entries:
+                there = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        except OSError:
+            continue  # what should be in it is missing
+        for name, is_folder in there:
+            place = os.path.join(folder, name)
+            if place not in known and place not in folders:
+                part = folder.endswith(".parquet") and name[0] not in "._"
+                part |= folder == "shards" and name.endswith(".mindrecord")
+                path = f"{manifest.path / place}{'/' if is_folder else ''}"
+                if part:
+                    yield Finding(path, "was not published with the dataset; readers of the folder take it for a part")
+                else:
+                    yield Finding(path, "no part of the dataset", foreign=True)
 
 
-def _verify_shard(manifest: Manifest, entry: dict) -> Iterator[str]:
+def _shard(manifest: Manifest, entry: dict[str, Any], chosen: np.ndarray | None) -> Iterator[Finding]:
+    """Yields what is wrong with a shard: with its files, and with some of its rows (None: all)."""
     path = manifest.shard_path(entry["file"])
     index = path.with_name(f"{path.name}.db")
+    problems = []
     for file, size, digest in ((path, entry["bytes"], entry["sha256"]), (index, entry["db_bytes"], entry["db_sha256"])):
-        if problem := difference(file, size, digest, "the manifest"):
-            yield problem
-    if not path.is_file():
+        if chosen is None:
+            problems.append(difference(file, size, digest, "the manifest"))
+        else:
+            problems.append(_not_there(file, size, "the manifest"))
+    yield from (_finding(manifest, problem) for problem in problems if problem)
+    if not _opens(path) or (chosen is not None and not len(chosen)):
         return
     try:
-        images = manifest.table("images", ["row", "label", "sid", "sha256"], shard=entry["shard"]).sort_by("row")
+        images = manifest.table("images", COLUMNS, shard=entry["shard"]).sort_by("row")
         if (images["row"].to_numpy() != np.arange(len(images))).any():
-            yield f"{path}: the manifest's rows are not 0..{len(images) - 1}"
+            yield Finding(str(path), f"the manifest's rows are not 0..{len(images) - 1}")
         with Shard(path) as shard:
-            yield from check_rows(shard, images)
-        if index.is_file():
+            yield from check_rows(shard, images, chosen)
+        if chosen is None and not problems[0] and _opens(index):  # else it is not the index that is to blame
             verify_index(path)
     except FaceshardsError as error:
-        yield str(error)
+        yield _finding(manifest, str(error))
     except OSError as error:
-        yield f"{path}: {error.strerror}"
+        yield Finding(str(path), str(error.strerror))

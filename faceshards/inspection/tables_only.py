@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from faceshards.files import open_regular
+
 PROTOCOL = "manifest"
 
 
@@ -51,7 +53,7 @@ class _File:
     """A file whose place belongs to the thread: DuckDB's threads share it, and seek and read are two calls."""
 
     def __init__(self, path: Path) -> None:
-        self._handle, self._place = os.open(path, os.O_RDONLY), threading.local()
+        self._handle, self._place = open_regular(path), threading.local()
         self.closed = False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

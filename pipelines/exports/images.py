@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.manifest import Manifest, check_image
 from faceshards.errors import ShardError
-from faceshards.files import replacing
+from faceshards.files import open_regular, replacing
 from faceshards.formats.mindrecord.reader import Shard
 from pipelines.exports.base import Sample
 
@@ -140,7 +140,7 @@ class _Descriptor:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open_regular(path)
         except OSError as error:
             raise ShardError(path, f"cannot be opened: {error.strerror}") from None
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from faceshards.dataset.row_check import check_rows
 from faceshards.dataset.schema import SCHEMAS
-from faceshards.dataset.verify import check_rows
 from faceshards.errors import ShardError, SourceError
 from faceshards.files import write_json, write_parquet
 from faceshards.formats.mindrecord.reader import Shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -72,6 +73,9 @@ def damaged(data, tmp_path, how):
         shard.write_bytes(raw)
     elif how == "gone":
         shard.unlink()
+    elif how == "pipe":
+        shard.unlink()
+        os.mkfifo(shard)
     elif how == "cut":
         next((copy / "manifest" / "images.parquet").iterdir()).write_bytes(b"PAR1")
     elif how == "larger":
@@ -86,6 +90,7 @@ def damaged(data, tmp_path, how):
         ("schema", "99"),
         ("flipped", "changed since it was published: its SHA-256 is not the manifest's"),
         ("gone", "missing; the manifest lists it"),
+        ("pipe", "no regular file; the manifest lists one"),
         ("cut", ".parquet: 4 bytes, dataset.json says "),
         ("larger", "images of 128 x 128 pixels; the backbones take 112 x 112"),
     ],

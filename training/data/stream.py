@@ -7,12 +7,14 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
+from faceshards.files import open_regular, size_difference
 from faceshards.formats.mindrecord.reader import Shard
 from training.config import CHECKS, CHOICES
 from training.data.layout import Layout, StreamError, lane_order
@@ -80,8 +82,9 @@ class Stream:
         self._handles: dict[int, int] = {}
         self._check: ShardCheck | None = None
         try:
-            for number in self._files:
-                self._open(data, number)
+            with ThreadPoolExecutor(self._threads, "open") as pool:  # most of it is the checksums of the tables' parts
+                for _ in pool.map(partial(self._open, data), self._files):
+                    pass
             if check_shards:
                 names, sizes, digests = layout.names, layout.bytes, layout.sha256
                 self._check = ShardCheck([Written(data.shard_path(names[i]), sizes[i], digests[i]) for i in self._files])
@@ -121,10 +124,8 @@ class Stream:
     def _open(self, data: Manifest, number: int) -> None:
         """Opens a shard and notes where the images of its own rows lie."""
         layout, path = self._layout, data.shard_path(self._layout.names[number])
-        if not path.is_file():
-            raise StreamError(f"{path}: missing; the manifest lists it")
-        if path.stat().st_size != layout.bytes[number]:
-            raise StreamError(f"{path}: {path.stat().st_size} bytes, the manifest says {layout.bytes[number]}")
+        if problem := size_difference(path, layout.bytes[number], "the manifest"):
+            raise StreamError(problem)
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
         labels, lengths = np.full(end - first, -1, np.int32), np.zeros(end - first, np.int32)
         for batch in data.batches("images", ["row", "label", "bytes"], shard=number):
@@ -139,7 +140,7 @@ class Stream:
         own = slice(max(first, self._start) - self._start, min(end, self._start + len(self.labels)) - self._start)
         part = slice(own.start + self._start - first, own.stop + self._start - first)
         self._offsets[own], self._lengths[own], self.labels[own] = offsets[part], lengths[part], labels[part]
-        self._handles[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handles[number] = open_regular(path)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the batches of an epoch from step `start` on, at once wherever that is.

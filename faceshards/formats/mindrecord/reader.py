@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -27,6 +28,22 @@ from faceshards.formats.mindrecord.layout import (
 )
 
 
+class Picked(NamedTuple):
+    """Rows of one row group.
+
+    Attributes:
+        rows: (n,) int64, their numbers.
+        numbers: labels and sids, (n,) int64 each; None if the group's cannot be read.
+        images: n encoded images; None for one that does not have the length it should have.
+        problem: what could not be read; None if nothing.
+    """
+
+    rows: np.ndarray
+    numbers: tuple[np.ndarray, np.ndarray] | None
+    images: list[memoryview | None]
+    problem: str | None
+
+
 class Shard:
     """A shard's data file, open for reading; a context manager. Nothing in the file is trusted.
 
@@ -42,7 +59,7 @@ class Shard:
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
         except (OSError, ValueError) as error:
-            raise ShardError(path, f"cannot be opened: {error}") from None
+            raise ShardError(path, f"cannot be opened: {getattr(error, 'strerror', error)}") from None
         try:
             self._groups = self._open()
         except (OSError, ValueError) as error:
@@ -135,6 +152,46 @@ class Shard:
             offsets[group.start] = self._header_size + group.blob * self._page_size
             offsets[group.start + 1 : group.end] = offsets[group.start] + ends[:-1]
         return offsets
+
+    def picked(self, rows: np.ndarray, lengths: np.ndarray) -> Iterator[Picked]:
+        """Yields some rows, those of each row group together; damage of some keeps no other from being read.
+
+        Args:
+            rows: (n,) int64, which ones, ascending.
+            lengths: (N,) int, bytes of every image, from the manifest.
+
+        Raises:
+            ShardError: such images do not fill the pages as the header says.
+        """
+        offsets = self.frame_offsets(lengths)
+        bounds = np.searchsorted(rows, [*self._starts, len(self)])  # (groups + 1,)
+        for group, low, high in zip(self._groups, bounds[:-1], bounds[1:], strict=True):
+            if low < high:
+                yield self._picked(group, rows[low:high], offsets, lengths)
+
+    def _picked(self, group: RowGroup, rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> Picked:
+        """Returns rows of a group as far as they can be read; a page is read whole if many of them are in it."""
+        try:
+            labels, sids, _ = self._fields(group)
+            numbers = labels[rows - group.start], sids[rows - group.start]
+            problem = None
+        except ShardError as error:
+            numbers, problem = None, error.cause
+        base, page = int(offsets[group.start]), None
+        try:
+            if 4 * len(rows) > group.end - group.start:
+                page = memoryview(os.pread(self._file, group.blob_used, base))
+            images = []
+            for at, length in zip(offsets[rows].tolist(), lengths[rows].tolist(), strict=True):
+                frame = (
+                    os.pread(self._file, length + 8, at) if page is None else page[at - base : at - base + length + 8]
+                )
+                whole = len(frame) == length + 8 and int.from_bytes(frame[:8], "little") == length
+                images.append(memoryview(frame)[8:] if whole else None)
+        except OSError as error:
+            images = [None] * len(rows)
+            problem = f"blob page {group.blob}: {error.strerror}"
+        return Picked(rows, numbers, images, problem)
 
     def index_rows(self) -> Iterator[list[tuple[int, ...]]]:
         """Yields for each row group the rows that table INDEXES must have."""

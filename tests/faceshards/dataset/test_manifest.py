@@ -213,6 +213,6 @@ def test_an_upgrade_that_is_killed(function: str, act: str, schema: int, older: 
     done = subprocess.run([sys.executable, "-c", KILL.format(function=function, act=act), str(older)])
     assert done.returncode == -signal.SIGKILL
     assert Manifest(older).schema_version == schema
-    assert list(verify(Manifest(older))) == []
+    assert [finding for finding in verify(Manifest(older)) if not finding.foreign] == []  # the other name is
     upgrade(older)
     assert digests(older) == tiny_digests

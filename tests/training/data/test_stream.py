@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -162,6 +163,27 @@ def test_balanced_draws(sampling, power):
     np.testing.assert_allclose(share, sizes**power / (sizes**power).sum(), atol=0.01)
 
 
+def test_a_stream_is_the_same_however_many_threads_open_it(data):
+    one, many = (Stream(data, Layout(data, 1, 16), threads=threads) for threads in (1, 8))
+    np.testing.assert_array_equal(one.labels, many.labels)
+    for (images, labels), (others, theirs) in zip(one.batches(0), many.batches(0), strict=True):
+        np.testing.assert_array_equal(images, others)
+        np.testing.assert_array_equal(labels, theirs)
+    one.close()
+    many.close()
+
+
+def test_a_stream_that_does_not_open_leaves_no_file_open(data, tmp_path):
+    copy = Manifest(shutil.copytree(data.path, tmp_path / "copy"))
+    names = copy.table("shards", ["file"])["file"].to_pylist()
+    for name in names[5:]:
+        copy.shard_path(name).unlink()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(StreamError, match=f"{names[5]}: missing"):  # the first one
+        Stream(copy, Layout(copy, 1, 16), threads=8)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_what_is_wrong_is_named(data, tmp_path):
     shard = data.table("shards", ["file"])["file"][0].as_py()
     raw = data.shard_path(shard).read_bytes()
@@ -177,6 +199,9 @@ def test_what_is_wrong_is_named(data, tmp_path):
     gone = copy("gone")
     gone.shard_path(shard).unlink()
     with pytest.raises(StreamError, match=f"{shard}: missing; the manifest lists it"):
+        stream(gone)
+    os.mkfifo(gone.shard_path(shard))  # which nobody writes to
+    with pytest.raises(StreamError, match=f"{shard}: no regular file; the manifest lists one"):
         stream(gone)
     longer = copy("longer")
     longer.shard_path(shard).write_bytes(raw + b"x")
