@@ -31,7 +31,7 @@ from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.dedupe.overlap import Pictures
-from pipelines.runner import Execution, Runner, WorkerKilledError
+from pipelines.runner import Execution, Runner, WorkerKilledError, survived
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.sources.find import cut
@@ -43,7 +43,7 @@ from pipelines.stages.excluded import sign_sets
 from pipelines.stages.label_spaces import join, overlap, spaces
 from pipelines.stages.route import route
 from pipelines.stages.sign import PartitionFacts, count_rows, partition_facts, probe_rows, sign_partition
-from pipelines.stages.write import write
+from pipelines.stages.write import Sources, write
 
 log = logging.getLogger(__name__)
 
@@ -274,11 +274,11 @@ class _Build:
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:
             for _, result in runner.map(route, tasks):
-                progress.advance(_survived(result, "sorting the records by shard"), result)
+                progress.advance(survived(result, "sorting the records by shard"), result)
 
     def _write(self, runner: Runner, partitions: list[Partition], shards: int) -> None:
         routed = [self._routed(part) for part in partitions]
-        data = self.work / "dataset"
+        data, origin = self.work / "dataset", Sources(self.files)
         tasks = []
         with Progress("write", shards, self.execution.quiet) as progress:
             for shard in range(shards):
@@ -287,14 +287,7 @@ class _Build:
                     progress.advance(1, json.loads(done.read_text())["rows"])
                 else:
                     folders = (data / "manifest" / "images.parquet", data / "shards")
-                    tasks.append((shard, self.files, routed, *folders, done))
+                    tasks.append((shard, origin, routed, *folders, done))
             for task, result in runner.map(write, tasks):
-                _survived(result, f"writing shard {task[0]}")
+                survived(result, f"writing shard {task[0]}")
                 progress.advance(1, result)
-
-
-def _survived(result: Any, doing: str) -> int:
-    """Returns a stage's result; raises BuildError if its worker died."""
-    if isinstance(result, WorkerKilledError):
-        raise BuildError(f"{doing}: {result} twice; run the same command to go on")
-    return int(result)
