@@ -129,13 +129,11 @@ def plan(images: np.ndarray, person: np.ndarray, request: Request) -> Plan:
     impostors = [_across(_per_person(images[some], person[some])) for some in members]
     possible = STEP * min(*genuine, *impostors)
     if possible < request.pairs:
-        few = (
-            f"every fold needs two persons, so {STEP} have to be held out"
-            if not min(impostors)
-            else "a fold has no identity with two pictures"
-            if not min(genuine)
-            else f"hold out more, or take --pairs {possible}"
-        )
+        few = f"hold out more, or take --pairs {possible}"
+        if not min(genuine):
+            few = "a fold has no identity with two pictures"
+        if not min(impostors):
+            few = f"{FOLDS} folds need {STEP} persons, and identities that share photographs count as one"
         raise SplitError(
             f"--unseen {request.unseen}: the {len(held):,} identities held out make at most {possible:,} pairs in "
             f"{FOLDS} folds, not {request.pairs:,}: {few}"
