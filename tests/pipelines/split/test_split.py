@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pipelines import workspace
 from pipelines.split.plan import Request
 from pipelines.split.unseen import _odd_sizes
 from tests.faceshards.cli.test_cli import call, refusal
-from tests.pipelines.build_fixtures import digests, rewrite_info
+from tests.pipelines.build_fixtures import ROOT, digests, rewrite_info
 from tests.pipelines.split.conftest import run_split
 
 
@@ -169,6 +170,8 @@ def test_workers_decide_nothing_and_what_is_there_stays(parent: Manifest, child:
     found = json.loads(result.stdout)
     assert found["unseen"]["file"] == str(out / "unseen.bin")
     assert (found["identities"], found["unseen"]["identities"]) == (33, 27)
+    summary = call("manifest", "summary", out).stdout
+    assert f"  held out              27  identities of {parent.fingerprint[:12]}…; 400 pairs in unseen.bin" in summary
     before = digests(out)
     again = call("split", parent.path, "--unseen", "45%", "--pairs", "400", "--seed", "3", "--out", out)
     assert (again.exit_code, again.stderr.removeprefix("WARNING ")) == (
@@ -224,6 +227,29 @@ def test_a_damaged_set_is_found(child: Manifest, tmp_path: Path) -> None:
     assert line.startswith(f"{copy / 'unseen.bin'}: ")
     rewrite_info(copy)
     assert list(verify(Manifest(copy))) == []
+
+
+EXAMPLE = re.compile(r"^    \$ (faceshards .*)\n((?:    [^$\n].*\n)+)", re.MULTILINE)
+
+
+def test_the_commands_of_the_page(parent: Manifest, child: Manifest) -> None:
+    """The page shows the set of `make shards`; here the same is said with other numbers."""
+    examples = EXAMPLE.findall((ROOT / "docs" / "splits.md").read_text())
+    assert len(examples) == 4
+    places = {"data/shards/synthetic_train": str(child.path), "data/shards/synthetic": str(parent.path)}
+    places |= {"data/shards/other": str(child.path.with_name("other"))}
+    here = {"--unseen 20% --pairs 2000": "--unseen 45% --pairs 400 --seed 3", "20% --pairs": "45% --seed 3 --pairs"}
+    for line, output in examples:
+        words = line
+        for text, instead in here.items():
+            words = words.replace(text, instead)
+        result = call(*(places.get(word, word) for word in words.split()[1:]))
+        said = result.stdout or result.stderr
+        assert result.exit_code == output.strip().startswith("Error"), line
+        for place, path in places.items():
+            said, output = said.replace(path, "PATH"), output.replace(place, "PATH")
+        shape = [re.sub(r"[\d,.]+|\s+", " ", text).split() for text in (said, output)]
+        assert shape[0] == shape[1], line
 
 
 def test_pictures_that_no_backbone_takes_are_told() -> None:
