@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faceshards.dataset.manifest import fingerprint
-from faceshards.dataset.schema import DROP_REASONS, SCHEMA_VERSION, SCHEMAS, schema_without
+from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, schema_without
 from faceshards.files import file_digest, sealed, write_json, write_parquet
 from faceshards.formats.mindrecord.layout import HEADER_SIZES, RAW_FIXED, header, int_widths, lay_out
 from faceshards.formats.mindrecord.writer import DEFAULT_PAGE
@@ -185,7 +185,7 @@ def write_identities(folder: Path, decided: dict[str, Array]) -> tuple[Array, di
         **{"scanned": tallies.sum(axis=0), "kept": kept},
         **dict(zip(DROP_REASONS, tallies, strict=False)),
     }
-    write_parquet(pa.table(columns, schema_without("identities", "test_overlap")), folder / "identities.parquet")
+    write_parquet(pa.table(columns, schema_without("identities", *LATER["identities"])), folder / "identities.parquet")
     sums = zip(DROP_REASONS, tallies[:-1].sum(axis=1).tolist(), strict=True)
     totals = {"scanned": int(tallies.sum()), "kept": int(kept.sum()), "identities": int((label >= 0).sum())}
     return label, {**totals, "dropped": {name: lost for name, lost in sums if lost}, "structural": 0}

@@ -16,20 +16,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.errors import BuildError, UnsoundError
+from faceshards.errors import UnsoundError
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
-from pipelines.runner import Execution, Runner, WorkerKilledError
+from pipelines.runner import Execution, Runner, survived
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.assemble import assemble
 from pipelines.stages.route import route
 from pipelines.stages.sign import PartitionFacts
-from pipelines.stages.write import write
+from pipelines.stages.write import Sources, write
 from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
 
 log = logging.getLogger(__name__)
@@ -147,11 +146,11 @@ class _Build:
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:
             for _, result in runner.map(route, tasks):
-                progress.advance(_survived(result, "sorting the records by shard"), result)
+                progress.advance(survived(result, "sorting the records by shard"), result)
 
     def _write(self, runner: Runner, partitions: list[Partition], shards: int) -> None:
         routed = [self._routed(part) for part in partitions]
-        data = self.work / "dataset"
+        data, origin = self.work / "dataset", Sources(self.files)
         tasks = []
         with Progress("write", shards, self.execution.quiet) as progress:
             for shard in range(shards):
@@ -160,14 +159,7 @@ class _Build:
                     progress.advance(1, json.loads(done.read_text())["rows"])
                 else:
                     folders = (data / "manifest" / "images.parquet", data / "shards")
-                    tasks.append((shard, self.files, routed, *folders, done))
+                    tasks.append((shard, origin, routed, *folders, done))
             for task, result in runner.map(write, tasks):
-                _survived(result, f"writing shard {task[0]}")
+                survived(result, f"writing shard {task[0]}")
                 progress.advance(1, result)
-
-
-def _survived(result: Any, doing: str) -> int:
-    """Returns a stage's result; raises BuildError if its worker died."""
-    if isinstance(result, WorkerKilledError):
-        raise BuildError(f"{doing}: {result} twice; run the same command to go on")
-    return int(result)

@@ -251,3 +251,18 @@ class Runner:
             middle = (low + high) // 2
             stack += [(middle, high), (low, middle)]
         return killers
+
+
+def survived(result: Any, doing: str) -> int:
+    """Returns a task's result, a count.
+
+    Args:
+        result: as `Runner.map` gives it.
+        doing: what the task was doing, for the message.
+
+    Raises:
+        BuildError: its worker died.
+    """
+    if isinstance(result, WorkerKilledError):
+        raise BuildError(f"{doing}: {result} twice; run the same command to go on")
+    return int(result)

@@ -1,4 +1,4 @@
-"""The folder a build or export works in: one at a time, resumable by the same request only, published by one rename."""
+"""Where builds, exports and splits work: one at a time, resumable by the same request only, published by one rename."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError
-from faceshards.files import BusyError, differences, exclusive_folder, fsync, fsync_tree, write_json
+from faceshards.files import BusyError, bytes_text, differences, exclusive_folder, fsync, fsync_tree, write_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
@@ -29,8 +29,10 @@ _BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels")
 
 
 def work_folder(out: Path, what: str = "build") -> Path:
-    """Returns the folder beside `out` in which it is made by a build or an ``export``, or sampled by a ``sample``."""
-    return out.with_name(f".{out.name}.{what.removesuffix('e')}ing")
+    """Returns the folder beside `out` in which it is made by a build, an ``export`` or a ``split``, or sampled by a
+    ``sample``."""
+    ending = "ting" if what == "split" else "ing"
+    return out.with_name(f".{out.name}.{what.removesuffix('e')}{ending}")
 
 
 def check_output(out: Path) -> None:
@@ -46,13 +48,36 @@ def check_output(out: Path) -> None:
         raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
 
 
+def check_apart(manifest: Manifest, out: Path) -> None:
+    """Refuses a place that lies where it would be taken for a part of something else, or that no rename can make.
+
+    Args:
+        manifest: the dataset that `out` is made of.
+        out: as it is without links.
+
+    Raises:
+        BuildError: says what is there.
+    """
+    home = Path(os.path.realpath(manifest.path))
+    if out.is_relative_to(home):
+        raise BuildError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
+    for source in manifest.info.get("sources", []):
+        path = Path(os.path.realpath(source["path"]))
+        folder = path if source.get("kind") == "folder" else path.parent
+        # A folder that holds the dataset too is where somebody keeps everything, not the source.
+        if out.is_relative_to(folder) and not home.is_relative_to(folder):
+            raise BuildError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
+    if os.path.ismount(out):
+        raise BuildError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")
+
+
 @contextmanager
 def exclusive(out: Path, what: str = "build") -> Iterator[Path]:
     """Yields the work folder of `out`, locked against a second build until the end, or the death, of this one.
 
     Args:
         out: what is going to be published.
-        what: makes it, a build or an ``export``.
+        what: makes it, a build, an ``export`` or a ``split``.
 
     Raises:
         BuildError: another build holds it.
@@ -64,26 +89,6 @@ def exclusive(out: Path, what: str = "build") -> Iterator[Path]:
             yield work
     except BusyError as error:
         raise BuildError(f"{out}: another {what} (process {error.holder}) is writing it") from None
-
-
-@contextmanager
-def resumable(work: Path) -> Iterator[None]:
-    """Leaves the work folder of a build that is interrupted as it is, unless it holds nothing to go on from.
-
-    Raises:
-        BuildError: in place of an OSError.
-    """
-    try:
-        yield
-    except BaseException as error:
-        # What holds nothing to go on from would only refuse the next request.
-        if isinstance(error, EmptyDatasetError | UnsoundError) or not any((work / "records").glob("part-*")):
-            shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, ShardError) and error.errno:
-            error = OSError(error.errno, os.strerror(error.errno), str(error.path))
-        if isinstance(error, OSError):
-            raise explain_os_error(error, work) from None
-        raise
 
 
 def describe(
@@ -120,16 +125,18 @@ def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
         BuildError: it is another one.
     """
     found = Manifest(out)
-    asked = {key: request.get(key) for key in ("name", "config", "sources", "exclude")}
+    asked = {key: request.get(key) for key in ("name", "config", "sources", "exclude", "split")}
     published = {key: found.info.get(key) for key in asked}
     published["config"] = {**dataclasses.asdict(BuildConfig()), **found.info["config"]}  # settings that came later
     if differences(published, asked):
-        raise BuildError(f"{out}: a dataset is published there, from another request; --overwrite replaces it")
+        instead = "choose another folder, or remove it" if "split" in request else "--overwrite replaces it"
+        raise BuildError(f"{out}: a dataset is published there, from another request; {instead}")
     if strict and (lines := found.info.get("unsound") or broken(request["name"], found.totals)):
         raise BuildError(
             f"{out}: published there without --strict: {'; '.join(lines)}; remove it, or build without --strict"
         )
-    log.warning("%s: already built from the same sources and settings; nothing to do", out)
+    done = "split off the same dataset as asked" if "split" in request else "built from the same sources and settings"
+    log.warning("%s: already %s; nothing to do", out, done)
     return found
 
 
@@ -139,7 +146,7 @@ def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
     Args:
         work: the work folder, locked.
         request: what is to be built: config and sources, plain JSON values.
-        what: makes it, a build or an ``export``; or looks at it, a ``plan`` or a ``sample``.
+        what: makes it, a build, an ``export`` or a ``split``; or looks at it, a ``plan`` or a ``sample``.
 
     Raises:
         BuildError: what is there had another request; the message shows what differs.
@@ -188,14 +195,14 @@ def check_space(folder: Path, need: int, what: str = "build") -> None:
     Args:
         folder: on the disk that is written to.
         need: bytes.
-        what: needs them, a build or an ``export``.
+        what: needs them, a build, an ``export`` or a ``split``.
 
     Raises:
         BuildError: fewer than `need` bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise BuildError(f"{folder}: {free / 1e9:.2f} GB free, the {what} needs about {need / 1e9:.2f} GB")
+        raise BuildError(f"{folder}: {bytes_text(free)} free, the {what} needs about {bytes_text(need)}")
 
 
 def publish(dataset: Path, out: Path, work: Path) -> None:
@@ -206,6 +213,30 @@ def publish(dataset: Path, out: Path, work: Path) -> None:
     os.replace(dataset, out)
     fsync(out.parent)
     shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def resumable(work: Path, begun: str = "records/part-*") -> Iterator[None]:
+    """Leaves what was done in a work folder when the work ends in an error; an error of the disk is one line then.
+
+    Args:
+        work: the work folder.
+        begun: pattern of files there; without one there is nothing to go on from, and the folder is removed.
+
+    Raises:
+        BuildError: for an OSError, or a shard that the disk refused.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # What holds nothing to go on from would only refuse the next request.
+        if isinstance(error, EmptyDatasetError | UnsoundError) or not any(work.glob(begun)):
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, ShardError) and error.errno:
+            error = OSError(error.errno, os.strerror(error.errno), str(error.path))
+        if isinstance(error, OSError):
+            raise explain_os_error(error, work) from None
+        raise
 
 
 def explain_os_error(error: OSError, work: Path) -> BuildError:

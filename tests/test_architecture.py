@@ -124,6 +124,7 @@ PLANTS = {
         ("pipelines.exports.folder", "pipelines.exports.webdataset"),
         ("pipelines.exports.images", "pipelines.exports.registry"),
     ],
+    "split": [("pipelines.split.plan", "pipelines.split.rows")],
     "training": [
         *[(f"training.{part}", "training.loop") for part in ("data.stream", "head.partial_fc", "backbones.iresnet")],
         *[(f"training.{part}", "training.step") for part in ("centers.class_centers", "device.cpu")],

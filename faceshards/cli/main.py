@@ -27,6 +27,7 @@ COMMANDS = {
     "make-bin": "faceshards.cli.make_bin:make_bin",
     "manifest": "faceshards.cli.manifest.group:manifest",
     "settings": "faceshards.cli.settings:settings",
+    "split": "faceshards.cli.split:split",
     "train": "faceshards.cli.train:train",
 }
 

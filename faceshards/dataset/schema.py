@@ -22,6 +22,7 @@ REASONS: tuple[str, ...] = (
     "min_images",  # its identity kept fewer than min_images
     "max_images",  # its identity had more than max_images
     "test_overlap",  # a picture of a set that the build was told to keep out (--exclude)
+    "held_out",  # its identity was split off for verification (faceshards split)
 )
 """Every record ends with one of these; code = place in this tuple (uint8), 0 is kept. Which of several causes it is
 booked under is told by the stages' order, not by this one: a reason that comes later has its code at the end."""
@@ -101,8 +102,11 @@ SCHEMAS = {
     ),
 }
 
-LATER: dict[str, dict[str, int | bool]] = {"identities": {"test_overlap": 0}, "conflicts": {"mirrored": False}}
-"""Columns that only sets have whose builds had a use for them, and what they hold in the others."""
+LATER: dict[str, dict[str, int | bool]] = {
+    "identities": {"test_overlap": 0, "held_out": 0},
+    "conflicts": {"mirrored": False},
+}
+"""Columns that only sets have that were made with a use for them, and what they hold in the others."""
 
 
 def schema_without(table: str, *columns: str) -> pa.Schema:

@@ -32,7 +32,7 @@ from pipelines.exports import cuts, images, labels
 from pipelines.exports.base import ABOUT, IDENTITIES, ExportError, Format, Piece, Request, Written
 from pipelines.exports.registry import EXPORTS
 from pipelines.exports.request import check_place, describe, published
-from pipelines.runner import Execution, Runner, WorkerKilledError
+from pipelines.runner import Execution, Runner, survived
 from pipelines.sources.catalog import terms_of
 
 log = logging.getLogger(__name__)
@@ -63,28 +63,20 @@ def export(
     identities = _identities(manifest, request)
     kind.refuse(manifest.totals["kept"], identities["written"].to_numpy(zero_copy_only=False))
     asked = describe(manifest, request)
-    with workspace.exclusive(out, "export") as work:
-        try:
-            if (out / ABOUT).exists():
-                found = published(out, asked)
-                shutil.rmtree(work, ignore_errors=True)
-                return found
-            if restart:
-                workspace.clear(work)
-            workspace.claim(work, asked, "export")
-            done = sum(json.loads(note.read_text())["bytes"] for note in (work / "done").glob("piece-*"))
-            need = manifest.totals["image_bytes"] + manifest.totals["kept"] * (kind.BESIDE + _ROW) + (1 << 20)
-            workspace.check_space(work, need - done, "export")
-            about = _Export(manifest, request, asked, identities, work, execution).run()
-            _publish(work, out)
-            return about
-        except BaseException as error:
-            # What holds nothing to go on from would only refuse the next request.
-            if not any((work / "routed").glob("shard-*")):
-                shutil.rmtree(work, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise workspace.explain_os_error(error, work) from None
-            raise
+    with workspace.exclusive(out, "export") as work, workspace.resumable(work, "routed/shard-*"):
+        if (out / ABOUT).exists():
+            found = published(out, asked)
+            shutil.rmtree(work, ignore_errors=True)
+            return found
+        if restart:
+            workspace.clear(work)
+        workspace.claim(work, asked, "export")
+        done = sum(json.loads(note.read_text())["bytes"] for note in (work / "done").glob("piece-*"))
+        need = manifest.totals["image_bytes"] + manifest.totals["kept"] * (kind.BESIDE + _ROW) + (1 << 20)
+        workspace.check_space(work, need - done, "export")
+        about = _Export(manifest, request, asked, identities, work, execution).run()
+        _publish(work, out)
+        return about
 
 
 def _publish(work: Path, out: Path) -> None:
@@ -179,7 +171,7 @@ class _Export:
                         (*(self.manifest.path, shard, self.work / "plan"), self.kind.BY_IDENTITY, self._routed(shard))
                     )
             for task, result in runner.map(images.sort_shard, tasks):
-                count = _survived(result, f"sorting shard {task[1]}")
+                count = survived(result, f"sorting shard {task[1]}")
                 progress.advance(count, count)
 
     def _write(self, runner: Runner, bounds: np.ndarray) -> None:
@@ -198,7 +190,7 @@ class _Export:
                 piece = Piece(number, first, digits, of)
                 tasks.append((self.request.to, piece, self.manifest.path, routed, self.work, self._done(number)))
             for task, result in runner.map(write_piece, tasks):
-                count = _survived(result, f"writing piece {task[1].number}")
+                count = survived(result, f"writing piece {task[1].number}")
                 progress.advance(count, count)
 
     def _classes(self) -> int:
@@ -280,10 +272,3 @@ def write_piece(to: str, piece: Piece, dataset: Path, routed: list[Path], work: 
     sizes = np.unique(np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], 1), axis=0)[:2].tolist()
     write_json({**facts, "rows": len(rows), "sizes": sizes}, done)
     return len(rows)
-
-
-def _survived(result: Any, doing: str) -> int:
-    """Returns a task's result; raises ExportError if its worker died."""
-    if isinstance(result, WorkerKilledError):
-        raise ExportError(f"{doing}: {result} twice; run the same command to go on")
-    return int(result)

@@ -12,6 +12,7 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import check_seal, differences
 from pipelines.exports.base import ABOUT, ExportError, Request
+from pipelines.workspace import check_apart
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +25,10 @@ def check_place(manifest: Manifest, out: Path) -> None:
         out: as it is without links.
 
     Raises:
-        ExportError: says what is there.
+        BuildError: it lies in the dataset or in a source, or is a mounted disk.
+        ExportError: something else is there.
     """
-    home = Path(os.path.realpath(manifest.path))
-    if out.is_relative_to(home):
-        raise ExportError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
-    for source in manifest.info.get("sources", []):
-        path = Path(os.path.realpath(source["path"]))
-        folder = path if source.get("kind") == "folder" else path.parent
-        # A folder that holds the dataset too is where somebody keeps everything, not the source.
-        if out.is_relative_to(folder) and not home.is_relative_to(folder):
-            raise ExportError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
-    if os.path.ismount(out):
-        raise ExportError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")
+    check_apart(manifest, out)
     if os.path.lexists(out) and not (out / ABOUT).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out}: exists and is no export of ours; it is not touched")
 

@@ -30,6 +30,7 @@ def assemble(
     structural: int,
     warnings: list[str],
     unsound: list[str],
+    beside: Sequence[str] = (),
 ) -> None:
     """Completes the dataset in the work folder: what the stages left in pieces becomes its tables and dataset.json.
 
@@ -41,6 +42,7 @@ def assemble(
         structural: header and identity records met.
         warnings: about the sources.
         unsound: those for which a strict build publishes nothing.
+        beside: names of other files in the dataset.
 
     Raises:
         BuildError: kept + dropped is not scanned, somewhere.
@@ -60,7 +62,8 @@ def assemble(
     totals["structural"] = structural
     totals["image_bytes"] = _image_bytes(tables / "images.parquet")
     _check(work, totals, identities, shard_table)
-    digests = {path: file_digest(path) for path in sorted(tables.rglob("*.parquet")) if path.is_file()}
+    listed = [path for path in sorted(tables.rglob("*.parquet")) if path.is_file()]
+    digests = {path: file_digest(path) for path in [*listed, *(data / name for name in beside)]}
     info = {
         **request,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},

@@ -133,8 +133,8 @@ def decide(
     temporary.mkdir()
     _save_columns(reason, found, planned, shards, temporary)
     identities = _identities(label, reason, planned.label, names)
-    if not pictures:
-        identities = identities.drop_columns([*LATER["identities"]])
+    unused = LATER["identities"].keys() - ({"test_overlap"} if pictures else set())
+    identities = identities.drop_columns(sorted(unused))
     write_parquet(identities, temporary / "identities.parquet")
     _write_conflicts(found, label, names, config.near_mirror >= 0, temporary)
     details = pa.table({"sid": found.mirrored_rows, "detail": pa.repeat("mirrored", len(found.mirrored_rows))})

@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -47,12 +48,38 @@ def gather(shard: int, routed: list[Path]) -> pa.Table:
     return pa.concat_tables(pieces).sort_by("row").combine_chunks()
 
 
-def _images(table: pa.Table, files: list[SourceFile], opened: OpenFiles) -> Iterator[bytes]:
-    """Yields the images of a table's rows in order, reading each block of them in order of their place on disk.
+class Origin(Protocol):
+    """Where the images of shards come from; picklable."""
 
-    Raises:
-        SourceError: an image is not what was signed.
+    names: list[str]
+    """Of the sources, by their place in the build's list."""
+
+    def images(self, table: pa.Table) -> Iterator[bytes]:
+        """Yields the images of a table's rows in order."""
+
+
+class Sources:
+    """The files of a build, as where its images come from.
+
+    Args:
+        files: the build's files.
     """
+
+    def __init__(self, files: list[SourceFile]) -> None:
+        self.files, self.names = files, [file.name for file in files]
+
+    def images(self, table: pa.Table) -> Iterator[bytes]:
+        """Yields the images of a table's rows in order, ROUTED_SCHEMA.
+
+        Raises:
+            SourceError: an image is not what was signed.
+        """
+        with OpenFiles() as opened:
+            yield from _images(table, self.files, opened)
+
+
+def _images(table: pa.Table, files: list[SourceFile], opened: OpenFiles) -> Iterator[bytes]:
+    """Yields images, reading each block of them in order of their place on disk."""
     names = ("source", "key", "offset", "header", "bytes", "parts")
     for start in range(0, len(table), _BLOCK):
         block = table.slice(start, _BLOCK)
@@ -67,14 +94,14 @@ def _images(table: pa.Table, files: list[SourceFile], opened: OpenFiles) -> Iter
         yield from images
 
 
-def write(shard: int, files: list[SourceFile], routed: list[Path], images: Path, shards: Path, done: Path) -> int:
+def write(shard: int, origin: Origin, routed: list[Path], images: Path, shards: Path, done: Path) -> int:
     """Returns the rows of a shard after writing its MindRecord files, its part of the table `images`, and `done`.
 
     The file is read back before it counts: its structure and every image against the sha256 that was signed.
 
     Args:
         shard: its number.
-        files: the build's files.
+        origin: where the images come from.
         routed: what `route` wrote, for every partition.
         images: folder of the table's parts.
         shards: folder of the shard files.
@@ -92,13 +119,12 @@ def write(shard: int, files: list[SourceFile], routed: list[Path], images: Path,
     try:
         path = room / name
         sizes, labels, sids = (table[column].to_numpy() for column in ("bytes", "label", "sid"))
-        with OpenFiles() as opened:
-            info = write_shard(path, _images(table, files, opened), sizes, labels, sids)
+        info = write_shard(path, origin.images(table), sizes, labels, sids)
         with Shard(path) as shard_file:
             for problem in check_rows(shard_file, table):
                 raise ShardError(path, f"was not read back as it was scanned: {problem}")
         columns = [column for column in SCHEMAS["images"].names if column != "source"]
-        sources = pa.array([files[i].name for i in table["source"].to_pylist()], pa.string())
+        sources = pa.array([origin.names[i] for i in table["source"].to_pylist()], pa.string())
         part = table.select(columns).add_column(1, "source", sources).cast(SCHEMAS["images"])
         write_parquet(part, images / f"part-{shard:05d}.parquet")
         for entry in (f"{name}.db", name):

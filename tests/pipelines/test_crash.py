@@ -308,7 +308,7 @@ def test_too_little_room_is_said_before_the_work_starts(tiny_source: Path, small
     resize(small_disk, "1m")
     code, _, err = run(command(tiny_source, small_disk / "tiny"))
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "GB free, the build needs about" in err
+    assert "MB free, the build needs about" in err
     assert not (small_disk / "tiny").exists()
     assert not list(small_disk.glob(".tiny.building/records/*"))
 

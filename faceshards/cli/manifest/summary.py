@@ -43,6 +43,7 @@ def summary_facts(found: Manifest) -> dict[str, Any]:
         **{"path": str(found.path), "name": found.info["name"], "fingerprint": found.fingerprint},
         **found.totals,
         **({"kept_out": sets} if sets else {}),
+        **{name: found.info[name] for name in ("split", "unseen") if name in found.info},  # of a split
         "identity_sizes": spread(kept[kept > 0]),
         "shard_rows": spread(rows),
         "sources": found.info.get("sources", []),
@@ -75,6 +76,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  dropped     {count:>12,}  {reason}"
     for name, count in facts.get("kept_out", {}).items():
         yield f"  kept out    {count:>12,}  of {name}"
+    if unseen := facts.get("unseen"):
+        of = f"identities of {facts['split']['parent']['fingerprint'][:12]}…"
+        yield f"  held out    {unseen['identities']:>12,}  {of}; {unseen['pairs']:,} pairs in {unseen['file']}"
     yield f"  conflicts   {facts['conflicts']:>12,}  between {facts['identity_links']:,} pairs of identities"
     if sizes := facts["identity_sizes"]:
         yield from spread_lines("images of an identity", sizes, f"; Gini coefficient {sizes['gini']:.3f}")

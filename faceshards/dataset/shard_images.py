@@ -1,0 +1,95 @@
+"""Images of a dataset by their rows, read in order of their places on disk and compared with the manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from faceshards.dataset.manifest import Manifest, check_image
+from faceshards.errors import ShardError
+from faceshards.files import open_regular
+from faceshards.formats.mindrecord.reader import Shard
+
+_BLOCK = 32 << 20  # bytes of images held at a time
+
+
+def frame_offsets(manifest: Manifest, number: int, sizes: np.ndarray) -> np.ndarray:
+    """Returns where the frame of each row of a shard begins in its file, (n,) int64.
+
+    Args:
+        manifest: the dataset.
+        number: of the shard.
+        sizes: (n,) bytes of its images, in order of the rows.
+
+    Raises:
+        ShardError: the shard is not as the manifest says.
+    """
+    with Shard(_paths(manifest)[number]) as shard:
+        if len(shard) != len(sizes):
+            raise ShardError(shard.path, f"{len(shard)} rows, the manifest has {len(sizes)}")
+        return shard.frame_offsets(sizes)
+
+
+def _paths(manifest: Manifest) -> dict[int, Path]:
+    """Returns where each shard lies, by its number."""
+    shards = manifest.table("shards", ["shard", "file"])
+    files = zip(shards["shard"].to_pylist(), shards["file"].to_pylist(), strict=True)
+    return {number: manifest.shard_path(file) for number, file in files}
+
+
+def blocks(manifest: Manifest, rows: pa.Table) -> Iterator[tuple[pa.Table, list[bytes]]]:
+    """Yields rows, some at a time, with their images in the same order, each compared with its sha256.
+
+    Args:
+        manifest: the dataset.
+        rows: of `images`: at least shard, row, bytes, sha256; and `offset`, what `frame_offsets` says of each.
+
+    Raises:
+        ShardError: a shard cannot be read, or an image is not the manifest's.
+    """
+    paths = _paths(manifest)
+    block = (np.cumsum(rows["bytes"].to_numpy()) // _BLOCK).tolist() if len(rows) else []
+    edges = [0, *(i for i in range(1, len(block)) if block[i] != block[i - 1]), len(block)]
+    for first, stop in pairwise(edges):
+        some = rows.slice(first, stop - first)
+        yield some, _read(paths, some)
+
+
+def _read(paths: dict[int, Path], rows: pa.Table) -> list[bytes]:
+    """Returns the images of rows, read in order of their places on disk."""
+    shards, offsets = rows["shard"].to_numpy(), rows["offset"].to_numpy()
+    at, sizes, hashes = rows["row"].to_pylist(), rows["bytes"].to_pylist(), rows["sha256"].to_pylist()
+    images = [b""] * len(rows)
+    order = np.lexsort((offsets, shards))
+    for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+        path = paths[int(shards[group[0]])]
+        with closing(_Descriptor(path)) as file:
+            for i in group.tolist():
+                images[i] = file.frame(int(offsets[i]), sizes[i])
+                check_image(path, at[i], images[i], hashes[i])
+    return images
+
+
+class _Descriptor:
+    """A shard's file, open for reading at known places."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = open_regular(path)
+        except OSError as error:
+            raise ShardError(path, f"cannot be opened: {error.strerror}") from None
+
+    def frame(self, offset: int, size: int) -> bytes:
+        """Returns the image of a frame: u64 LE length, then as many bytes."""
+        return os.pread(self._file, size + 8, offset)[8:]
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)

@@ -1,0 +1,1 @@
+"""Identities split off a dataset for verification."""
