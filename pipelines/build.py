@@ -34,7 +34,7 @@ from pipelines.dedupe.overlap import Pictures
 from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
-from pipelines.sources.find import cut
+from pipelines.sources.find import cut, set_names
 from pipelines.sources.registry import SOURCES, labels
 from pipelines.stages.assemble import assemble
 from pipelines.stages.decide import decide, load_columns
@@ -134,6 +134,7 @@ class _Build:
         self.request, self.files, self.work, self.config = request, files, work, config
         self.execution, self.expected, self.warnings, self.strict = execution, expected, warnings, strict
         self.pictures, self.names = pictures, [file.name for file in files]
+        self.sets = set_names(files)
         for folder in ("records", "routed", "dropped", "done", "dataset/manifest/images.parquet", "dataset/shards"):
             (work / folder).mkdir(parents=True, exist_ok=True)
 
@@ -220,13 +221,13 @@ class _Build:
             columns = load_columns([self._records(part) for part in partitions], rows)
             ends = np.cumsum(np.bincount([part.source for part in partitions], rows, len(self.files)).astype(int))
             own = np.split(columns.label, ends[:-1])
-            names = join(self.names, partitions, own, self.config.labels == "separate")
+            names = join(self.sets, partitions, own, self.config.labels == "separate")
             decide(columns, names, self.config, threads, out, self.pictures)
             progress.advance(sum(rows), sum(rows))
 
     def _check_labels(self, runner: Runner, partitions: list[Partition]) -> None:
         """Raises SourceError if files share labels and no one said what that means; before anything is decoded."""
-        if len(self.files) == 1 or self.config.labels != "disjoint" or any((self.work / "records").glob("part-*")):
+        if len(set(self.sets)) == 1 or self.config.labels != "disjoint" or any((self.work / "records").glob("part-*")):
             return
         found: list[list[np.ndarray]] = [[] for _ in self.files]
         with Progress("labels", len(partitions), self.execution.quiet) as progress:
@@ -235,7 +236,7 @@ class _Build:
                     raise BuildError(f"{part.path}: reading its labels kills the worker")
                 found[part.source].append(own)
                 progress.advance(1, len(own))
-        if shared := overlap(spaces(self.names, partitions, list(map(np.concatenate, found)))):
+        if shared := overlap(spaces(self.sets, partitions, list(map(np.concatenate, found)))):
             raise SourceError(shared)
 
     def _doubts(
@@ -262,14 +263,14 @@ class _Build:
 
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
-        separate = self.config.labels == "separate"
+        sets = self.sets if self.config.labels == "separate" else None
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
             if not (self._routed(part).exists() and self._dropped(part).exists()):
                 paths = (self._routed(part), self._dropped(part))
-                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, self.names, separate, *paths))
+                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, self.names, sets, *paths))
             sid += fact.rows
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:

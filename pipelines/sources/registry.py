@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from faceshards.errors import SourceError
-from pipelines.sources import folder, recordio
+from pipelines.sources import folder, recordio, webdataset
 from pipelines.sources.base import Claims, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
-SOURCES: dict[str, SourceKind] = {"recordio": recordio, "folder": folder}
+SOURCES: dict[str, SourceKind] = {"webdataset": webdataset, "recordio": recordio, "folder": folder}
 """By kind, as manifests name it, in the order in which they are asked whether a path is theirs."""
 
 
