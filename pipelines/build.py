@@ -147,7 +147,7 @@ class _Build:
             self._sign(runner, partitions)
             facts = [partition_facts(self._records(part)) for part in partitions]
             if sum(fact.records for fact in facts) == 0:
-                raise SourceError(f"{', '.join(self.names)}: no record in it")
+                raise EmptyDatasetError(f"{', '.join(self.names)}: no record in it")
             decisions = self.work / "decisions"
             if not decisions.exists():
                 self._decide(partitions, facts, runner.workers, decisions)

@@ -38,6 +38,7 @@ _EMPTY = frozenset("123456")  # types without contents, whatever their size says
 _PAX, _PAX_OF_ALL, _LONG_NAME, _LONG_LINK = "xX", "g", "L", "K"
 _EXTENDED = frozenset(_PAX + _PAX_OF_ALL + _LONG_NAME + _LONG_LINK)
 _SPARSE = b"GNU.sparse."
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _RECORD = re.compile(rb"([0-9]{1,7}) ")
 
 
@@ -45,7 +46,7 @@ class Member(NamedTuple):
     """One member of an archive, or a damaged place."""
 
     offset: int  # byte of its first header
-    name: str  # as written, bytes that are no UTF-8 as \x..; "" at a damaged place
+    name: str  # as written, what is no UTF-8 or would not print as \x..; "" where it cannot be read
     kind: str  # "" for a plain file, else what it is, in words
     data: int  # byte where its contents begin
     size: int  # bytes of its contents
@@ -171,6 +172,8 @@ class Tar:
             if not len(blocks):
                 break
             at += len(blocks) * BLOCK
+        last = os.pread(self._fd, 2 * BLOCK, max(0, self._size - 2 * BLOCK))
+        self.ended = len(last) == 2 * BLOCK and not last.strip(b"\0")
         return self._size
 
     def _behind_zeros(self, at: int) -> int:
@@ -241,5 +244,6 @@ def _filled(at: int) -> int:
 
 
 def _text(name: bytes) -> str:
-    """Returns a name as text that a table can hold."""
-    return name.decode("utf-8", "backslashreplace")
+    """Returns a name as text that a table can hold and a terminal show."""
+    text = name.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

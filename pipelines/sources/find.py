@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from faceshards.errors import SourceError
@@ -14,6 +16,8 @@ from pipelines.sources.registry import SOURCES
 
 _PARTITIONS = 1024  # partitions aimed at: enough to balance and to resume from, few enough to shuffle between
 _SMALLEST, _LARGEST = 8 << 20, 128 << 20  # bytes of a partition: more than a task costs, less than a worker holds
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+_MOST = 100_000  # files that a range of numbers may mean
 _TOLD = 6  # names in a warning
 
 
@@ -25,20 +29,34 @@ def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
     other folder is an image folder, one sub-folder per identity.
 
     Args:
-        paths: each a .rec or .tar file, or a folder.
+        paths: each a .rec or .tar file, a range of such files (a{0000..0012}.tar), or a folder.
 
     Raises:
         SourceError: nothing there, or nothing in it, or it cannot be read, or one folder lies in another.
     """
     files: list[SourceFile] = []
     warnings: list[str] = []
-    for path in paths:
+    for path in itertools.chain.from_iterable(map(_numbered, paths)):
         found, told = _find(Path(os.path.abspath(path)))
         files += found
         warnings += told
     files, told = _once(files)
     _refuse_nested(files)
     return _with_distinct_names(files), warnings + told
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yields the paths that a{0000..0012}.tar means, as WebDataset and shells have it; any other path is itself."""
+    found = None if os.path.lexists(path) else _RANGE.search(str(path))
+    if found is None:
+        yield path
+        return
+    before, after = str(path)[: found.start()], str(path)[found.end() :]
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST:
+        raise SourceError(f"{path}: {found[0]} is no range of up to {_MOST:,} numbers, the smaller one first")
+    for number in range(first, last + 1):
+        yield from _numbered(Path(f"{before}{number:0{len(found[1])}d}{after}"))
 
 
 def _find(path: Path) -> tuple[list[SourceFile], list[str]]:

@@ -35,14 +35,17 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
             return None if path.suffix == ".rec" or not _is_tar(path) else ([_tar_file(path)], [])
         return [_tar_file(path)], []
     leftovers = Leftovers()
-    entries = [Path(entry.path) for entry in sorted(os.scandir(path), key=lambda entry: entry.name) if entry.is_file()]
-    tars = [entry for entry in entries if entry.suffix.lower() == ".tar"]
-    packed = [entry for entry in entries if _COMPRESSED.search(entry.name)]
-    if not (tars or packed) or any(entry.suffix == ".rec" for entry in entries) or _holds_people(path):
+    names = sorted(os.listdir(path))
+    if not any(name.lower().endswith(".tar") or _COMPRESSED.search(name) for name in names):
         return None
-    tars = [entry for entry in tars if not leftovers.take(entry)]
+    entries = [path / name for name in names if os.path.isfile(path / name)]
+    if any(entry.suffix == ".rec" for entry in entries) or _holds_people(path):
+        return None
+    entries = [entry for entry in entries if not leftovers.take(entry)]
+    others = [entry for entry in entries if entry.suffix.lower() != ".tar"]
+    tars = [entry for entry in entries if entry.suffix.lower() == ".tar"]
     warnings = [f"{path}: {line}" for line in leftovers.told()]
-    if packed and not tars:
+    if not tars and (packed := [entry for entry in others if _COMPRESSED.search(entry.name)]):
         _tar_file(packed[0])
     held = [entry.name for entry in tars if is_held_out(entry.stem)]
     if tars and len(held) == len(tars):
@@ -51,13 +54,16 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
         )
     if held:
         warnings.append(f"{path}: leaves {', '.join(held)}, held-out sets by their names; --source names what to read")
-    empty = [entry.name for entry in tars if entry.name not in held and not entry.stat().st_size]
-    read = [entry for entry in tars if entry.name not in {*held, *empty}]
+    trained = [entry for entry in tars if not is_held_out(entry.stem)]
+    read = [entry for entry in trained if entry.stat().st_size]
+    empty = [entry.name for entry in trained if not entry.stat().st_size]
     if not read:
-        raise SourceError(f"{path}: no .tar in it that holds anything")
+        if not tars:
+            return None
+        raise SourceError(f"{path}: the .tar files in it are empty: {first_few(empty)}")
     if empty:
         warnings.append(f"{path}: {len(empty)} .tar files are empty, left aside: {first_few(empty)}")
-    warnings += _one_set(path, read) + _others(path, [entry for entry in entries if entry not in tars])
+    warnings += _one_set(path, read) + _others(path, others)
     return [_tar_file(entry) for entry in read], warnings
 
 
@@ -98,7 +104,7 @@ def _holds_people(path: Path) -> bool:
     return any(
         is_image(name)
         for entry in os.scandir(path)
-        if entry.is_dir()
+        if os.path.isdir(entry.path)  # DirEntry's own raises for a link to itself
         for _, _, names in os.walk(entry.path)
         for name in names
     )

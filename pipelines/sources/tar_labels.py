@@ -42,7 +42,7 @@ def _of_json(content: bytes) -> Label:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        cause = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        cause = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
         return Label(None, f"its .json cannot be read: {cause}")
     if not isinstance(found, dict):
         return Label(None, "its .json is no object")

@@ -215,9 +215,7 @@ def _labels(others: pa.Table, sample: np.ndarray, begins: np.ndarray) -> pa.Tabl
     if len(clash):
         problems = labels["problem"].to_pylist()
         for at in np.searchsorted(begins, clash, "right") - 1:
-            problems[at] = (
-                problems[at] or f"its label is there more than once, and {labels['text'][at]} is not the only"
-            )
+            problems[at] = problems[at] or f"its sample has labels that differ, {labels['text'][at]} among them"
         labels = labels.set_column(1, "problem", pa.array(problems, pa.string()))
     return labels
 
