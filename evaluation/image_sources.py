@@ -66,8 +66,8 @@ def open_source(paths: Sequence[Path], work: Path) -> ImageSource:
     """Returns the images at a path, or in files.
 
     Args:
-        paths: a published dataset, a .bin, a .rec, a folder with .rec files or a folder an identity; or, without
-            identities, what find_image_files() takes.
+        paths: a published dataset, a .bin, a .rec or .tar, a folder with such files or a folder an identity; or,
+            without identities, what find_image_files() takes.
         work: a folder for tables that the blocks need.
 
     Raises:

@@ -468,3 +468,14 @@ def test_whatever_the_bytes_every_image_has_a_row(flips: list[tuple[int, int]], 
         return
     assert len({row["key"] for row in rows}) == len(rows)
     assert [row["offset"] for row in rows] == sorted(row["offset"] for row in rows)
+
+
+def test_the_example_in_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    text = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
+    (tmp_path / "tars").mkdir()
+    monkeypatch.chdir(tmp_path)
+    photographs = list(zip([3, 3, 1], IMAGES, strict=False))
+    exec(text.split("```python\n")[1].split("```")[0], {"webdataset": webdataset, "photographs": photographs})
+    rows, _ = scanned(tmp_path / "work", tmp_path / "tars" / "faces-{00000..00000}.tar")
+    assert brief(rows, "label", "image") == photographs
