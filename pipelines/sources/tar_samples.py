@@ -130,10 +130,8 @@ class _Walk:
         suffix = found[2].lower()
         if f".{suffix}" in IMAGE_SUFFIXES:
             reason, detail = _unreadable(member)
-            size = 0 if member.kind else member.size
-            self.images.add(
-                member.offset, member.data - member.offset, size, sample, name, CODE[reason] if reason else 0, detail
-            )
+            header, size = member.data - member.offset, 0 if member.kind else member.size
+            self.images.add(member.offset, header, size, sample, name, CODE[reason], detail)
             return
         label = self._label(member, suffix)
         rank = _FORMS.index(suffix) if suffix in FORMS else len(FORMS)
@@ -166,14 +164,14 @@ class _Walk:
 
 
 def _unreadable(member: Member) -> tuple[str, str | None]:
-    """Returns why an image is not read, reason and detail; "" and None if it is."""
+    """Returns why an image is not read, reason and detail; "kept" and None if it is."""
     if _escapes(member.name):
         return "undecodable", "not read: its name leads out of the archive"
     if member.kind:
         return "undecodable", f"not read: it is {member.kind}"
     if member.size > MAX_ENCODED:
         return "too_large", f"{member.size} encoded bytes are more than {MAX_ENCODED}"
-    return "", None
+    return "kept", None
 
 
 def _escapes(name: str) -> bool:
