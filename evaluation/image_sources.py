@@ -19,7 +19,7 @@ from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
 from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
-from pipelines.sources.registry import SOURCES, scan
+from pipelines.sources.registry import doubt_of, scan
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ def open_source(paths: Sequence[Path], work: Path) -> ImageSource:
     """Returns the images at a path, or in files.
 
     Args:
-        paths: a published dataset, a .bin, a .rec, a folder with .rec files or a folder an identity; or, without
-            identities, what find_image_files() takes.
+        paths: a published dataset, a .bin, a .rec or .tar, a folder with such files or a folder an identity; or,
+            without identities, what find_image_files() takes.
         work: a folder for tables that the blocks need.
 
     Raises:
@@ -97,7 +97,7 @@ def _found(path: Path, work: Path) -> ImageSource:
     parts, more = cut(files, work, BYTES)
     for warning in (*warnings, *more):
         log.warning("%s", warning)
-    if any(SOURCES[part.kind].doubt(part) for part in parts if part.start == 0):
+    if any(doubt_of(part) for part in parts if part.start == 0):
         log.warning("%s: its folders may be no people; the column label has their names all the same", path)
     if len(files) > 1:
         log.warning("%s: %d files: an identity is a label and the file that its key begins with", path, len(files))

@@ -132,7 +132,7 @@ class _Build:
 
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
-        separate = self.config.labels == "separate"
+        sets = self.survey.sets if self.config.labels == "separate" else None
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
@@ -140,7 +140,7 @@ class _Build:
             if not (self._routed(part).exists() and self._dropped(part).exists()):
                 paths = (self._routed(part), self._dropped(part))
                 tasks.append(
-                    (self.survey.records(part), self.work / "decisions", sid, ordinal, self.names, separate, *paths)
+                    (self.survey.records(part), self.work / "decisions", sid, ordinal, self.names, sets, *paths)
                 )
             sid += fact.rows
             ordinal += fact.records

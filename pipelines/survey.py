@@ -31,8 +31,8 @@ from pipelines.dedupe.overlap import Pictures
 from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
-from pipelines.sources.find import cut
-from pipelines.sources.registry import SOURCES, labels
+from pipelines.sources.find import cut, set_names
+from pipelines.sources.registry import doubt_of, labels
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.doubts import broken, disagreements, lost_people
 from pipelines.stages.excluded import sign_sets
@@ -124,6 +124,7 @@ class Survey:
         self.asked, self.files, self.work, self.config = asked, list(files), work, config
         self.execution, self.warnings, self.share = execution, list(warnings), share
         self.names = [file.name for file in files]
+        self.sets = set_names(files)
         (work / "records").mkdir(parents=True, exist_ok=True)
 
     def run(self, runner: Runner) -> Found:
@@ -138,7 +139,7 @@ class Survey:
         self._sign(runner, partitions)
         facts = [partition_facts(self.records(part)) for part in partitions]
         if sum(fact.records for fact in facts) == 0:
-            raise SourceError(f"{', '.join(self.names)}: no record in it")
+            raise EmptyDatasetError(f"{', '.join(self.names)}: no record in it")
         if sum(fact.rows for fact in facts) == 0 and self.share < 1:
             raise EmptyDatasetError("there is no record of so few identities; take a larger sample")
         decisions = self.work / "decisions"
@@ -156,7 +157,7 @@ class Survey:
         if not path.exists():
             partitions, told = cut(self.files, self.work, self.execution.partition_bytes)
             for part in partitions:
-                if part.start == 0 and not self.config.nested and (doubt := SOURCES[part.kind].doubt(part)):
+                if part.start == 0 and not self.config.nested and (doubt := doubt_of(part)):
                     raise SourceError(doubt)
             partitions = [dataclasses.replace(part, share=self.share) for part in partitions]
             write_json([[*self.warnings, *told], [dataclasses.asdict(part) for part in partitions]], path)
@@ -174,7 +175,7 @@ class Survey:
 
     def _check_labels(self, runner: Runner, partitions: list[Partition]) -> None:
         """Raises SourceError if files share labels and no one said what that means; before anything is decoded."""
-        if len(self.files) == 1 or self.config.labels != "disjoint" or any((self.work / "records").glob("part-*")):
+        if len(set(self.sets)) == 1 or self.config.labels != "disjoint" or any((self.work / "records").glob("part-*")):
             return
         found: list[list[np.ndarray]] = [[] for _ in self.files]
         with Progress("labels", len(partitions), self.execution.quiet) as progress:
@@ -183,7 +184,7 @@ class Survey:
                     raise BuildError(f"{part.path}: reading its labels kills the worker")
                 found[part.source].append(own)
                 progress.advance(1, len(own))
-        if shared := overlap(spaces(self.names, partitions, list(map(np.concatenate, found)))):
+        if shared := overlap(spaces(self.sets, partitions, list(map(np.concatenate, found)))):
             raise SourceError(shared)
 
     def _sign(self, runner: Runner, partitions: list[Partition]) -> None:
@@ -221,7 +222,7 @@ class Survey:
             columns = load_columns([self.records(part) for part in partitions], rows)
             ends = np.cumsum(np.bincount([part.source for part in partitions], rows, len(self.files)).astype(int))
             own = np.split(columns.label, ends[:-1])
-            names = join(self.names, partitions, own, self.config.labels == "separate")
+            names = join(self.sets, partitions, own, self.config.labels == "separate")
             decide(columns, names, self.config, threads, out, self.asked.pictures)
             progress.advance(sum(rows), sum(rows))
 

@@ -41,7 +41,7 @@ from pipelines.sources.find import find_files
     "sources",
     type=PATH,
     multiple=True,
-    help="A .rec, a folder with one, or an image folder; may be repeated.",
+    help="A .rec, a WebDataset .tar, a folder of either, or an image folder; may be repeated.",
 )
 @data_root_option
 @click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
@@ -95,6 +95,7 @@ def build(
     Examples:
       faceshards build glint360k --out data/shards/glint360k
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
+      faceshards build --source tars/ --out data/shards/tars
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build synthetic --out data/shards/synthetic --report synthetic.html

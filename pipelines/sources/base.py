@@ -234,6 +234,9 @@ class SourceKind(Protocol):
     def claims(self, file: SourceFile) -> Claims:
         """Returns what a file says of itself."""
 
+    def set_of(self, file: SourceFile) -> str:
+        """Returns the path of the set that a file is a piece of: its own, unless several files share their labels."""
+
     def doubt(self, part: Partition) -> str:
         """Returns why what the file's names stand for may be no people, and what to say instead; "" without doubt.
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from faceshards.errors import SourceError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.leftovers import is_image, is_leftover
-from pipelines.sources.registry import SOURCES
+from pipelines.sources.registry import cut_file, find, set_of
 
 _PARTITIONS = 1024  # partitions aimed at: enough to balance and to resume from, few enough to shuffle between
 _SMALLEST, _LARGEST = 8 << 20, 128 << 20  # bytes of a partition: more than a task costs, less than a worker holds
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+_MOST = 100_000  # files that a range of numbers may mean
 _TOLD = 6  # names in a warning
 
 
@@ -21,17 +25,18 @@ def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
     """Returns the files of a source and warnings about what is left aside; their names are distinct.
 
     A folder with a train.rec is that file (InsightFace); one with other .rec files is all of them but those named as
-    held out (x_val.rec); any other folder is an image folder, one sub-folder per identity.
+    held out (x_val.rec); one with .tar files and no pictures in sub-folders is these, as one set (WebDataset); any
+    other folder is an image folder, one sub-folder per identity.
 
     Args:
-        paths: each a .rec file, or a folder.
+        paths: each a .rec or .tar file, a range of such files (a{0000..0012}.tar), or a folder.
 
     Raises:
         SourceError: nothing there, or nothing in it, or it cannot be read, or one folder lies in another.
     """
     files: list[SourceFile] = []
     warnings: list[str] = []
-    for path in paths:
+    for path in itertools.chain.from_iterable(map(_numbered, paths)):
         found, told = _find(Path(os.path.abspath(path)))
         files += found
         warnings += told
@@ -40,21 +45,33 @@ def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
     return _with_distinct_names(files), warnings + told
 
 
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yields the paths that a{0000..0012}.tar means, as WebDataset and shells have it; any other path is itself."""
+    found = None if os.path.lexists(path) else _RANGE.search(str(path))
+    if found is None:
+        yield path
+        return
+    before, after = str(path)[: found.start()], str(path)[found.end() :]
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST:
+        raise SourceError(f"{path}: {found[0]} is no range of up to {_MOST:,} numbers, the smaller one first")
+    for number in range(first, last + 1):
+        yield from _numbered(Path(f"{before}{number:0{len(found[1])}d}{after}"))
+
+
 def _find(path: Path) -> tuple[list[SourceFile], list[str]]:
     """Returns the files that one path means, and warnings."""
     try:
-        if path.is_file() or path.is_dir():
-            for kind in SOURCES.values():
-                if found := kind.find(path):
-                    files, warnings = found
-                    return files, warnings + _beside(path, files)
+        if (path.is_file() or path.is_dir()) and (found := find(path)):
+            files, warnings = found
+            return files, warnings + _beside(path, files)
     except OSError as error:
         raise SourceError(f"{error.filename or path}: {error.strerror}") from None
     raise SourceError(f"{path}: no such file or folder")
 
 
 def _beside(path: Path, files: list[SourceFile]) -> list[str]:
-    """Returns a warning if a folder that was read as files has sub-folders with pictures or .rec files."""
+    """Returns a warning if a folder that was read as files has sub-folders with pictures, .rec or .tar files."""
     if not path.is_dir() or any(file.path == str(path) for file in files):
         return []
     others = [
@@ -66,15 +83,15 @@ def _beside(path: Path, files: list[SourceFile]) -> list[str]:
         return []
     more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
     return [
-        f"{path}: reads {', '.join(file.name for file in files)} and leaves {len(others)} folders with pictures or "
-        f".rec files: {', '.join(map(repr, others[:_TOLD]))}{more}; name one with --source to read it instead"
+        f"{path}: reads {', '.join(file.name for file in files)} and leaves {len(others)} folders with pictures, "
+        f".rec or .tar files: {', '.join(map(repr, others[:_TOLD]))}{more}; name one with --source to read it instead"
     ]
 
 
 def _has_records(folder: str) -> bool:
-    """Returns whether there is a picture or a .rec anywhere below a folder."""
+    """Returns whether there is a picture, a .rec or a .tar anywhere below a folder."""
     for _, folders, names in os.walk(folder):
-        if any((is_image(name) or name.endswith(".rec")) and not is_leftover(name) for name in names):
+        if any((is_image(name) or name.lower().endswith((".rec", ".tar"))) and not is_leftover(name) for name in names):
             return True
         folders[:] = [name for name in folders if not is_leftover(name)]
     return False
@@ -102,16 +119,32 @@ def _refuse_nested(files: list[SourceFile]) -> None:
 
 def _with_distinct_names(files: list[SourceFile]) -> list[SourceFile]:
     """Returns the files; those that share a name get as much of their path as tells them apart."""
-    return [dataclasses.replace(file, name=_distinct_name(file, files)) for file in files]
+    alike: dict[str, list[SourceFile]] = {}
+    for file in files:
+        alike.setdefault(file.name, []).append(file)
+    return [dataclasses.replace(file, name=_distinct_name(file, alike[file.name])) for file in files]
 
 
 def _distinct_name(file: SourceFile, files: list[SourceFile]) -> str:
-    alike = [Path(other.path).parts for other in files if other.name == file.name and other is not file]
+    """Returns the name of one of the files of a name."""
+    alike = [Path(other.path).parts for other in files if other is not file]
     if not alike:
         return file.name
     parts = Path(file.path).parts
     lengths = range(1, len(parts) + 1)
     return os.path.join(*next(parts[-n:] for n in lengths if all(other[-n:] != parts[-n:] for other in alike)))
+
+
+def set_names(files: Sequence[SourceFile]) -> list[str]:
+    """Returns the name of the set whose labels each file has: its own, or that of the folder whose files share them."""
+    paths = [set_of(file) for file in files]
+    named = {
+        path: file.name if path == file.path else os.path.basename(path) or path
+        for path, file in zip(paths, files, strict=True)
+    }
+    sets = [dataclasses.replace(files[0], path=path, name=name) for path, name in named.items()]
+    names = dict(zip(named, (found.name for found in _with_distinct_names(sets)), strict=True))
+    return [names[path] for path in paths]
 
 
 def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list[Partition], list[str]]:
@@ -132,7 +165,7 @@ def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list
     warnings: list[str] = []
     for number, file in enumerate(files):
         try:
-            bounds, table, told = SOURCES[file.kind].cut(file, number, work, step)
+            bounds, table, told = cut_file(file, number, work, step)
         except OSError as error:
             raise SourceError(f"{error.filename or file.path}: {error.strerror}") from None
         warnings += told

@@ -192,6 +192,11 @@ def claims(_: SourceFile) -> Claims:
     return Claims(None, None)
 
 
+def set_of(file: SourceFile) -> str:
+    """Returns that a file's labels are its own, as SourceKind has it."""
+    return file.path
+
+
 def doubt(part: Partition) -> str:
     """Returns why the folders below the root may be no identities, as SourceKind has it."""
     return nesting.doubt(part.path, pq.read_table(str(part.table), columns=["path"])["path"])

@@ -22,6 +22,10 @@ _NAMES = frozenset(
 )
 """In lower case; whatever begins with a dot is one too."""
 
+_HELD_OUT = frozenset(("val", "valid", "validation", "test", "testing", "eval", "evaluation", "query", "gallery"))
+"""Words in the name of a .rec or .tar that no one trains on; im2rec --test-ratio writes x_train.rec, x_val.rec,
+x_test.rec."""
+
 _PREFIXES = (".", ":2e", "synophoto_thumb_", "synofile_thumb_")  # netatalk writes ":2e" for a leading dot
 _TOLD = 24  # names in a warning
 
@@ -40,6 +44,12 @@ def is_image(name: str) -> bool:
 def words(name: str) -> set[str]:
     """Returns the words of a name in lower case: x_val, LfwTest, test2, train-images."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+def is_held_out(stem: str) -> bool:
+    """Returns whether the name of a packed file says that no one trains on it: x_val, LfwTest, test2."""
+    found = words(stem)
+    return bool(found & _HELD_OUT) and not found & {"train", "training"}
 
 
 class Leftovers:

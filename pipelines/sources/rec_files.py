@@ -11,13 +11,10 @@ import numpy as np
 from faceshards.errors import SourceError
 from faceshards.formats import recordio
 from pipelines.sources.base import Claims, SourceFile
-from pipelines.sources.leftovers import Leftovers, words
+from pipelines.sources.leftovers import Leftovers, is_held_out
 
 IR_HEADER = 24
 """Bytes of an image record's header: u32 flag, f32 label, u64 id, u64 id2 (MXNet recordio.py, format "IfQQ")."""
-
-_HELD_OUT = frozenset(("val", "valid", "validation", "test", "testing", "eval", "evaluation", "query", "gallery"))
-"""Words in the name of a .rec that no one trains on; im2rec --test-ratio writes x_train.rec, x_val.rec, x_test.rec."""
 
 
 def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
@@ -39,7 +36,7 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
         others = [entry.name for entry in recs if entry.name != "train.rec"]
         note = f"{path}: reads train.rec and leaves {', '.join(others)}; name one with --source to read it instead"
         return [_rec_file(main[0])], [*warnings, note] if others else warnings
-    held = [entry.name for entry in recs if _is_held_out(entry.stem)]
+    held = [entry.name for entry in recs if is_held_out(entry.stem)]
     if len(held) == len(recs):
         raise SourceError(
             f"{path}: only held-out sets in it ({', '.join(held)}); name one with --source to train on it"
@@ -47,12 +44,6 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
     if held:
         warnings.append(f"{path}: leaves {', '.join(held)}, held-out sets by their names; --source names what to read")
     return [_rec_file(entry) for entry in recs if entry.name not in held], warnings
-
-
-def _is_held_out(stem: str) -> bool:
-    """Returns whether the name of a .rec says that no one trains on it: x_val, LfwTest, test2."""
-    found = words(stem)
-    return bool(found & _HELD_OUT) and not found & {"train", "training"}
 
 
 def _rec_file(path: Path) -> SourceFile:

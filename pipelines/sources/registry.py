@@ -4,17 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from faceshards.errors import SourceError
 from faceshards.extensions import blamed, family
-from pipelines.sources import folder, recordio
-from pipelines.sources.base import Claims, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
+from pipelines.sources import folder, recordio, webdataset
+from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
-SOURCES: dict[str, SourceKind] = family("sources", {"recordio": recordio, "folder": folder}, SourceKind)
+_OWN: dict[str, SourceKind] = {"webdataset": webdataset, "recordio": recordio, "folder": folder}
+SOURCES: dict[str, SourceKind] = family("sources", _OWN, SourceKind)
 """By kind, as manifests name it, in the order in which they are asked whether a path is theirs."""
+
+
+_ASKED = [*(name for name in SOURCES if name not in _OWN), *_OWN]  # whoever installs another kind wants it asked
+
+
+def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+    """Returns the files that a path means, and warnings; None if it is of no kind.
+
+    Raises:
+        SourceError: it is of one, but nothing can be read from it.
+        OSError: it cannot be looked at.
+    """
+    for name in _ASKED:
+        with blamed(f"source '{name}': {path}"):
+            if found := SOURCES[name].find(path):
+                return found
+    return None
+
+
+def set_of(file: SourceFile) -> str:
+    """Returns what the files of one set have in common; see SourceKind."""
+    with blamed(f"source '{file.kind}': {file.path}"):
+        return SOURCES[file.kind].set_of(file)
+
+
+def cut_file(file: SourceFile, number: int, work: Path, step: int) -> Cut:
+    """Returns how a file is cut into partitions; see SourceKind.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with blamed(f"source '{file.kind}': {file.path}"):
+        return Cut(*SOURCES[file.kind].cut(file, number, work, step))
+
+
+def doubt_of(part: Partition) -> str:
+    """Returns why what a source's names stand for may be no people, "" without doubt; see SourceKind."""
+    with blamed(f"source '{part.kind}': {part.path}"):
+        return SOURCES[part.kind].doubt(part)
 
 
 @contextmanager
@@ -47,7 +88,8 @@ def identity_names(part: Partition) -> list[str] | None:
     Args:
         part: any partition of the source.
     """
-    return SOURCES[part.kind].names(part)
+    with _reading(part.kind, part.path):
+        return SOURCES[part.kind].names(part)
 
 
 def labels(part: Partition) -> np.ndarray:

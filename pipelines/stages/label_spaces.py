@@ -19,10 +19,10 @@ _BETWEEN = ":"  # a file's name and a label that is its own
 
 @dataclass(frozen=True)
 class Space:
-    """The labels of one source.
+    """The labels of one source; those of one title are one set's, and mean the same people.
 
     Args:
-        title: name of the source.
+        title: name of the source's set.
         labels: (n,) int32, ascending.
         names: of identities by label; None if labels are their own names.
     """
@@ -41,7 +41,7 @@ def spaces(titles: Sequence[str], partitions: Sequence[Partition], labels: Seque
     """Returns the label space of each source.
 
     Args:
-        titles: names of the sources.
+        titles: names of the sources' sets.
         partitions: of all sources.
         labels: of each source, int32, in any order; those below 0 are none.
     """
@@ -52,12 +52,15 @@ def spaces(titles: Sequence[str], partitions: Sequence[Partition], labels: Seque
 
 
 def overlap(spaces: Sequence[Space]) -> str:
-    """Returns which sources share labels, how many, and what to do; "" if none do."""
-    counts = Counter(text for space in spaces for text in space.texts())
+    """Returns which sets share labels, how many, and what to do; "" if none do."""
+    texts: dict[str, set[str]] = {}
+    for space in spaces:
+        texts.setdefault(space.title, set()).update(space.texts())
+    counts = Counter(text for own in texts.values() for text in own)
     shared = {text for text, count in counts.items() if count > 1}
     if not shared:
         return ""
-    titles = [space.title for space in spaces if not shared.isdisjoint(space.texts())]
+    titles = [title for title, own in texts.items() if not shared.isdisjoint(own)]
     few = ", ".join(sorted(shared, key=lambda text: (len(text), text))[:3]) + (", ..." if len(shared) > 3 else "")
     others = f" and {len(titles) - _TOLD} more" if len(titles) > _TOLD else ""
     return (
@@ -68,10 +71,10 @@ def overlap(spaces: Sequence[Space]) -> str:
 
 
 def own_names(titles: Sequence[str], source: np.ndarray, original: pa.ChunkedArray) -> pa.Array:
-    """Returns label_original of records whose label means something in its own file only: file:label.
+    """Returns label_original of records whose label means something in its own set only: set:label.
 
     Args:
-        titles: names of the build's files.
+        titles: names of the sets of the build's files.
         source: (n,) int32, each record's file.
         original: (n,) as the files say it; null stays null.
     """
@@ -84,10 +87,10 @@ def join(
     """Returns the names of the identities by label, after making one label space of all; None: labels are the names.
 
     Args:
-        titles: names of the sources.
+        titles: names of the sources' sets.
         partitions: of all sources.
         labels: of each source, int32 as it has them, -1 where there is none; changed in place.
-        separate: a label means something in its own source only.
+        separate: a label means something in its own set only.
     """
     if not separate:
         all_names = [identity_names(part) for part in _first(partitions)]
@@ -97,7 +100,7 @@ def join(
     texts = [space.texts() for space in found]
     if separate:
         texts = [[f"{space.title}{_BETWEEN}{text}" for text in own] for space, own in zip(found, texts, strict=True)]
-        names = [text for own in texts for text in own]
+        names = list(dict.fromkeys(text for own in texts for text in own))
     else:
         names = sorted({text for own in texts for text in own})
     place = {name: i for i, name in enumerate(names)}

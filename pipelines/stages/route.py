@@ -39,7 +39,7 @@ def route(
     sid: int,
     ordinal: int,
     sources: list[str],
-    separate: bool,
+    sets: list[str] | None,
     routed: Path,
     dropped: Path,
 ) -> int:
@@ -51,7 +51,7 @@ def route(
         sid: of the partition's first row.
         ordinal: of its first record in its file.
         sources: names of the build's files.
-        separate: their labels are their own: label_original names the file too.
+        sets: the set of each file, if label_original is to name it, because labels are the set's own; else None.
         routed: Arrow file to write, ROUTED_SCHEMA.
         dropped: Parquet file to write, SCHEMAS["dropped"].
     """
@@ -64,8 +64,8 @@ def route(
     keys, ordinals = table["key"].to_pylist(), table["ordinal"].to_numpy()
     keys = [str(ordinal + int(at)) if key is None else key for key, at in zip(keys, ordinals, strict=True)]
     table = table.set_column(table.column_names.index("key"), "key", pa.array(keys, pa.string()))
-    if separate:
-        original = own_names(sources, table["source"].to_numpy(), table["label_original"])
+    if sets is not None:
+        original = own_names(sets, table["source"].to_numpy(), table["label_original"])
         table = table.set_column(table.column_names.index("label_original"), "label_original", original)
     table = table.append_column("sid", pa.array(np.arange(sid, sid + n)))
     kept = np.flatnonzero(column["reason"] == 0)

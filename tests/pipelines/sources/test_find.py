@@ -182,7 +182,7 @@ def test_pictures_beside_a_rec_are_told(tmp_path):
     shutil.copyfile(tmp_path / "train.rec", folders(tmp_path / "older", "notes", count=0) / "x.rec")
     files, (warning,) = find_files(tmp_path)
     assert [file.name for file in files] == ["train.rec"]
-    assert "leaves 2 folders with pictures or .rec files: 'imgs', 'older'" in warning
+    assert "leaves 2 folders with pictures, .rec or .tar files: 'imgs', 'older'" in warning
 
 
 def test_sources_of_one_name_are_told_apart(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -511,18 +513,31 @@ def test_walk_images_is_sorted_and_restartable(tmp_path):
 # -------------------------------------------------------------------------------------------------------- reading
 
 
+def write_tar(folder, images):
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for i, image in enumerate(images):
+            for name, data in ((f"{i}.jpg", image), (f"{i}.cls", b"7")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
 def test_files_are_of_the_kind_that_found_them(tmp_path, faces):
     write_insightface(tmp_path / "recordio", faces)
     write_folder(tmp_path / "folder")
+    write_tar(tmp_path / "webdataset", faces[0])
     for kind in SOURCES:
         assert [file.kind for file in find_files(tmp_path / kind)[0]] == [kind]
-    assert list(SOURCES) == ["recordio", "folder"]
+    assert list(SOURCES) == ["webdataset", "recordio", "folder"]
 
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_images_are_read_back_as_they_were_scanned(tmp_path, faces, kind):
     if kind == "folder":
         write_folder(tmp_path / "set")
+    elif kind == "webdataset":
+        write_tar(tmp_path / "set", faces[0])
     else:
         escaped = b"\xff\xd8" + b"\x0a\x23\xd7\xce" * 3 + b"abc"  # cut into parts
         write_im2rec(tmp_path / "set", [(0, faces[0][0]), (1, bytes(2) + escaped), ([2.0, 9.0], faces[2][0])])
