@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from distributed import LocalCluster
 
+from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from pipelines.build import Execution, build
 from pipelines.config import BuildConfig
@@ -51,6 +56,18 @@ def external(path: str) -> Path:
     return DATA / path
 
 
+@functools.cache
+def shared_worker() -> str:
+    """Returns the address of a cluster of one worker for all that this process builds and exports.
+
+    A cluster of its own costs a build here several times its work; test_golden's builds, those of two workers and the
+    commands that start() starts have one.
+    """
+    found = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
+    atexit.register(found.close)
+    return str(found.scheduler_address)
+
+
 def run_build(
     source: Path,
     out: Path,
@@ -61,8 +78,10 @@ def run_build(
     scheduler: str | None = None,
     **options: Any,
 ) -> Manifest:
-    """Returns the dataset built in this process."""
+    """Returns the dataset built in this process; by the shared worker, unless it is to have several or others."""
     files, _ = find_files(source)
+    if workers == 1 and scheduler is None:
+        scheduler = shared_worker()
     execution = Execution(workers, scheduler, partition_bytes, quiet=True)
     return build("tiny", files, out, config, execution, **options)
 
@@ -157,6 +176,15 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def run(arguments: Sequence[str], **environment: str) -> tuple[int, str, str]:
     """Returns exit code, stdout and stderr of a command."""
     return finish(start(arguments, **environment))
+
+
+def run_here(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of a command() in this process, with the shared worker.
+
+    For what comes before a build or after one that was ended: how it ends tells nothing that run() does not.
+    """
+    result = CliRunner().invoke(main, [*arguments[3:], "--scheduler", shared_worker()])
+    return result.exit_code, result.stdout, result.stderr
 
 
 def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
