@@ -7,6 +7,7 @@ import csv
 import functools
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -181,9 +182,15 @@ def run(arguments: Sequence[str], **environment: str) -> tuple[int, str, str]:
 def run_here(arguments: Sequence[str]) -> tuple[int, str, str]:
     """Returns exit code, stdout and stderr of a command() in this process, with the shared worker.
 
-    For what comes before a build or after one that was ended: how it ends tells nothing that run() does not.
+    For what is refused, and for what follows a build that was ended. It logs as a process of its own would: to stderr.
     """
-    result = CliRunner().invoke(main, [*arguments[3:], "--scheduler", shared_worker()])
+    scheduler, root = shared_worker(), logging.getLogger()
+    level, handlers, root.handlers = root.level, root.handlers, []
+    try:
+        result = CliRunner().invoke(main, [*arguments[3:], "--scheduler", scheduler])
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
     return result.exit_code, result.stdout, result.stderr
 
 
