@@ -66,6 +66,8 @@ def shared_worker() -> str:
     """
     found = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
     atexit.register(found.close)
+    # Its scheduler is in this process, and logs each client that comes and goes, at any moment.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     return str(found.scheduler_address)
 
 
