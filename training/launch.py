@@ -20,12 +20,14 @@ import faceshards
 from faceshards.errors import FaceshardsError
 
 # Seconds. A dead host is noticed by MindSpore's scheduler after NODE; a dead process on this host by msrun within one.
-# A rank may wait long for another that verifies or writes a checkpoint, so waiting for a message is no sign of death.
+# A rank may wait long for another that verifies or writes a checkpoint, so waiting for a message is no sign of death,
+# nor is waiting in a collective, which on CPU would otherwise fail after NODE (measured: MindSpore 2.10).
 TIMEOUTS = {
     "MS_NODE_TIMEOUT": "15",
     "MS_HEARTBEAT_RETRY_TIMEOUT": "5",
     "MS_TOPO_TIMEOUT": "120",
     "MS_RECEIVE_MSG_TIMEOUT": "7200",
+    "MS_CPU_COMM_OP_TIMEOUT": "7200",
 }
 MSRUN = Path(sys.executable).with_name("msrun")
 _EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")

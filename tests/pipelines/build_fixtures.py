@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from distributed import LocalCluster
 
 from evaluation.models import mxnet_import
+from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from pipelines.build import Execution, build
 from pipelines.config import BuildConfig
@@ -51,6 +57,20 @@ def external(path: str) -> Path:
     return DATA / path
 
 
+@functools.cache
+def shared_worker() -> str:
+    """Returns the address of a cluster of one worker for all that this process builds and exports.
+
+    A cluster of its own costs a build here several times its work; test_golden's builds, those of two workers and the
+    commands that start() starts have one.
+    """
+    found = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
+    atexit.register(found.close)
+    # Its scheduler is in this process, and logs each client that comes and goes, at any moment.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    return str(found.scheduler_address)
+
+
 def run_build(
     source: Path,
     out: Path,
@@ -61,8 +81,10 @@ def run_build(
     scheduler: str | None = None,
     **options: Any,
 ) -> Manifest:
-    """Returns the dataset built in this process."""
+    """Returns the dataset built in this process; by the shared worker, unless it is to have several or others."""
     files, _ = find_files(source)
+    if workers == 1 and scheduler is None:
+        scheduler = shared_worker()
     execution = Execution(workers, scheduler, partition_bytes, quiet=True)
     return build("tiny", files, out, config, execution, **options)
 
@@ -157,6 +179,21 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def run(arguments: Sequence[str], **environment: str) -> tuple[int, str, str]:
     """Returns exit code, stdout and stderr of a command."""
     return finish(start(arguments, **environment))
+
+
+def run_here(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of a command() in this process, with the shared worker.
+
+    For what is refused, and for what follows a build that was ended. It logs as a process of its own would: to stderr.
+    """
+    scheduler, root = shared_worker(), logging.getLogger()
+    level, handlers, root.handlers = root.level, root.handlers, []
+    try:
+        result = CliRunner().invoke(main, [*arguments[3:], "--scheduler", scheduler])
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+    return result.exit_code, result.stdout, result.stderr
 
 
 def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:

@@ -30,6 +30,7 @@ from tests.pipelines.build_fixtures import (
     read_rec,
     run,
     run_build,
+    run_here,
     start,
     wait_for,
 )
@@ -122,7 +123,7 @@ def test_killed_and_run_again_is_as_if_never_killed(
         assert digests(out) == tiny_digests
         return
     before = shards_done(times(work))
-    code, _, err = run(command(tiny_source, out))
+    code, _, err = run_here(command(tiny_source, out))
     assert (code, err) == (0, PLANTED)
     assert digests(out) == tiny_digests
     assert not work.exists()
@@ -164,7 +165,7 @@ def test_interrupted_says_so_in_a_line_and_goes_on(
     assert code == 1
     assert err.splitlines() == ["Error: interrupted; the same command goes on where it stopped"]
     assert not out.exists()
-    assert run(command(tiny_source, out))[0] == 0
+    assert run_here(command(tiny_source, out))[0] == 0
     assert digests(out) == tiny_digests
 
 
@@ -175,14 +176,14 @@ def test_a_second_build_into_one_place_refuses(tiny_source: Path, tmp_path: Path
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, out, err = run(command(tiny_source, tmp_path / "tiny"))
+        code, out, err = run_here(command(tiny_source, tmp_path / "tiny"))
     assert (code, out) == (1, "")
     assert err.splitlines() == [f"Error: {tmp_path / 'tiny'}: another build (process 4711) is writing it"]
     assert [path.name for path in work.iterdir()] == ["lock"]
 
 
 def test_a_place_that_can_never_be_made_is_one_line(tiny_source: Path) -> None:
-    code, out, err = run(command(tiny_source, Path("/proc/x/tiny")))
+    code, out, err = run_here(command(tiny_source, Path("/proc/x/tiny")))
     assert (code, out) == (1, "")
     assert err.splitlines() == ["Error: /proc/x: No such file or directory"]
 
@@ -193,7 +194,7 @@ def test_going_on_with_another_setting_refuses(
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
     kill_group(held_in_sign(tiny_source, tiny_dataset, out, "--set", "seed=5"))
     before = digests(work)
-    code, _, err = run(command(tiny_source, out))
+    code, _, err = run_here(command(tiny_source, out))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "'seed': 5" in err
     assert "'seed': 0" in err
@@ -201,12 +202,12 @@ def test_going_on_with_another_setting_refuses(
     assert digests(work).items() >= {name: sha for name, sha in before.items() if name != "lock"}.items()
     # Of a release that cut sources otherwise.
     (work / "partitions.json").write_text(json.dumps([[], [{"number": 0, "index": None}]]))
-    code, _, err = run(command(tiny_source, out, "--set", "seed=5"))
+    code, _, err = run_here(command(tiny_source, out, "--set", "seed=5"))
     assert (code, err) == (
         1,
         f"Error: {work}/partitions.json: damaged, or of another release; pass --restart to begin anew\n",
     )
-    assert run(command(tiny_source, out, "--restart"))[0] == 0
+    assert run_here(command(tiny_source, out, "--restart"))[0] == 0
     assert digests(out) == tiny_digests
 
 
@@ -215,14 +216,14 @@ def test_a_published_dataset_is_replaced_only_on_request(tiny_source: Path, tmp_
     run_build(tiny_source, out)
     before = {name: (out / name).stat().st_mtime_ns for name in digests(out)}
     first = digests(out)
-    code, text, err = run(command(tiny_source, out, "--set", "seed=1"))
+    code, text, err = run_here(command(tiny_source, out, "--set", "seed=1"))
     assert (code, text) == (1, "")
     assert err.splitlines() == [
         f"Error: {out}: a dataset is published there, from another request; --overwrite replaces it"
     ]
     assert {name: (out / name).stat().st_mtime_ns for name in digests(out)} == before
     assert digests(out) == first
-    code, text, err = run(command(tiny_source, out, "--set", "seed=1", "--overwrite", "--json"))
+    code, text, err = run_here(command(tiny_source, out, "--set", "seed=1", "--overwrite", "--json"))
     assert code == 0, err
     assert json.loads(text)["fingerprint"] == Manifest(out).fingerprint
     assert Manifest(out).info["config"]["seed"] == 1
@@ -231,10 +232,10 @@ def test_a_published_dataset_is_replaced_only_on_request(tiny_source: Path, tmp_
 
 
 def test_the_same_build_again_has_nothing_to_do(tiny_source: Path, tmp_path: Path) -> None:
-    code, _, err = run(command(tiny_source, tmp_path / "tiny"))
+    code, _, err = run_here(command(tiny_source, tmp_path / "tiny"))
     assert (code, err) == (0, PLANTED)
     before = {name: (tmp_path / "tiny" / name).stat().st_mtime_ns for name in digests(tmp_path / "tiny")}
-    code, text, err = run(command(tiny_source, tmp_path / "tiny"))
+    code, text, err = run_here(command(tiny_source, tmp_path / "tiny"))
     assert code == 0
     assert "nothing to do" in err
     assert "scanned" in text
@@ -261,7 +262,7 @@ def test_a_source_that_changed_since_is_said(tiny_source: Path, tiny_dataset: Ma
     out = tmp_path / "tiny"
     kill_group(held_in_sign(copy, tiny_dataset, out))
     os.utime(copy / "train.rec", ns=(1, 1))
-    code, _, err = run(command(copy, out))
+    code, _, err = run_here(command(copy, out))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "'mtime_ns': 1" in err
     assert not out.exists()
@@ -306,7 +307,7 @@ def resize(disk: Path, size: str) -> None:
 
 def test_too_little_room_is_said_before_the_work_starts(tiny_source: Path, small_disk: Path) -> None:
     resize(small_disk, "1m")
-    code, _, err = run(command(tiny_source, small_disk / "tiny"))
+    code, _, err = run_here(command(tiny_source, small_disk / "tiny"))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "MB free, the build needs about" in err
     assert not (small_disk / "tiny").exists()
@@ -327,7 +328,7 @@ def test_a_full_disk_is_one_line_and_resumable(
     assert "disk full; free some space and run the same command to go on" in err
     assert not out.exists()
     resize(small_disk, "16m")
-    code, _, err = run(command(tiny_source, out))
+    code, _, err = run_here(command(tiny_source, out))
     assert (code, err) == (0, PLANTED)
     assert digests(out) == tiny_digests
 

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from faceshards.dataset.manifest import Manifest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_backbone() -> Iterator[None]:
+    """Has this process know the backbone of the tiny settings."""
+    from tests.training.runs import TINY
+    from training.backbones.registry import BACKBONES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "mbf_tiny", TINY)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +30,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     from tests.training.runs import tiny_dataset
 
     return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def run(data: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch, by the tiny settings; tests read it, and change copies of it."""
+    from tests.training.runs import train
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = train(data.path, out, epochs=1, warmup_epochs=0)
+    assert done.exit_code == 0, done.output
+    return out

@@ -13,15 +13,6 @@ from tests.pipelines.build_fixtures import rewrite_info
 from tests.training.runs import refused, tiny_dataset, train
 
 
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    """A finished run of one epoch."""
-    out = tmp_path_factory.mktemp("run") / "run"
-    done = train(data.path, out, epochs=1, warmup_epochs=0)
-    assert done.exit_code == 0, done.output
-    return out
-
-
 @pytest.mark.parametrize(
     ("options", "settings", "message"),
     [
@@ -160,6 +151,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(data, tmp_pat
     left = sorted(path.name for path in (out / "checkpoints").iterdir())
     assert left
     assert all(name.startswith("step-") for name in left)
+
+
+def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.loop.set_up", interrupted)
+    message = refused(train(data.path, tmp_path / "run"))
+    assert message == "Error: interrupted; with --resume the command goes on from the last checkpoint"
 
 
 def test_the_plan_is_printed_and_nothing_is_made(data, tmp_path):

@@ -16,13 +16,28 @@ from evaluation.models.load import load_model
 from evaluation.models.model import ModelError
 from faceshards.cli.main import main
 from training.backbones.iresnet import IResNet
+from training.backbones.mobilefacenet import DepthWise, Gdc, MobileFaceNet, conv_block, residuals
 from training.backbones.registry import BACKBONES, create_backbone
 from training.backbones.vit import VisionTransformer
 from training.weights.assign import to_torch
 
 pytestmark = pytest.mark.numeric
 
-SMALL = {"r18": partial(IResNet, (1, 1, 1, 1)), "vit_t": partial(VisionTransformer, 64, 2, 8)}
+
+def mobilefacenet(embedding_size, seed, recompute):
+    """Returns a block of each kind that the wide one has."""
+    rng = np.random.default_rng(seed)
+    layers = [conv_block(rng, 3, 16, 3, 2, 1), conv_block(rng, 16, 16, 3, 1, 1, 8)]
+    layers += [DepthWise(rng, 16, 16, 2, 16, False), residuals(rng, 16, 1, 16)]
+    layers += [DepthWise(rng, 16, 32, 2, 32, False), DepthWise(rng, 32, 32, 2, 32, False)]
+    return MobileFaceNet(layers, conv_block(rng, 32, 64, 1), Gdc(rng, 64, 7, embedding_size), recompute)
+
+
+SMALL = {
+    "r18": partial(IResNet, (1, 1, 1, 1)),
+    "mbf": mobilefacenet,
+    "vit_t": partial(VisionTransformer, 64, 2, 8),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from distributed import LocalCluster
 
 from evaluation.models import mxnet_import
 from faceshards.dataset.manifest import Manifest
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.runner import Execution
+from tests.pipelines.build_fixtures import shared_worker
 
 
 class Found(NamedTuple):
@@ -24,17 +21,9 @@ class Found(NamedTuple):
     sha256: str
 
 
-@functools.cache
-def cluster() -> LocalCluster:
-    """Returns a cluster of one worker for all exports of a process, each of which would start its own."""
-    found = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
-    atexit.register(found.close)
-    return found
-
-
 def exported(dataset: Manifest, out: Path, to: str, *, partition_bytes: int = 100_000, **request: Any) -> Path:
     """Returns the folder of an export, in several pieces."""
-    execution = Execution(1, cluster().scheduler_address, partition_bytes, quiet=True)
+    execution = Execution(1, shared_worker(), partition_bytes, quiet=True)
     export(dataset.path, out, Request(to, **request), execution)
     return out
 

@@ -12,7 +12,7 @@ import pytest
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import BuildError
-from tests.pipelines.build_fixtures import digests, finish, kill_group, preload, run, start, wait_for
+from tests.pipelines.build_fixtures import digests, finish, kill_group, preload, run_here, start, wait_for
 from tests.pipelines.exports.readers import exported
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_killed_and_run_again_is_as_if_never_killed(
     wait_for(lambda: STAGES[stage](work), first)
     kill_group(first)
     pieces = {path: path.stat().st_mtime_ns for path in work.glob("routed/shard-*")}
-    code, _, err = run(command(tiny_dataset.path, out, to))
+    code, _, err = run_here(command(tiny_dataset.path, out, to))
     assert code == 0, err
     assert digests(out) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
@@ -60,7 +60,7 @@ def test_pieces_that_were_finished_are_not_written_again_and_nobody_else_goes_on
     first = start(command(tiny_dataset.path, out, "im2rec"), **environment)
     assert wait_for(lambda: any(work.glob("done/piece-*")), first)
     # While it is at work nobody else is, in its folder.
-    code, text, err = run(command(tiny_dataset.path, out, "im2rec"))
+    code, text, err = run_here(command(tiny_dataset.path, out, "im2rec"))
     assert (code, text) == (1, "")
     assert err == f"Error: {out}: another export (process {first.pid}) is writing it\n"
     kill_group(first)
@@ -68,7 +68,7 @@ def test_pieces_that_were_finished_are_not_written_again_and_nobody_else_goes_on
     for path in kept:
         os.utime(path, ns=(1, 1))  # a time no clock says: what was written again would lose it
     # Another request does not go on with it.
-    code, _, err = run(command(tiny_dataset.path, out, "webdataset"))
+    code, _, err = run_here(command(tiny_dataset.path, out, "webdataset"))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "an interrupted export has another request (format: 'im2rec' then, 'webdataset' now)" in err
     second = start(command(tiny_dataset.path, out, "im2rec"), **environment)
@@ -104,6 +104,6 @@ def test_a_full_disk_is_one_line_and_resumable(
     assert "disk full; free some space and run the same command to go on" in err
     assert not out.exists()
     resize("8m")
-    code, _, err = run(command(tiny_dataset.path, out, to))
+    code, _, err = run_here(command(tiny_dataset.path, out, to))
     assert (code, err) == (0, "")
     assert digests(out) == digests(exported(tiny_dataset, tmp_path / "whole", to))

@@ -36,7 +36,7 @@ def test_a_failed_compilation_is_in_the_logs_and_not_where_the_user_stands(data,
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setitem(BACKBONES, "mbf_narrow", Spec(Broken, "fc"))
+    monkeypatch.setitem(BACKBONES, "mbf_tiny", Spec(Broken, "fc"))
     result = train(data.path, tmp_path / "run")
     assert isinstance(result.exception, RuntimeError)
     assert list(here.iterdir()) == []

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from faceshards.errors import ConfigError, FaceshardsError
+from tests.training.runs import LIMIT
 from training.device.distributed import choose_device, init
+from training.launch import TIMEOUTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -70,16 +72,20 @@ def pair(tmp_path_factory):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environ = {
+        **TIMEOUTS,
         **os.environ,
+        # A rank that waits for another's work waits longer than this; without heartbeats nothing else knows of it.
+        "MS_NODE_TIMEOUT": "3",
+        "MS_DISABLE_HEARTBEAT": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # msrun starts the first python there
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     arguments = [
         *("msrun", "--worker_num=2", "--local_worker_num=2", "--master_addr=127.0.0.1", f"--master_port={port}"),
-        *(f"--log_dir={folder / 'log'}", "--join=True", "--cluster_time_out=60"),
+        *(f"--log_dir={folder / 'log'}", "--join=True", "--cluster_time_out=120"),
         *(str(ROOT / "tests/training/device/two_ranks.py"), str(folder)),
     ]
-    done = subprocess.run(arguments, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(arguments, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
     logs = "".join(path.read_text(errors="replace")[-3000:] for path in sorted((folder / "log").glob("worker_*.log")))
     assert done.returncode == 0, done.stderr[-2000:] + logs
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
