@@ -15,11 +15,11 @@ class Head(nn.Cell):
     """The margin softmax over the sampled classes of all ranks, with gradients written by hand.
 
     cos = x/|x| . (w/|w|)^T, limited to [-1, 1]; the margin at the target; logits = scale * cos; softmax over the
-    samples of all ranks; loss = mean over the global batch of -log p(target). As in the reference the margin is
-    outside the gradient: at every entry it is scale * (p - onehot) / G with respect to the cosine, and 0 at the
-    negatives that the interclass filter took out. Automatic differentiation through the margin would be another
-    training. The reference limits p to at least 1e-30 in the loss it reports; this one does not (the gradient is
-    the same).
+    samples of all ranks; loss = mean over the global batch of -log p(target). The gradient with respect to the cosine
+    is scale * (p - onehot) / G, at the target times the slope of a margin that has one, and 0 at the negatives that the
+    interclass filter took out. As in the reference the combined margin has none, it is outside the gradient: automatic
+    differentiation through it would be another training. The reference limits p to at least 1e-30 in the loss it
+    reports; this one does not (the gradient is the same).
 
     The embedding gradient of a rank is that of the global mean loss with respect to the rank's own embeddings: the SUM
     over ranks of the backbone gradients (no mean, no factor world) is the gradient of the global mean loss. The
@@ -34,7 +34,7 @@ class Head(nn.Cell):
     """
 
     def __init__(self, group: Group, margin: Margin) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)  # the margin's parameters keep their names
         self.group = group
         self.rank = group.rank
         self.scale = float(margin.scale)
@@ -62,6 +62,7 @@ class Head(nn.Cell):
         length = ops.maximum(ops.sqrt(ops.square(embeddings).sum(axis=1, keepdims=True)), EPSILON)  # (B, 1)
         unit = embeddings / length  # (B, D)
         everyone = self.group.gather(unit)  # (G, D)
+        lengths = self.group.gather(length)  # (G, 1)
         inverse = 1.0 / ops.maximum(ops.sqrt(ops.square(rows).sum(axis=1)), EPSILON)  # (S,)
 
         cosine = self.times_transposed(everyone, rows) * inverse  # (G, S)
@@ -70,7 +71,7 @@ class Head(nn.Cell):
         own = ops.equal(targets.expand_dims(1), index.expand_dims(0))  # (G, S) bool
         has = (targets >= 0).astype(ms.float32)  # (G,)
         place = ops.maximum(targets, 0).expand_dims(1)  # (G, 1)
-        target = self.target_cosine(ops.gather_elements(cosine, 1, place))  # (G, 1)
+        target, slope = self.target_cosine(ops.gather_elements(cosine, 1, place), lengths)  # (G, 1), (G, 1) or None
         logits = ops.select(own, target.broadcast_to(cosine.shape), cosine)  # (G, S)
         if self.threshold > 0:
             dirty = ops.logical_and(cosine > self.threshold, ops.logical_not(own))  # (G, S) bool
@@ -84,6 +85,8 @@ class Head(nn.Cell):
 
         gradient = powers * (self.scale / total / both[0]).expand_dims(1)  # (G, S): of the cosines
         gradient = gradient - own.astype(ms.float32) * (self.scale / total)
+        if slope is not None:
+            gradient = ops.select(own, gradient * slope, gradient)
         if self.threshold > 0:
             gradient = ops.masked_fill(gradient, dirty, 0.0)
         along = (gradient * cosine).sum(axis=0)  # (S,): the part that would only lengthen a row

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from faceshards.errors import ConfigError, FaceshardsError
-from training.device.distributed import init
+from tests.training.head.adaface_problem import CLASSES, FACTOR, STEPS, Training, worst
+from training import checkpoint
+from training.device.distributed import Group, init
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,7 +77,7 @@ def pair(tmp_path_factory):
     done = subprocess.run(arguments, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     logs = "".join(path.read_text(errors="replace")[-3000:] for path in sorted((folder / "log").glob("worker_*.log")))
     assert done.returncode == 0, done.stderr[-2000:] + logs
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return [{"folder": folder, **json.loads((folder / f"rank-{rank}.json").read_text())} for rank in range(2)]
 
 
 @pytest.mark.slow
@@ -113,3 +115,26 @@ def test_what_is_too_large_for_float16_on_one_rank_is_skipped_on_both(pair):
     assert skipped.index(False) > alone.index(False)
     for (_, _, before, steps), (_, none, after, later) in itertools.pairwise(first):
         assert (before == after, steps == later) == (none, none)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["adaface", "adaface sampled"])
+def test_two_ranks_have_adaface_of_float64(pair, case):
+    first, second = (result[case] for result in pair)
+    assert first["statistics"] == second["statistics"]  # to the bit
+    for result in (first, second):
+        assert max(result["worst"].values()) < FACTOR, result["worst"]
+
+
+@pytest.mark.slow
+def test_one_rank_takes_over_adafaces_statistics(pair):
+    path = checkpoint.known(pair[0]["folder"] / "checkpoints")[-1]
+    meta = checkpoint.read_meta(path)
+    training = Training(Group())
+    checkpoint.set_from(path, meta, "backbone", {training.weight.name: training.weight})
+    checkpoint.set_from(path, meta, "optimizer", training.step.slots)
+    checkpoint.restore_rank(path, meta, training.centers)
+    training.samples = [np.arange(CLASSES)] * meta.state.step
+    training.run(meta.state.step, STEPS)
+    found = worst(training)
+    assert max(found.values()) < FACTOR, found
