@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.training.head.head_oracle import AdaFace, head
 from tests.training.linear import DIM, INPUTS, linear_step
-from training.centers.class_centers import ClassCenters
+from training.centers.class_centers import ClassCenters, slice_of
 from training.centers.first_values import initial_rows
 from training.centers.rules import Sgd
 from training.head.margins.adaface import AdaFaceMargin
@@ -53,7 +53,8 @@ class Training:
         self.centers = ClassCenters(
             CLASSES, DIM, rank=group.rank, world=group.world, seed=4, rule=rule, store=store, std=1
         )
-        self.sampler = Sampler(self.centers.start, self.centers.count, rate, 9, group.rank, CLASSES)
+        slices = [slice_of(rank, group.world, CLASSES) for rank in range(group.world)]
+        self.samplers = [Sampler(*part, rate, 9, rank, CLASSES) for rank, part in enumerate(slices)]
         self.samples = []  # of all ranks, by step
         self.course = Course()
 
@@ -62,8 +63,9 @@ class Training:
         own = BATCH // self.group.world
         own = slice(self.group.rank * own, (self.group.rank + 1) * own)
         for number in range(first, last):
-            ids, targets = self.sampler.sample(LABELS[number], number)
-            self.samples.append(np.concatenate(self.group.gather_object(ids)))
+            samples = [sampler.sample(LABELS[number], number) for sampler in self.samplers]
+            self.samples.append(np.concatenate([ids for ids, _ in samples]))
+            ids, targets = samples[self.group.rank]
             rows = self.centers.gather(ids)
             loss, _, d_rows = self.step(IMAGES[number][own], rows, targets.reshape(self.parts, -1), LR, number)
             if d_rows is not None:
