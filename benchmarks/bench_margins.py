@@ -66,7 +66,9 @@ def run(folder: Path, images: int, epochs: int, seeds: int, settings: tuple[str,
     if not (folder / "shards").exists():
         write_set(folder / "raw", spec)
         faceshards("build", "--source", folder / "raw", "--out", folder / "shards", "--set", "shards=8", "--json")
-    print(f"{images:,} images of {spec.identities:,} identities, {epochs} epochs, {spec.pairs:,} pairs of other people\n")
+    print(
+        f"{images:,} images of {spec.identities:,} identities, {epochs} epochs, {spec.pairs:,} pairs of other people\n"
+    )
     print(f"| margin | {' | '.join(f'seed {seed}' for seed in range(seeds))} | mean | against the first | minutes |")
     print(f"|---|{'---|' * seeds}---|---|---|")
     first: list[float] = []

@@ -43,6 +43,11 @@ class AdaFaceMargin:
     scale: float = 64.0
     interclass_threshold: float = 0.0
 
+    @property
+    def centers(self) -> int:
+        """One centre a class."""
+        return 1
+
     def __post_init__(self) -> None:
         check_numbers(self, {"m": (0.0, math.pi / 2), "h": (1e-3, 10.0)})
 

@@ -29,6 +29,10 @@ class Margin(Protocol):
     def interclass_threshold(self) -> float:
         """Negatives whose cosine is above it get logit 0 and no gradient; 0 turns the filter off."""
 
+    @property
+    def centers(self) -> int:
+        """K, the centres of each class: its cosine is that of the nearest. With K > 1 a class's row is K * D long."""
+
     def target_cosine(self) -> nn.Cell:
         """Returns the cell that the head calls with the cosines and lengths of the global batch, in training only.
 

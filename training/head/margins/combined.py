@@ -36,6 +36,11 @@ class CombinedMargin:
     scale: float = 64.0
     interclass_threshold: float = 0.0
 
+    @property
+    def centers(self) -> int:
+        """One centre a class."""
+        return 1
+
     def __post_init__(self) -> None:
         check_numbers(self, {"m1": (1.0, 10.0), "m2": (0.0, math.pi), "m3": (0.0, 2.0)})
 

@@ -9,10 +9,12 @@ from training.config import TrainConfig
 from training.head.margins.adaface import AdaFaceMargin
 from training.head.margins.base import Margin
 from training.head.margins.combined import CombinedMargin
+from training.head.margins.subcenter import SubCenterMargin
 
 MARGINS: dict[str, Callable[[TrainConfig], Margin]] = {
     "combined": CombinedMargin.from_config,
     "adaface": AdaFaceMargin.from_config,
+    "subcenter": SubCenterMargin.from_config,
 }
 
 
