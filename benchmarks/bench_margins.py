@@ -36,7 +36,7 @@ def faceshards(*arguments: object) -> Any:
     command = [sys.executable, "-m", "faceshards", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise click.ClickException(done.stderr.strip().splitlines()[-1])
+        raise click.ClickException(done.stderr.strip().splitlines()[-1].removeprefix("Error: "))
     return json.loads(done.stdout)
 
 
@@ -85,12 +85,13 @@ def run(folder: Path, images: int, epochs: int, seeds: int, settings: tuple[str,
 
 @click.command()
 @click.option("--images", default=7200, show_default=True, help="Size of the set.")
-@click.option("--epochs", default=3, show_default=True, help="Of each run.")
+@click.option("--epochs", default=3, show_default=True, help="Of each run; the first is warm-up.")
 @click.option("--seeds", default=3, show_default=True, help="Runs of each margin.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps set and runs; a temporary folder without it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of all runs.")
 def main(images: int, epochs: int, seeds: int, folder: Path | None, settings: tuple[str, ...]) -> None:
     if folder is not None:
+        folder = folder / f"images-{images}"
         folder.mkdir(parents=True, exist_ok=True)
         run(folder, images, epochs, seeds, settings)
         return
