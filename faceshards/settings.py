@@ -7,6 +7,7 @@ import importlib.resources
 import math
 from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -37,25 +38,33 @@ def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{where}: unknown key '{name}'; known keys: {', '.join(known)}")
-        kind = known[name]
-        if get_origin(kind) is tuple:
-            items = get_args(kind)[0]
-            if not isinstance(value, list | tuple):
-                raise ConfigError(f"{where}: {name}: {value!r} is not a list of {NAMES[items]}")
-            clean[name] = tuple(_plain(item, items, f"{where}: {name}") for item in value)
-        else:
-            clean[name] = _plain(value, kind, f"{where}: {name}")
+        clean[name] = _value(value, known[name], f"{where}: {name}")
     try:
         return dataclasses.replace(base, **clean)  # type: ignore[type-var]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """Returns a value of the type wanted, or of one of a union: a plain one, a tuple for a list, or a mapping of names
+    to plain ones."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    nested = {get_origin(one): get_args(one) for one in kinds if get_origin(one)}  # tuple, dict
+    if tuple in nested and isinstance(value, list | tuple):
+        return tuple(_plain(item, nested[tuple][0], where) for item in value)
+    if dict in nested and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _plain(item, nested[dict][1], f"{where}: {name}") for name, item in value.items()}
+    if tuple in nested and not (str in kinds and isinstance(value, str)):
+        others = ", a name, or a mapping with one" if dict in nested else ""
+        raise ConfigError(f"{where}: {value!r} is not a list of {NAMES[nested[tuple][0]]}{others}")
+    return _plain(value, kind, where)
+
+
 def _plain(value: Any, kind: Any, where: str) -> Any:
-    """Returns a value of exactly the type wanted, or of one of `bool | str`; a float, a finite one, may be an integer,
-    or what YAML 1.1 calls a text: 5e-05."""
+    """Returns a value of exactly the type wanted, or of one of a union; a float, a finite one, may be an integer, or
+    what YAML 1.1 calls a text: 5e-05."""
     kinds = get_args(kind) or (kind,)
-    if kind is float and type(value) in (int, str):
+    if float in kinds and type(value) in (int, str):
         with suppress(ValueError, OverflowError):
             value = float(value)
     if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
