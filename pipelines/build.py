@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import complete
+from faceshards.dataset.schema import REASONS, complete
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, SourceError, UnsoundError
 from faceshards.files import write_json
 from faceshards.progress import Progress
@@ -262,14 +262,14 @@ class _Build:
 
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
-        separate = self.config.labels == "separate"
+        told = (self.names, (*REASONS, *self.config.filter_reasons), self.config.labels == "separate")
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
             if not (self._routed(part).exists() and self._dropped(part).exists()):
                 paths = (self._routed(part), self._dropped(part))
-                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, self.names, separate, *paths))
+                tasks.append((self._records(part), self.work / "decisions", sid, ordinal, *told, *paths))
             sid += fact.rows
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:

@@ -80,6 +80,8 @@ def describe(
         "config": dataclasses.asdict(config),
         "sources": [dataclasses.asdict(file) for file in files],
     }
+    if config.filter_reasons:
+        request["reasons"] = list(config.filter_reasons)
     if excluded:
         request["exclude"] = list(excluded)
     return dict(json.loads(json.dumps(request)))
