@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import uuid
@@ -26,11 +27,20 @@ _TRIES = 100  # to lock a folder that others remove: each try is another process
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; it becomes `path` only if all went well, and is removed if not."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    """Yields a name beside `path` to write to; it becomes `path` only if all went well, and is removed if not.
+
+    Links and devices (/dev/stdout) are not replaced: what was written goes through them.
+    """
+    through = path.is_symlink() or (path.exists() and not path.is_file())
+    name = f".{path.name}.{uuid.uuid4().hex}"
+    temporary = Path(tempfile.gettempdir(), name) if through else path.with_name(name)
     try:
         yield temporary
-        os.replace(temporary, path)
+        if through:
+            with open(temporary, "rb") as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
-from faceshards.errors import BuildError
+from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError
 from faceshards.files import BusyError, differences, exclusive_folder, fsync, fsync_tree, write_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from pipelines.config import BuildConfig
@@ -24,10 +24,13 @@ from pipelines.stages.doubts import broken
 
 log = logging.getLogger(__name__)
 
+_BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels")
+"""Settings that are heeded before anything is decided: a plan under other ones begins anew."""
+
 
 def work_folder(out: Path, what: str = "build") -> Path:
-    """Returns the folder beside `out` in which it is made, by a build or an ``export``."""
-    return out.with_name(f".{out.name}.{what}ing")
+    """Returns the folder beside `out` in which it is made by a build or an ``export``, or sampled by a ``sample``."""
+    return out.with_name(f".{out.name}.{what.removesuffix('e')}ing")
 
 
 def check_output(out: Path) -> None:
@@ -61,6 +64,26 @@ def exclusive(out: Path, what: str = "build") -> Iterator[Path]:
             yield work
     except BusyError as error:
         raise BuildError(f"{out}: another {what} (process {error.holder}) is writing it") from None
+
+
+@contextmanager
+def resumable(work: Path) -> Iterator[None]:
+    """Leaves the work folder of a build that is interrupted as it is, unless it holds nothing to go on from.
+
+    Raises:
+        BuildError: in place of an OSError.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # What holds nothing to go on from would only refuse the next request.
+        if isinstance(error, EmptyDatasetError | UnsoundError) or not any((work / "records").glob("part-*")):
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, ShardError) and error.errno:
+            error = OSError(error.errno, os.strerror(error.errno), str(error.path))
+        if isinstance(error, OSError):
+            raise explain_os_error(error, work) from None
+        raise
 
 
 def describe(
@@ -113,29 +136,52 @@ def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
 
 
 def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
-    """Makes `work` the place of this build, or goes on with an interrupted one of the same request.
+    """Makes `work` the place of this build, or goes on with an interrupted one, or from a plan.
 
     Args:
         work: the work folder, locked.
         request: what is to be built: config and sources, plain JSON values.
-        what: makes it, a build or an ``export``.
+        what: makes it, a build or an ``export``; or looks at it, a ``plan`` or a ``sample``.
 
     Raises:
-        BuildError: an interrupted build there had another request; the message shows what differs.
+        BuildError: what is there had another request; the message shows what differs.
     """
-    path = work / "request.json"
+    path, planned = work / "request.json", work / "planned"
     if not path.exists():
+        if what == "plan":
+            planned.touch()
         write_json(request, path)
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BuildError(f"{path}: damaged: {error}; remove {work} to start again") from None
-    if different := differences(before, request):
+    different = differences(before, request)
+    if different and planned.exists() and not differences(_signed(before), _signed(request)):
+        _forget_decisions(work)
+        write_json(request, path)
+    elif different:
         changes = "; ".join(f"{name}: {then!r} then, {now!r} now" for name, then, now in different)
+        begun = "a plan" if planned.exists() else f"an interrupted {what}"
         raise BuildError(
-            f"{work}: an interrupted {what} has another request ({changes}); "
-            "repeat it as it was, or pass --restart to begin anew"
+            f"{work}: {begun} has another request ({changes}); repeat it as it was, or pass --restart to begin anew"
         )
+    if what == "build":
+        planned.unlink(missing_ok=True)
+
+
+def _signed(request: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a request decides about its record tables, and whether they may be made."""
+    config = request["config"]
+    return {**request, "exclude": None, "config": {name: config.get(name) for name in _BEFORE_DECISIONS}}
+
+
+def _forget_decisions(work: Path) -> None:
+    """Removes the decisions, in one step: half of them would be taken for all."""
+    away = work / ".decisions"
+    shutil.rmtree(away, ignore_errors=True)
+    if (work / "decisions").exists():
+        os.replace(work / "decisions", away)
+        shutil.rmtree(away)
 
 
 def check_space(folder: Path, need: int, what: str = "build") -> None:

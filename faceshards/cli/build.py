@@ -10,9 +10,11 @@ from typing import Any
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from faceshards.cli.manifest.report import check_report, report_line, write_report
 from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
     PATH,
+    SHARE,
     Command,
     dashboard_option,
     data_root_option,
@@ -23,6 +25,7 @@ from faceshards.cli.options import (
     settings_option,
     workers_option,
 )
+from faceshards.cli.plan import print_plan
 from faceshards.errors import FaceshardsError
 from faceshards.settings import load_yaml, make_config
 from pipelines.config import BuildConfig
@@ -57,6 +60,9 @@ from pipelines.sources.find import find_files
 @click.option("--strict", is_flag=True, help="Publish nothing if records are broken or counts disagree.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
+@click.option("--report", "page", type=PATH, metavar="PAGE", help="In the end, write a page that shows the dataset.")
+@click.option("--plan", is_flag=True, help="Say what would be kept and dropped, its disk and time; publish nothing.")
+@click.option("--sample", type=SHARE, metavar="5%", help="With --plan: look at so many of the identities only.")
 @quiet_option
 @json_option
 def build(
@@ -74,12 +80,16 @@ def build(
     strict: bool,
     overwrite: bool,
     restart: bool,
+    page: Path | None,
+    plan: bool,
+    sample: float | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Build the known set NAME, or any set by --source, and publish it at --out.
 
-    Interrupted at any moment, the same command goes on where it stopped.
+    Interrupted at any moment, the same command goes on where it stopped. With --plan it stops before anything is
+    written, and the same command without it goes on from there.
 
     \b
     Examples:
@@ -88,13 +98,22 @@ def build(
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
       faceshards build casia --out data/shards/clean --set filters=[blur,exposure]
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
+      faceshards build synthetic --out data/shards/synthetic --report synthetic.html
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
+      faceshards build glint360k --out data/shards/glint360k --plan --sample 5%
     """
     if (name is None) == (not sources):
         raise click.UsageError("give either the NAME of a known set or --source PATH")
-    from pipelines.build import Execution
-    from pipelines.build import build as run  # Dask takes a second to import: not for every command
+    if sample is not None and not plan:
+        raise click.UsageError("--sample belongs to --plan: a dataset of a part of the identities is not made")
+    if page is not None and plan:
+        raise click.UsageError("--report shows a dataset, and --plan publishes none")
+    from pipelines.build import Execution  # Dask takes a second to import: not for every command
+    from pipelines.build import build as make
+    from pipelines.plan import plan as foresee
 
+    if page is not None:
+        check_report(page, out)  # before hours of building
     execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
@@ -107,21 +126,25 @@ def build(
         elif not source.exists():
             raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
     files, warnings = find_files(*sources)
+    title = name or "+".join(source.resolve().name for source in sources)
+    options: dict[str, Any] = {
+        **{"expected": expected, "warnings": warnings, "exclude": exclude},
+        **{"strict": strict, "overwrite": overwrite, "restart": restart},
+    }
+    if plan:
+        with logging_redirect_tqdm():
+            foreseen = foresee(title, files, out, config, execution, **options, share=sample or 1.0)
+        print_plan(foreseen, as_json)
+        if strict and foreseen["refused"]:
+            raise click.ClickException("a build would be refused")
+        return
     with logging_redirect_tqdm():
-        found = run(
-            name or "+".join(source.resolve().name for source in sources),
-            files,
-            out,
-            config,
-            execution,
-            expected=expected,
-            warnings=warnings,
-            strict=strict,
-            overwrite=overwrite,
-            restart=restart,
-            exclude=exclude,
-        )
+        found = make(title, files, out, config, execution, **options)
     print_summary(found, as_json)
+    if page is not None:
+        written = write_report(page, found)
+        if not as_json:
+            click.echo(report_line(page, written))
 
 
 def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, workers: int) -> None:

@@ -14,7 +14,7 @@ Rows = Iterable[Sequence[str]]
 Length = Callable[[str], int]
 
 _GAP = 2  # between columns
-_LEAST = 6  # characters, below which no title and no text is folded
+_LEAST = 6  # characters, below which no text is folded
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _drawing(columns: Sequence[Column]) -> Callable[[Rows], None] | None:
         nonlocal header
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_header=header)
         for column, width in zip(columns, widths, strict=True):
-            title = column.name if len(column.name) <= width else column.name.replace("_", "_\n")
+            title = column.name if len(column.name) <= width else "\n".join(_pieces(column.name))
             side: Literal["left", "right"] = "right" if column.numeric else "left"
             table.add_column(Text(title), width=width, overflow="fold", justify=side)
         for row in rows:
@@ -105,6 +105,11 @@ def _drawing(columns: Sequence[Column]) -> Callable[[Rows], None] | None:
     return draw
 
 
+def _pieces(title: str) -> list[str]:
+    """Returns what a title is folded into: label_, original."""
+    return title.replace("_", "_\n").split("\n")
+
+
 def _fitted(columns: Sequence[Column], room: int) -> list[int] | None:
     """Returns widths of columns that fit: titles are folded first, then texts; None if numbers would have to be.
 
@@ -113,7 +118,7 @@ def _fitted(columns: Sequence[Column], room: int) -> list[int] | None:
         room: characters for all of them.
     """
     folded = [max(min(column.width, _LEAST), column.width if column.numeric else 0, 1) for column in columns]
-    cells_whole = [max(column.width, min(len(column.name), _LEAST)) for column in columns]
+    cells_whole = [max(column.width, *map(len, _pieces(column.name))) for column in columns]
     all_whole = [max(column.width, len(column.name)) for column in columns]
     for least, most in ((cells_whole, all_whole), (folded, cells_whole)):
         if sum(least) <= room:

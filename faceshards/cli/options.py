@@ -25,9 +25,9 @@ PATH = click.Path(path_type=Path)
 # The extra of setup.cfg that brings a package of another name.
 EXTRAS = {
     **dict.fromkeys(("mindspore", "tensorboardX"), "train"),
-    **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "markupsafe", "onnx", "onnxruntime"), "eval"),
+    **dict.fromkeys(("sklearn", "matplotlib", "onnx", "onnxruntime"), "eval"),
     "mxnet": "mxnet",
-    "duckdb": "manifest",
+    **dict.fromkeys(("duckdb", "jinja2", "markupsafe"), "manifest"),
 }
 # What no extra brings, by what installs it.
 OTHERS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
@@ -153,6 +153,24 @@ def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
     return found
 
 
+class _Share(click.ParamType):
+    """A share above 0 to 1: 5% or 0.05."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the share."""
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            self.fail(f"{text}: no share above 0 to 100 %, such as 5% or 0.05", param, ctx)
+        return share
+
+
+SHARE = _Share()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=PATH)
 workers_option = click.option(

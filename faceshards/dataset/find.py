@@ -8,7 +8,7 @@ there is no such row is said only after every file was compared.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
@@ -54,6 +54,33 @@ def find(manifest: Manifest, table: str, column: str, matches: Matches, unique: 
         list(threads.map(manifest.check_file, chosen or names))
     rows = (row for name in chosen for row in search(name, columns=SCHEMAS[table].names))
     return pa.concat_tables([SCHEMAS[table].empty_table(), *rows])
+
+
+def rows_at(
+    manifest: Manifest, table: str, columns: Sequence[str] | None, places: npt.NDArray[np.int64]
+) -> Iterator[pa.RecordBatch]:
+    """Yields rows of a table by their places in it, ascending; stops reading after the last.
+
+    Args:
+        manifest: the dataset.
+        table: a name of SCHEMAS.
+        columns: of the rows; None: all.
+        places: (n,) ascending.
+
+    Raises:
+        ManifestError: the table is missing or damaged.
+    """
+    start = done = 0
+    if not len(places):
+        return
+    for batch in manifest.batches(table, columns):
+        stop = int(np.searchsorted(places, start + len(batch)))
+        if stop > done:
+            yield batch.take(pa.array(places[done:stop] - start))
+            done = stop
+            if done == len(places):
+                return
+        start += len(batch)
 
 
 def _found(manifest: Manifest, name: str, column: str, matches: Matches, columns: Sequence[str]) -> list[pa.Table]:

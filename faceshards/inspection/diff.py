@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from faceshards.dataset.find import rows_at
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import differences
-from faceshards.inspection.images import Indices, compare_images
+from faceshards.inspection.images import compare_images
 
 _TABLES = ("images", "identities", "dropped")
 _IMAGE = ["sid", "source", "key", "label_original", "sha256"]
@@ -81,18 +82,18 @@ class Diff:
             yield from self._moved(until)
         else:
             found, places = (self.b, self.images.gained) if name == "images_gained" else (self.a, self.images.lost)
-            yield from _rows_at(found, _IMAGE, places[:until])
+            yield from rows_at(found, "images", _IMAGE, places[:until])
 
     def _moved(self, until: int | None) -> Iterator[pa.RecordBatch]:
         places, there = self.images.moved_a[:until], self.images.moved_b[:until]
         order = np.argsort(there)
         sids = np.empty(len(there), np.int64)
         done = 0
-        for batch in _rows_at(self.b, ["sid"], there[order]):
+        for batch in rows_at(self.b, "images", ["sid"], there[order]):
             sids[order[done : done + len(batch)]] = batch.column(0).to_numpy()
             done += len(batch)
         done = 0
-        for batch in _rows_at(self.a, ["sha256", "label_original", "sid"], places):
+        for batch in rows_at(self.a, "images", ["sha256", "label_original", "sid"], places):
             here = there[done : done + len(batch)]
             label = self._names.take(pa.array(self._codes[1][1][here]))
             sid_b = pa.array(sids[done : done + len(batch)])
@@ -172,18 +173,3 @@ def _read(found: Manifest, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         identities[start:stop] = codes[batch.column(1).to_numpy()]
         start = stop
     return digests, identities
-
-
-def _rows_at(found: Manifest, columns: list[str], places: Indices) -> Iterator[pa.RecordBatch]:
-    """Yields rows of `images` by their places, ascending; stops reading after the last."""
-    start = done = 0
-    if not len(places):
-        return
-    for batch in found.batches("images", columns):
-        stop = int(np.searchsorted(places, start + len(batch)))
-        if stop > done:
-            yield batch.take(pa.array(places[done:stop] - start))
-            done = stop
-            if done == len(places):
-                return
-        start += len(batch)

@@ -14,6 +14,8 @@ from pipelines.filters.screen import MEASURED
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 """Of the images; a quantile is the value measured that so many do not exceed, and occurs."""
 
+_SHOWN = tuple(share for share in SHARES if share not in (0.25, 0.75))  # what a line has room for
+
 
 def quantiles(tables: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns one row for each value that filters measured: filter, measure, images, quantiles (by share, as text).
@@ -42,9 +44,15 @@ def _values(path: Path, name: str) -> np.ndarray:
 
 
 def quantile_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yields the table of quantiles for people."""
+    """Yields the table of quantiles for people, on lines of 78 characters where names are short."""
+    titles = ["value measured", *(f"{row['filter']} {row['measure']}" for row in rows)]
+    width = max(map(len, titles)) + 1
     if rows:
-        yield f"{'value measured':<18}" + "".join(f"{share:>9.4g} %" for share in (100 * s for s in SHARES))
-    for row in rows:
-        cells = "".join(f"{value:>11.5g}" for value in row["quantiles"].values())
-        yield f"{row['filter'] + ' ' + row['measure']:<18}{cells}"
+        yield titles[0].ljust(width) + "".join(f"{f'{100 * share:.4g} %':>7}" for share in _SHOWN)
+    for title, row in zip(titles[1:], rows, strict=True):
+        values = (row["quantiles"][f"{share:g}"] for share in _SHOWN)
+        yield title.ljust(width) + "".join(f"{_short(value):>7}" for value in values)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

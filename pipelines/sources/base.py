@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
+from faceshards.hashing import splitmix64
 
 MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
@@ -50,6 +54,7 @@ class Partition:
         stop: end of it.
         table: path of what the kind wrote to cut the file, None if nothing.
         last: whether the file ends here.
+        share: of the identities that are looked at (`in_sample`); 1 for all.
     """
 
     number: int
@@ -60,6 +65,19 @@ class Partition:
     stop: int
     table: str | None
     last: bool
+    share: float = 1.0
+
+
+def in_sample(names: Iterable[str], share: float) -> np.ndarray:
+    """Returns which identities are in a sample, (n,) bool: the same ones in every file and partition.
+
+    Args:
+        names: of n identities, as the source says them.
+        share: of all identities, 0 to 1.
+    """
+    digests = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    chosen = splitmix64(0, 3, digests) < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    return chosen if share < 1 else np.ones(len(digests), bool)
 
 
 class Cut(NamedTuple):
@@ -131,6 +149,16 @@ class Scanned:
         return cls(
             zeros, zeros, zeros, counts, counts, [*none], counts, [*none], reason, [*none], images, n, structural=0
         )
+
+    def take(self, rows: np.ndarray) -> Scanned:
+        """Returns these rows, (N,) bool, among as many records."""
+        columns: dict[str, Any] = {}
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray):
+                columns[name] = column[rows]
+            elif isinstance(column, list):
+                columns[name] = [column[i] for i in np.flatnonzero(rows).tolist()]
+        return dataclasses.replace(self, **columns)
 
     def drop(self, row: int, reason: str, detail: str) -> None:
         """Marks a row as dropped; the first reason stands."""
@@ -214,7 +242,10 @@ class SourceKind(Protocol):
         """
 
     def scan(self, part: Partition) -> Scanned:
-        """Returns the rows and images of a partition; what is broken is a row with its reason."""
+        """Returns the rows and images of a partition; what is broken is a row with its reason.
+
+        Of a sample it may leave out the others, where it need not read them.
+        """
 
     def read(self, file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
         """Returns the encoded image at a place, as it was scanned.

@@ -14,7 +14,17 @@ import pyarrow.parquet as pq
 
 from faceshards.errors import SourceError
 from pipelines.sources import nesting
-from pipelines.sources.base import MAX_ENCODED, Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
+from pipelines.sources.base import (
+    MAX_ENCODED,
+    Claims,
+    Cut,
+    OpenFiles,
+    Partition,
+    Place,
+    Scanned,
+    SourceFile,
+    in_sample,
+)
 from pipelines.sources.leftovers import Leftovers, is_image
 
 _TOLD = 8  # names in a warning
@@ -194,6 +204,9 @@ def scan(part: Partition) -> Scanned:
         part: the partition; start and stop are rows of the listing.
     """
     table = pq.read_table(str(part.table)).slice(part.start, part.stop - part.start)
+    records = len(table)
+    if part.share < 1:
+        table = table.filter(pa.array(in_sample(table["identity"].to_pylist(), part.share)))
     paths, identities, places = (table[name].to_pylist() for name in ("path", "identity", "place"))
     n = len(paths)
     out = Scanned(
@@ -208,7 +221,7 @@ def scan(part: Partition) -> Scanned:
         reason=np.zeros(n, np.uint8),
         detail=[None] * n,
         images=[None] * n,
-        records=n,
+        records=records,
         structural=0,
     )
     for i, name in enumerate(paths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from pathlib import Path
@@ -83,23 +84,36 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
 
 def _indexed(file: SourceFile, key: str) -> int:
     """Returns the byte at which the .idx has a key."""
-    os.stat(file.index)  # says it in fewer words than the reader if it is gone
-    index = idx.read_index(Path(file.index))
+    state = os.stat(file.index)  # says it in fewer words than the reader if it is gone
+    index = _read_index(file.index, state.st_size, state.st_mtime_ns)
     found = index.offsets[index.keys == int(key)]
     if len(found) != 1:
         raise SourceError(f"{file.index}: has the key {key} {len(found)} times")
     return int(found[0])
 
 
+@functools.lru_cache(maxsize=1)  # whoever wants one record mostly wants more
+def _read_index(path: str, size: int, mtime_ns: int) -> idx.Index:
+    """Returns an .idx as it is in this state."""
+    return idx.read_index(Path(path))
+
+
 def _counted(file: SourceFile, ordinal: int) -> int:
     """Returns the byte at which a record begins, by its place in the file."""
     before = 0
     for start in range(0, file.bytes, _STEP):
-        offsets = recordio_scan.scan(Path(file.path), start, min(start + _STEP, file.bytes)).offset
-        if ordinal < before + len(offsets):
-            return int(offsets[ordinal - before])
-        before += len(offsets)
+        stop = min(start + _STEP, file.bytes)
+        count = _count(file.path, start, stop, file.mtime_ns)
+        if ordinal < before + count:
+            return int(recordio_scan.scan(Path(file.path), start, stop).offset[ordinal - before])
+        before += count
     raise SourceError(f"{file.path}: has {before} records, none of the place {ordinal}")
+
+
+@functools.lru_cache(maxsize=1 << 16)  # 4 TiB of records: counted once, however many are looked for
+def _count(path: str, start: int, stop: int, mtime_ns: int) -> int:
+    """Returns how many records begin in a piece of a file as it is in this state."""
+    return len(recordio_scan.scan(Path(path), start, stop).offset)
 
 
 class _Headers(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from faceshards.files import replacing
 from pipelines.config import BuildConfig
 from pipelines.filters.screen import MEASURED, BrokenFilterError
 from pipelines.records import RECORD_SCHEMA
-from pipelines.sources.base import Partition, Scanned
+from pipelines.sources.base import Partition, Scanned, in_sample
 from pipelines.sources.registry import scan
 from pipelines.stages.signatures import sign
 
@@ -30,12 +31,17 @@ class PartitionFacts:
         records: of its file, damaged places counted.
         structural: header and identity records among them.
         unindexed: sound rows that the .idx does not name.
+        read: rows that were read to find those of a sample; all of them without one.
+        scanning, signing: seconds that it took; 0 if an earlier release did it.
     """
 
     rows: int
     records: int
     structural: int
     unindexed: int
+    read: int = 0
+    scanning: float = 0.0
+    signing: float = 0.0
 
 
 def sign_partition(
@@ -54,7 +60,9 @@ def sign_partition(
         SourceError: the file cannot be read.
         BuildError: a filter failed.
     """
-    rows = scan(part)
+    start = time.perf_counter()
+    rows, read = _rows(part)
+    scanned = time.perf_counter()
     column = _signed(part, rows, config, skip)
     n = len(rows.images)
     table = pa.table(
@@ -80,22 +88,28 @@ def sign_partition(
     for name in sorted(name for name in column if name.startswith(MEASURED)):
         table = table.append_column(name, pa.array(column[name]))
     counts = {name: str(getattr(rows, name)) for name in _COUNTS}
+    pace = {"read": read, "scanning": scanned - start, "signing": time.perf_counter() - scanned}
     with replacing(out) as temporary:
         # No dictionary, no compression: read once or twice, then removed.
-        pq.write_table(table.replace_schema_metadata(counts), temporary, compression="none", use_dictionary=False)
-    return PartitionFacts(n, rows.records, rows.structural, rows.unindexed)
+        facts = counts | {name: str(value) for name, value in pace.items()}
+        pq.write_table(table.replace_schema_metadata(facts), temporary, compression="none", use_dictionary=False)
+    return partition_facts(out)
 
 
 def partition_facts(path: Path) -> PartitionFacts:
     """Returns the facts of a record table that `sign_partition` wrote, from its metadata alone."""
     footer = pq.read_metadata(path)
     found = footer.metadata or {}
-    return PartitionFacts(footer.num_rows, *(int(found[name.encode()]) for name in _COUNTS))
+    records, structural, unindexed = (int(found[name.encode()]) for name in _COUNTS)
+    scanning, signing = (float(found.get(name, 0)) for name in (b"scanning", b"signing"))
+    return PartitionFacts(
+        footer.num_rows, records, structural, unindexed, int(found.get(b"read", 0)), scanning, signing
+    )
 
 
 def probe_rows(part: Partition, config: BuildConfig, low: int, high: int) -> int:
     """Signs rows [low, high) of a partition and forgets the result: does the worker survive them?"""
-    rows = scan(part)
+    rows, _ = _rows(part)
     others = frozenset(range(len(rows.images))) - frozenset(range(low, high))
     _signed(part, rows, config, others)
     return high - low
@@ -113,7 +127,19 @@ def _signed(part: Partition, rows: Scanned, config: BuildConfig, skip: frozenset
 
 def count_rows(part: Partition) -> int:
     """Returns the number of rows in a partition, without decoding any."""
-    return len(scan(part).images)
+    rows, _ = _rows(part)
+    return len(rows.images)
+
+
+def _rows(part: Partition) -> tuple[Scanned, int]:
+    """Returns the rows of a partition, or those of its sample, and how many were read."""
+    rows = scan(part)
+    read = len(rows.images)
+    if part.share < 1:
+        # What has no label to be read stands for itself.
+        places = zip(rows.label_original, rows.offset.tolist(), strict=True)
+        rows = rows.take(in_sample((f"@{at}" if name is None else name for name, at in places), part.share))
+    return rows, read
 
 
 def _binary(values: np.ndarray, valid: np.ndarray) -> pa.Array:

@@ -23,7 +23,20 @@ from faceshards.files import (
     exclusive_folder,
     file_digest,
     fsync_tree,
+    replacing,
 )
+
+
+@pytest.mark.parametrize("name", ["link", "/dev/null"])
+def test_links_and_devices_are_written_through_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("before, and longer")
+    (tmp_path / "link").symlink_to("file")
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("after")
+    assert (tmp_path / "link").is_symlink()
+    assert Path("/dev/null").is_char_device()
+    assert (tmp_path / "file").read_text() == ("after" if name == "link" else "before, and longer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_a_folder_is_had_by_one_process_at_a_time(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import click
 from faceshards.cli.options import PATH, Command, json_option
 from faceshards.cli.rows import FEW, print_rows
 from faceshards.dataset.manifest import Manifest
+from faceshards.files import bytes_text
 
 if TYPE_CHECKING:
     from faceshards.inspection.diff import Diff
@@ -85,7 +86,8 @@ def _print_lists(found: Diff, limit: int) -> None:
             click.echo(f"\n{kind} that differ")
         width = max((len(entry["name"]) for entry in entries), default=0)
         for entry in entries:
-            click.echo(f"  {entry['name']:<{width}}  {_shown(entry['a'])} -> {_shown(entry['b'])}")
+            a, b = _different(entry["a"], entry["b"])
+            click.echo(f"  {entry['name']:<{width}}  {_shown(a)} -> {_shown(b)}")
     click.echo("")
     for name, count in found.counts.items():
         click.echo(f"{count:>14,}  {_SAID[name]}")
@@ -97,5 +99,17 @@ def _print_lists(found: Diff, limit: int) -> None:
         print_rows(names, partial(found.rows, name, limit), count, limit, False)
 
 
+def _different(a: Any, b: Any) -> tuple[Any, Any]:
+    """Returns what differs of two entries of a list: of a source that both have, those of its facts that do."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+        return {name: a.get(name) for name in names}, {name: b.get(name) for name in names}
+    return a, b
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):  # of a source
+        size = {"bytes": bytes_text(value["bytes"])} if value.get("bytes") else {}
+        facts = {name: fact for name, fact in {**value, **size}.items() if name not in ("name", "index")}
+        return ", ".join(f"{name} {fact}" for name, fact in facts.items())
     return "-" if value is None else f"{value:,}" if type(value) is int else json.dumps(value, ensure_ascii=False)

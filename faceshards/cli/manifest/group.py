@@ -15,6 +15,7 @@ COMMANDS = {
     "links": "faceshards.cli.manifest.links:links",
     "overlap": "faceshards.cli.manifest.overlap:overlap",
     "query": "faceshards.cli.manifest.query:query",
+    "report": "faceshards.cli.manifest.report:report",
     "shards": "faceshards.cli.manifest.shards:shards",
     "summary": "faceshards.cli.manifest.summary:summary",
     "upgrade": "faceshards.cli.manifest.upgrade:upgrade",
@@ -33,6 +34,7 @@ def manifest() -> None:
       faceshards manifest image data/shards/synthetic 42 --out 42.jpg
       faceshards manifest overlap data/shards/synthetic --set lfw.bin
       faceshards manifest query data/shards/synthetic "SELECT count(DISTINCT label) FROM images"
+      faceshards manifest report data/shards/synthetic --out synthetic.html
       faceshards manifest diff data/shards/before data/shards/after
       faceshards manifest verify data/shards/synthetic
       faceshards manifest upgrade data/shards/older

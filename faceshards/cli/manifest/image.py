@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import click
 
 from faceshards.cli.columns import cell
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_list, row_json
-from faceshards.dataset.manifest import Manifest, check_image
-from faceshards.errors import FaceshardsError, SourceError
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
-from faceshards.formats.mindrecord.reader import Shard
 from faceshards.inspection.photograph import Photograph, photograph
+from faceshards.inspection.pictures import Pictures
 from pipelines.sources.registry import read_record
 
 
@@ -43,46 +41,24 @@ def image(path: Path, name: str, out: Path | None, limit: int | None, as_json: b
     found = Manifest(path)
     one = photograph(found, name)
     if out is not None:
-        data = _kept(found, one.row) if one.table == "images" else _dropped(found, one)
-        _write(out, data)
+        _write(out, _encoded(found, one))
     if as_json:
         _print_json(one, limit)
     else:
         _print(one, limit)
 
 
-def _kept(found: Manifest, row: dict[str, Any]) -> bytes:
-    """Returns a kept image, from its shard."""
-    where = found.table("shards", ["shard", "file"]).to_pylist()
-    file = next(entry["file"] for entry in where if entry["shard"] == row["shard"])
-    with Shard(found.shard_path(file)) as shard:
-        data = bytes(shard.image(row["row"]))
-        check_image(shard.path, row["row"], data, row["sha256"])
-    return data
-
-
-def _dropped(found: Manifest, one: Photograph) -> bytes:
-    """Returns a dropped image, from its source."""
-    row = one.row
-    entry = next((entry for entry in found.info.get("sources", []) if entry["name"] == row["source"]), None)
-    what = f"sid {row['sid']}, dropped as {row['reason']}, is in the source only"
-    if entry is None:
-        raise SourceError(f"{found.path}: {what}; dataset.json does not say where '{row['source']}' is")
-    try:
-        data = read_record(entry, row["key"])
-    except SourceError as error:
-        raise SourceError(f"{error} ({what})") from None
-    twin = one.stands[0] if row["reason"] == "exact_duplicate" and one.stands else {}
-    if "sha256" in twin and hashlib.sha256(data).digest() != twin["sha256"]:
-        raise SourceError(f"{entry['path']}: record {row['key']} changed since it was scanned: its sha256 is another")
-    return data
+def _encoded(found: Manifest, one: Photograph) -> bytes:
+    """Returns a record's image, from its shard or its source."""
+    pictures = Pictures(found, read_record)
+    if one.table == "images":
+        return pictures.kept(one.row)
+    twin = one.stands[0] if one.row["reason"] == "exact_duplicate" and one.stands else {}
+    return pictures.dropped(one.row, twin.get("sha256"))
 
 
 def _write(out: Path, data: bytes) -> None:
     try:
-        if out.exists() and not out.is_file():  # /dev/stdout is not replaced
-            out.write_bytes(data)
-            return
         with replacing(out) as temporary:
             temporary.write_bytes(data)
     except OSError as error:

@@ -81,14 +81,15 @@ def overlap(
         "mirrored": pc.sum(table["mirrored"]).as_py() or 0,
         "sets": [{**one, "overlap": pc.sum(pc.equal(table["set"], one["name"])).as_py() or 0} for one in signed.about],
     }
-    count = f"{len(table):,} of {found.totals['kept']:,} images, of {len(people):,} identities,"
-    how = f"are pictures of the sets (at most {max_distance} bits away)" if max_distance >= 0 else "have their bytes"
-    lines = [
-        f"{found.path}: {count} {how}",
-        *(f"  {one['name']:<12}{one['overlap']:>12,}  of {one['pictures']:,} pictures" for one in facts["sets"]),
-        f"  {'same bytes':<12}{facts['exact']:>12,}",
-        f"  {'mirrored':<12}{facts['mirrored']:>12,}",
+    how = f"at most {max_distance} bits away" if max_distance >= 0 else "the same bytes"
+    counts = [
+        ("overlap", len(table), f"  of {found.totals['kept']:,} images, of {len(people):,} identities; {how}"),
+        *((one["name"], one["overlap"], f"  of {one['pictures']:,} pictures") for one in facts["sets"]),
+        ("same bytes", facts["exact"], ""),
+        ("mirrored", facts["mirrored"], ""),
     ]
+    width = max(len(name) for name, _, _ in counts)
+    lines = [f"{found.path}", *(f"  {name:<{width}}{count:>12,}{rest}" for name, count, rest in counts)]
     if as_json:
         facts |= {"identities": people.to_pylist(), "rows": table.to_pylist()}
     show(facts, lines, as_json)

@@ -28,11 +28,11 @@ def summary(path: Path, as_json: bool) -> None:
 
 def print_summary(found: Manifest, as_json: bool) -> None:
     """Prints what was scanned, kept and dropped, and from what."""
-    facts = _facts(found)
+    facts = summary_facts(found)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
 
-def _facts(found: Manifest) -> dict[str, Any]:
+def summary_facts(found: Manifest) -> dict[str, Any]:
     """Returns what a summary says, as JSON has it."""
     kept = found.table("identities", ["kept"])["kept"].to_numpy()
     rows = found.table("shards", ["rows"])["rows"].to_numpy()
@@ -55,6 +55,13 @@ def _facts(found: Manifest) -> dict[str, Any]:
     }
 
 
+def spread_lines(what: str, sizes: dict[str, Any], more: str = "") -> Iterator[str]:
+    """Yields what is said of the spread of some sizes (inspection/sizes.py)."""
+    shares = ", ".join(f"{float(share) * 100:g} % {size:,}" for share, size in sizes["quantiles"].items())
+    yield f"  {what}: {sizes['least']:,} to {sizes['most']:,}, mean {sizes['mean']:,.1f}"
+    yield f"    quantiles {shares}{more}"
+
+
 _TOLD = 8  # sources named
 _NEVER = object()  # no setting's value
 
@@ -70,9 +77,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  kept out    {count:>12,}  of {name}"
     yield f"  conflicts   {facts['conflicts']:>12,}  between {facts['identity_links']:,} pairs of identities"
     if sizes := facts["identity_sizes"]:
-        shares = ", ".join(f"{float(share) * 100:g} % {size:,}" for share, size in sizes["quantiles"].items())
-        yield f"  images of an identity: {sizes['least']:,} to {sizes['most']:,}, mean {sizes['mean']:,.1f}"
-        yield f"    quantiles {shares}; Gini coefficient {sizes['gini']:.3f}"
+        yield from spread_lines("images of an identity", sizes, f"; Gini coefficient {sizes['gini']:.3f}")
     rows = facts["shard_rows"]
     each = f", {rows['least']:,} to {rows['most']:,} rows each" if rows else ""
     yield f"  shards      {facts['shards']:>12,}  {bytes_text(facts['image_bytes'])} of images{each}"

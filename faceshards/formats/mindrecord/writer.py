@@ -75,20 +75,8 @@ def write_shard(
         sizes, labels, sids = checked_columns(sizes, labels, sids)
     except ValueError as error:
         raise ShardError(path, str(error)) from None
-    raw_sizes = RAW_FIXED + int_widths(labels) + int_widths(sids)  # (N,)
-    largest = int(sizes.max()) + 8
-    if not page_size:
-        wanted = max(largest, min(DEFAULT_PAGE, int(sizes.sum()) + 8 * len(sizes)))
-        page_size = next((size for size in PAGE_SIZES if size >= wanted), PAGE_SIZES[-1])
-    if page_size not in PAGE_SIZES or largest > page_size:
-        raise ShardError(path, f"no MindRecord page of {page_size} bytes for an image of {largest - 8} bytes")
-    pages, groups = lay_out(sizes, raw_sizes, page_size)
-    for choice in (header_size,) if header_size else HEADER_SIZES:
-        head = header(path.name, choice, page_size, pages)
-        if choice in HEADER_SIZES and len(head) <= choice:
-            break
-    else:
-        raise ShardError(path, f"no MindRecord header of {choice} bytes for {len(head)} bytes about {len(pages)} pages")
+    raw_sizes = _raw_sizes(labels, sids)
+    page_size, choice, head, groups = _fit(path, sizes, raw_sizes, page_size, header_size)
     digest, size = hashlib.sha256(), 0
     try:
         with open(path, "wb", buffering=0) as file:
@@ -109,6 +97,47 @@ def write_shard(
         number = errno.ENOSPC if full else getattr(error, "errno", 0) or 0
         raise ShardError(path, f"cannot be written: {error}", number) from None
     return ShardInfo(len(sizes), size, digest.hexdigest(), len(db), hashlib.sha256(db).hexdigest())
+
+
+def shard_bytes(sizes: np.ndarray, labels: np.ndarray, sids: np.ndarray) -> int:
+    """Returns the bytes of both files of the shard that `write_shard` would make: of the first exactly, of the index
+    (49 bytes a row in pages of 4 KiB, as layout.py has it measured) to a page or two.
+
+    Args:
+        sizes, labels, sids: as `write_shard` takes them.
+
+    Raises:
+        ShardError: the rows break a limit.
+    """
+    path = Path("shard-00000.mindrecord")
+    raw_sizes = _raw_sizes(labels, sids)
+    page_size, header_size, _, groups = _fit(path, sizes, raw_sizes, 0, 0)
+    index = 3 * 4096 + -(-49 * len(sizes) // 4096) * 4096
+    # Every page takes page_size, but the last one only its rows.
+    return header_size + (groups[-1].raw * page_size) + groups[-1].raw_end + index
+
+
+def _raw_sizes(labels: np.ndarray, sids: np.ndarray) -> np.ndarray:
+    """Returns the bytes of each row besides its image, (N,)."""
+    return RAW_FIXED + int_widths(labels) + int_widths(sids)
+
+
+def _fit(
+    path: Path, sizes: np.ndarray, raw_sizes: np.ndarray, page_size: int, header_size: int
+) -> tuple[int, int, bytes, list[RowGroup]]:
+    """Returns page size, header size, header and row groups of a shard; see `write_shard`."""
+    largest = int(sizes.max()) + 8
+    if not page_size:
+        wanted = max(largest, min(DEFAULT_PAGE, int(sizes.sum()) + 8 * len(sizes)))
+        page_size = next((size for size in PAGE_SIZES if size >= wanted), PAGE_SIZES[-1])
+    if page_size not in PAGE_SIZES or largest > page_size:
+        raise ShardError(path, f"no MindRecord page of {page_size} bytes for an image of {largest - 8} bytes")
+    pages, groups = lay_out(sizes, raw_sizes, page_size)
+    for choice in (header_size,) if header_size else HEADER_SIZES:
+        head = header(path.name, choice, page_size, pages)
+        if choice in HEADER_SIZES and len(head) <= choice:
+            return page_size, choice, head, groups
+    raise ShardError(path, f"no MindRecord header of {choice} bytes for {len(head)} bytes about {len(pages)} pages")
 
 
 def _blob_blocks(

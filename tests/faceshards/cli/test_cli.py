@@ -27,7 +27,10 @@ COMMANDS = (
     ["manifest"],
     *(
         ["manifest", name]
-        for name in ("summary", "identities", "image", "drops", "conflicts", "links", "overlap", "shards", "verify")
+        for name in (
+            *("summary", "identities", "image", "drops", "conflicts", "links", "overlap", "report", "shards"),
+            "verify",
+        )
     ),
 )
 

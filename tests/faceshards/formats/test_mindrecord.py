@@ -21,7 +21,7 @@ from mindspore.mindrecord import FileReader, FileWriter
 
 from faceshards.errors import ShardError
 from faceshards.formats.mindrecord.reader import Shard, verify_index
-from faceshards.formats.mindrecord.writer import write_shard
+from faceshards.formats.mindrecord.writer import shard_bytes, write_shard
 
 EDGES = [0, 1, 127, 128, 255, 256, 65535, 65536, (1 << 24) - 1, 1 << 24, (1 << 31) - 1]  # msgpack's widths, and int32's
 FIELDS = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "sid": {"type": "int64"}}
@@ -446,3 +446,13 @@ def test_an_index_missing_cut_or_damaged(tmp_path, sample):
         except ShardError:
             continue
         assert dump(index)[2:] == dump(f"{sample[0]}.db")[2:], place
+
+
+@pytest.mark.parametrize(("count", "high"), [(1, 40), (50, 9_000), (900, 9_000), (3, 3 << 20), (20_000, 300)])
+def test_the_size_of_a_shard_is_known_before(tmp_path, count, high):
+    rows = make_rows(count, high=high)
+    info = write(tmp_path / "shard-00000.mindrecord", rows)
+    labels, sids, images = zip(*rows, strict=True)
+    told = shard_bytes(np.array([len(image) for image in images]), np.array(labels), np.array(sids))
+    # The index's rows are shorter or longer by the width of their integers.
+    assert told == pytest.approx(info.bytes + info.db_bytes, abs=2 * 4096 + 10 * count)

@@ -116,6 +116,22 @@ def test_a_set_without_filters_has_none_of_it(tiny_dataset):
     assert set(CONFIG.filter_reasons).isdisjoint(tiny_dataset.table("identities").column_names)
 
 
+def test_a_plan_shows_how_the_values_lie(source, tmp_path):
+    ask = ["build", "--source", source, "--out", tmp_path / "out", "--set", "image_size=[0,0]", "--workers", 1]
+    ask += ["--set", "filters=[blur,size]", "--quiet", "--plan"]
+    told = json.loads(call(*ask, "--json"))
+    assert told["dropped"]["small"] == told["dropped"]["narrow"] == 3
+    rows = {(row["filter"], row["measure"]): row for row in told["measured"]}
+    assert set(rows) == {("blur", "variance"), ("size", "side"), ("size", "aspect")}
+    side = rows["size", "side"]
+    assert side["images"] == SPEC.records
+    assert side["quantiles"]["0"] < 40 < side["quantiles"]["0.05"] < side["quantiles"]["0.5"] == 112
+    lines = call(*ask).splitlines()
+    (place,) = (number for number, line in enumerate(lines) if "measured by filters" in line)
+    assert [line.split()[:2] for line in lines[place + 2 : place + 5]] == [[*names] for names in sorted(rows)]
+    assert max(map(len, lines[place : place + 5])) <= 80
+
+
 # --- order
 
 

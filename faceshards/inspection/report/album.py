@@ -1,0 +1,134 @@
+"""The pictures of the page: read, made small, and put on the sheets as long as there is room."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import SourceError
+from faceshards.inspection.pictures import Pictures, ReadRecord
+from faceshards.inspection.report.sheets import Part, Row, Sheet, bits
+from faceshards.inspection.report.templates import environment
+
+_AS_IS = 16_000  # bytes of an encoded image that goes in as it is
+_SIDE = 224  # pixels of the longer side of one that does, and of others' thumbnails: twice what the page shows
+_QUALITY = 85  # of thumbnails, JPEG
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A record on a sheet.
+
+    Args:
+        row: of the manifest.
+        notes: what became of it.
+        uri: the encoded image as an address; None: it could not be read.
+        cause: why not.
+    """
+
+    row: Row
+    notes: tuple[str, ...]
+    uri: str | None = None
+    cause: str = ""
+
+
+@dataclass
+class Filled:
+    """A sheet with pictures.
+
+    Args:
+        sheet: what was planned.
+        groups: its groups that had room, as parts of the page.
+        pictures: number of pictures in them.
+    """
+
+    sheet: Sheet
+    groups: list[Markup] = field(default_factory=list)
+    pictures: int = 0
+
+
+class Album:
+    """Pictures by the sids of their records.
+
+    Args:
+        found: the dataset.
+        rows: of the records.
+        read: reads the sources.
+    """
+
+    def __init__(self, found: Manifest, rows: Mapping[int, Row], read: ReadRecord) -> None:
+        self._pictures, self._rows = Pictures(found, read), rows
+
+    def part(self, part: Part, kind: str) -> list[Picture]:
+        """Returns the pictures of a part of such a group in order; copies say how far from the first they are."""
+        return [self._picture(self._rows[sid], kind == "copies" and sid != part.sids[0]) for sid in part.sids]
+
+    def _picture(self, row: Row, copy: bool) -> Picture:
+        notes = [f"dropped, {row['reason'].replace('_', ' ')}" if "reason" in row else "kept"]
+        if copy and row.get("distance") is not None:
+            notes.append(bits(row["distance"]))
+        if row.get("reason") == "test_overlap" and row["detail"]:
+            notes.append(row["detail"])
+        try:
+            data = self._pictures.dropped(row) if "reason" in row else self._pictures.kept(row)
+            return Picture(row, tuple(notes), uri=_data_uri(data))
+        except SourceError as error:
+            return Picture(row, tuple(notes), cause=str(error).rpartition(" (sid ")[0] or str(error))
+        except (cv2.error, ValueError):
+            return Picture(row, tuple(notes), cause=f"{row['source']}: record {row['key']} cannot be decoded")
+
+
+def fill(sheets: Sequence[Sheet], album: Album, room: int) -> tuple[list[Filled], list[str]]:
+    """Returns the sheets with as many groups as there is room for, in turn, and why pictures on them are missing.
+
+    Args:
+        sheets: planned.
+        album: of their pictures.
+        room: bytes.
+    """
+    draw: Any = environment().get_template("group.html.j2").module
+    filled = [Filled(sheet) for sheet in sheets]
+    full: set[str] = set()  # a sheet whose next group has no room gets no later one: what is shown is a prefix
+    unread: list[str] = []
+    for turn in zip_longest(*(sheet.groups for sheet in sheets)):
+        for group, one in zip(turn, filled, strict=True):
+            if group is None or one.sheet.key in full:
+                continue
+            parts = [album.part(part, group.kind) for part in group.parts]
+            text = draw.group(group, list(zip(group.parts, parts, strict=True)))
+            size = len(text.encode())
+            if size > room:
+                full.add(one.sheet.key)
+                continue
+            room -= size
+            one.groups.append(text)
+            pictures = [picture for part in parts for picture in part]
+            one.pictures += sum(picture.uri is not None for picture in pictures)
+            unread += [picture.cause for picture in pictures if picture.uri is None]
+    return filled, unread
+
+
+def _data_uri(data: bytes) -> str:
+    """Returns an encoded image as an address: as it is if it is small, else as a thumbnail.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if pixels is None:
+        raise ValueError("it cannot be decoded")
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    scale = min(1, _SIDE / max(pixels.shape[:2]))
+    if len(data) > _AS_IS or scale < 1:
+        height, width = (max(1, round(scale * side)) for side in pixels.shape[:2])
+        small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        data, kind = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
