@@ -24,7 +24,7 @@ from pipelines.stages.doubts import broken
 
 log = logging.getLogger(__name__)
 
-_BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels")
+_BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels", "filters")
 """Settings that are heeded before anything is decided: a plan under other ones begins anew."""
 
 

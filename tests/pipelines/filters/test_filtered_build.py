@@ -130,6 +130,13 @@ def test_a_plan_shows_how_the_values_lie(source, tmp_path):
     (place,) = (number for number, line in enumerate(lines) if "measured by filters" in line)
     assert [line.split()[:2] for line in lines[place + 2 : place + 5]] == [[*names] for names in sorted(rows)]
     assert max(map(len, lines[place : place + 5])) <= 80
+    # A plan's record tables have the verdicts of its own thresholds: a build with others may not go on from there.
+    stricter = [*ask[:-1], "--set", "filters.blur.min_variance=300"]
+    refused = CliRunner().invoke(main, [*map(str, stricter)])
+    assert refused.exit_code == 1
+    assert "a plan has another request" in refused.output
+    built = json.loads(call(*stricter, "--restart", "--json"))
+    assert built["dropped"]["blurred"] > told["dropped"]["blurred"]
 
 
 # --- order
