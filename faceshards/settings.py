@@ -25,6 +25,10 @@ Config = TypeVar("Config")
 def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
     """Returns `base`, a frozen dataclass of settings, with `values` laid over it.
 
+    What is a mapping of names to settings may be given as a list of names, as such a mapping, in which true stands for
+    a name's defaults and false leaves it out, or one by one with dots: ``filters.blur.min_variance``. The first two
+    replace what `base` has, the last changes it.
+
     Args:
         values: plain values, as YAML gives them.
         where: file or option the values came from, for messages.
@@ -33,9 +37,14 @@ def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
     Raises:
         ConfigError: unknown key, wrong type or value out of range, in one line that starts with `where`.
     """
-    known = get_type_hints(type(base))
+    hints = get_type_hints(type(base))
+    known = {field.name: hints[field.name] for field in dataclasses.fields(base)}  # type: ignore[arg-type]
     clean: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in sorted(values.items(), key=lambda item: "." in item[0]):
+        head, _, inner = name.partition(".")
+        if get_origin(known.get(head)) is dict:
+            clean[head] = _named(value, inner, clean.get(head, getattr(base, head)), f"{where}: {head}")
+            continue
         if name not in known:
             raise ConfigError(f"{where}: unknown key '{name}'; known keys: {', '.join(known)}")
         clean[name] = _value(value, known[name], f"{where}: {name}")
@@ -58,6 +67,33 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         others = ", a name, or a mapping with one" if dict in nested else ""
         raise ConfigError(f"{where}: {value!r} is not a list of {NAMES[nested[tuple][0]]}{others}")
     return _plain(value, kind, where)
+
+
+def _named(value: Any, inner: str, before: dict[str, dict[str, Any]], where: str) -> dict[str, dict[str, Any]]:
+    """Returns a mapping of names to settings, with what `value` says.
+
+    Args:
+        value: of the whole; of the name in `inner`, or of its setting.
+        inner: NAME, NAME.SETTING, or "" for the whole.
+        before: what it was.
+        where: for messages.
+    """
+    if inner:
+        name, dot, setting = inner.partition(".")
+        value = {name: {**before.get(name, {}), setting: value} if dot else value}
+    elif isinstance(value, list) and all(isinstance(name, str) for name in value):
+        value = dict.fromkeys(value, True)
+    elif not isinstance(value, dict | None):
+        raise ConfigError(f"{where}: {value!r} is neither a list of names nor a mapping of names to their settings")
+    found = dict(before) if inner else {}
+    for name, own in (value or {}).items():
+        if own is False:
+            found.pop(str(name), None)
+        elif own is None or own is True or (isinstance(own, dict) and all(isinstance(key, str) for key in own)):
+            found[str(name)] = own if isinstance(own, dict) else found.get(str(name), {})
+        else:
+            raise ConfigError(f"{where}.{name}: {own!r} is no mapping of its settings")
+    return found
 
 
 def _plain(value: Any, kind: Any, where: str) -> Any:

@@ -97,6 +97,7 @@ def build(
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
       faceshards build --source tars/ --out data/shards/tars
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
+      faceshards build casia --out data/shards/clean --set filters=[blur,exposure]
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build synthetic --out data/shards/synthetic --report synthetic.html
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
@@ -154,7 +155,8 @@ def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, worke
     from tqdm import tqdm
 
     from faceshards.formats.verification_bin import read_bin
-    from pipelines.synthetic.write import SETS, write_set
+    from pipelines.synthetic.spec import SETS
+    from pipelines.synthetic.write import write_set
 
     for path in exclude:
         if not path.absolute().is_relative_to(folder.absolute()):

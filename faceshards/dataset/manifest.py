@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
+from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, complete, schema_with
 from faceshards.errors import FaceshardsError, ShardError
 from faceshards.files import check_seal, dead_link, difference, open_regular
 
@@ -45,6 +45,10 @@ class Manifest:
 
     Args:
         path: the dataset's folder (or its dataset.json).
+
+    Attributes:
+        info: what dataset.json says.
+        reasons: for which its records may have been dropped, those of its filters too.
 
     Raises:
         ManifestError: nothing published there, or dataset.json is damaged or of another version.
@@ -74,6 +78,7 @@ class Manifest:
             raise ManifestError(f"{file}: damaged: {error}") from None
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
+        self.reasons: tuple[str, ...] = (*DROP_REASONS, *self.info.get("reasons", ()))
         self._checked: dict[str, tuple[int, int, int] | None] = {}  # files compared, and their state then
         if self.schema_version == 1:
             log.warning(
@@ -81,6 +86,14 @@ class Manifest:
                 "'faceshards manifest upgrade %s' gives it one",
                 *(self.path, self.path),
             )
+
+    def schema(self, table: str) -> pa.Schema:
+        """Returns the schema of a table of this set.
+
+        Args:
+            table: a name of SCHEMAS.
+        """
+        return schema_with(table, self.reasons[len(DROP_REASONS) :])
 
     def files(self, table: str, shard: int | None = None) -> list[str]:
         """Returns the files of a table by their names in dataset.json, in order.
@@ -163,7 +176,7 @@ class Manifest:
         names = self.files(table, shard)
         self._check(names)
         try:
-            return ds.dataset([str(self.path / name) for name in names], format="parquet", schema=SCHEMAS[table])
+            return ds.dataset([str(self.path / name) for name in names], format="parquet", schema=self.schema(table))
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
@@ -181,7 +194,7 @@ class Manifest:
         """
         found = self.dataset(table, shard)
         try:
-            wanted = list(columns or SCHEMAS[table].names)
+            wanted = list(columns or self.schema(table).names)
             if table not in LATER:
                 return found.to_table(columns=wanted, filter=where)
             rows = complete(table, found.to_table(columns=wanted if where is None else None))
@@ -201,7 +214,7 @@ class Manifest:
         Raises:
             ManifestError: the table is missing or damaged; before the first row.
         """
-        wanted = list(columns or SCHEMAS[table].names)
+        wanted = list(columns or self.schema(table).names)
         names = self.files(table, shard)
         self._check(names)
         try:
@@ -267,6 +280,9 @@ def _check_info(info: dict[str, Any]) -> None:
         raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
     if not isinstance(info["totals"]["dropped"], dict):
         raise TypeError("the total dropped is no dict")
+    reasons = info.get("reasons", [])
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        raise TypeError("reasons is no list of names")
     for name, entry in info["files"].items():
         if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
             raise TypeError(f"files: {name} has no size or checksum")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
@@ -24,12 +26,16 @@ REASONS: tuple[str, ...] = (
     "test_overlap",  # a picture of a set that the build was told to keep out (--exclude)
     "held_out",  # its identity was split off for verification (faceshards split)
 )
-"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept. Which of several causes it is
-booked under is told by the stages' order, not by this one: a reason that comes later has its code at the end."""
+"""Every record ends with one of these, or with a reason of a filter; code = place in this tuple (uint8), 0 is kept; the
+filters' follow in a build's own order. Which of several causes it is booked under is told by the stages' order, not by
+this one: a reason that comes later has its code at the end."""
 
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 DROP_REASONS = REASONS[1:]
+
+IDENTITY = ("label", "label_original", "scanned", "kept")
+"""The columns of `identities` that are no drop reasons."""
 
 SCHEMAS = {
     "images": pa.schema(
@@ -107,6 +113,17 @@ LATER: dict[str, dict[str, int | bool]] = {
     "conflicts": {"mirrored": False},
 }
 """Columns that only sets have that were made with a use for them, and what they hold in the others."""
+
+
+def schema_with(table: str, reasons: Iterable[str]) -> pa.Schema:
+    """Returns the schema of a table in a set whose filters give further drop reasons: a column each in `identities`.
+
+    Args:
+        table: a name of SCHEMAS.
+        reasons: besides DROP_REASONS.
+    """
+    more = [pa.field(reason, pa.int64(), False) for reason in reasons] if table == "identities" else []
+    return pa.schema([*SCHEMAS[table], *more])
 
 
 def schema_without(table: str, *columns: str) -> pa.Schema:
