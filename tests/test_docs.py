@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from faceshards.cli.main import main
+from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -98,6 +100,26 @@ def test_a_command_that_is_none_is_found() -> None:
         ["train", "--out", "x"],
     ):
         assert refused(words)
+
+
+def options(command: click.Command, context: click.Context) -> Iterator[tuple[str, list[str]]]:
+    """Yields the options of a command, and of those below it, by all their spellings."""
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from options(below, click.Context(below, parent=context, info_name=name))
+    for option in command.params:
+        if isinstance(option, click.Option):
+            yield f"{context.command_path} {option.name}", option.opts
+
+
+def test_every_option_and_setting_has_its_place_on_a_page() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in READ)
+    unsaid = [name for name, opts in options(main, click.Context(main)) if not any(opt in text for opt in opts)]
+    assert [name for name in unsaid if name.split()[-1] not in ("help", "version")] == []
+    for field in dataclasses.fields(BuildConfig):  # in a row of a table, or set
+        assert re.search(rf"^\| (\w+, )?{field.name}\b|\b{field.name}=", text, re.MULTILINE), field.name
 
 
 class Loaded(HTMLParser):
