@@ -16,6 +16,7 @@ import click
 import pytest
 import yaml
 
+import faceshards
 from faceshards.cli.main import main
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import ROOT
@@ -40,9 +41,11 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_page_is_in_the_navigation() -> None:
+def test_every_page_is_in_the_navigation_and_in_the_overview() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(named(settings["nav"])) == [page.name for page in PAGES]
+    overview = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if page.name != "README.md" and f"({page.name})" not in overview] == []
 
 
 @pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
@@ -120,6 +123,12 @@ def test_every_option_and_setting_has_its_place_on_a_page() -> None:
     assert [name for name in unsaid if name.split()[-1] not in ("help", "version")] == []
     for field in dataclasses.fields(BuildConfig):  # in a row of a table, or set
         assert re.search(rf"^\| (\w+, )?{field.name}\b|\b{field.name}=", text, re.MULTILINE), field.name
+
+
+def test_the_reference_has_the_public_names() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for module, name in faceshards._PUBLIC.values():
+        assert re.search(rf"^::: {re.escape(module)}(\.{name})?$", reference, re.MULTILINE), name
 
 
 class Loaded(HTMLParser):
