@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import SourceError
 from faceshards.inspection.pictures import Pictures, ReadRecord
 from faceshards.inspection.report.sheets import Part, Row, Sheet, bits
@@ -66,6 +67,7 @@ class Album:
 
     def __init__(self, found: Manifest, rows: Mapping[int, Row], read: ReadRecord) -> None:
         self._pictures, self._rows = Pictures(found, read), rows
+        self._explained = {"test_overlap", *found.reasons[len(DROP_REASONS) :]}  # whose details people want to see
 
     def part(self, part: Part, kind: str) -> list[Picture]:
         """Returns the pictures of a part of such a group in order; copies say how far from the first they are."""
@@ -75,7 +77,7 @@ class Album:
         notes = [f"dropped, {row['reason'].replace('_', ' ')}" if "reason" in row else "kept"]
         if copy and row.get("distance") is not None:
             notes.append(bits(row["distance"]))
-        if row.get("reason") == "test_overlap" and row["detail"]:
+        if row.get("reason") in self._explained and row["detail"]:
             notes.append(row["detail"])
         try:
             data = self._pictures.dropped(row) if "reason" in row else self._pictures.kept(row)

@@ -106,7 +106,9 @@ _MEANS = {
     "min_images": "of an identity with too few images",
     "max_images": "of an identity with too many images",
     "test_overlap": "a picture of a verification set",
+    "held_out": "of an identity that was split off",
 }
+_FILTERED = "sorted out by a filter"  # whatever other reason there is
 
 
 def figures(found: Manifest, facts: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def figures(found: Manifest, facts: Mapping[str, Any], seed: int) -> dict[str, A
     info, totals, sizes = found.info, found.totals, identity_sizes(found)
     scanned = max(totals["scanned"], 1)
     dropped = [
-        {"reason": reason, "means": _MEANS.get(reason, ""), "count": count, "share": 100 * count / scanned}
+        {"reason": reason, "means": _MEANS.get(reason, _FILTERED), "count": count, "share": 100 * count / scanned}
         for reason, count in sorted(totals["dropped"].items(), key=lambda entry: -entry[1])
     ]
     published = datetime.fromtimestamp((found.path / "dataset.json").stat().st_mtime, timezone.utc)

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 
 from faceshards.dataset.find import find, rows_at
 from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import DROP_REASONS
 from faceshards.hashing import splitmix64
 
 GROUPS = 24  # on a sheet
@@ -118,6 +119,7 @@ def plan(found: Manifest, seed: int) -> list[Sheet]:
             "wide",
         ),
         _test_pictures(found, seed),
+        *(_filtered(found, seed, reason) for reason in found.reasons[len(DROP_REASONS) :]),
         *(
             Sheet(
                 key,
@@ -194,10 +196,20 @@ def _conflicts(found: Manifest, seed: int) -> Sheet:
 
 
 def _test_pictures(found: Manifest, seed: int) -> Sheet:
-    sids = np.sort(found.table("dropped", ["sid"], ds.field("reason") == "test_overlap")["sid"].to_numpy())
-    groups = [Group("records", (Part((sid,)),)) for sid in sids[choose(GROUPS, len(sids), seed)].tolist()]
     about = "Records that are pictures of the verification sets which were to be kept out, dropped."
-    return Sheet("test-pictures", "Test pictures", about, "records", len(sids), groups, "narrow")
+    return _dropped(found, seed, "test_overlap", "test-pictures", "Test pictures", about)
+
+
+def _filtered(found: Manifest, seed: int, reason: str) -> Sheet:
+    about = "Records that a filter has sorted out, with what it measured and its threshold."
+    return _dropped(found, seed, reason, f"filter-{reason}", f"Sorted out: {reason}", about)
+
+
+def _dropped(found: Manifest, seed: int, reason: str, key: str, title: str, about: str) -> Sheet:
+    """Returns the sheet of the records that were dropped for a reason."""
+    sids = np.sort(found.table("dropped", ["sid"], ds.field("reason") == reason)["sid"].to_numpy())
+    groups = [Group("records", (Part((sid,)),)) for sid in sids[choose(GROUPS, len(sids), seed)].tolist()]
+    return Sheet(key, title, about, "records", len(sids), groups, "narrow")
 
 
 def _links(found: Manifest, seed: int) -> tuple[list[Row], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections import Counter
@@ -107,6 +108,16 @@ def test_books_that_lack_a_reason_do_not_add_up(filtered, tmp_path):
     rewrite_info(copy, lambda info: info.update(reasons="flat"))
     with pytest.raises(ManifestError, match="reasons is no list of names"):
         Manifest(copy)
+
+
+def test_the_page_shows_what_was_sorted_out_and_its_values(filtered, tmp_path):
+    page = tmp_path / "page.html"
+    call("manifest", "report", filtered.path, "--out", page)
+    text = page.read_text()
+    for row in filtered.table("dropped").to_pylist():
+        if row["reason"] in CONFIG.filter_reasons:
+            assert f"<h2>Sorted out: {row['reason']}</h2>" in text
+            assert f"<span>{html.escape(row['detail'])}</span>" in text
 
 
 def test_a_set_without_filters_has_none_of_it(tiny_dataset):
