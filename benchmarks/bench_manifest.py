@@ -64,6 +64,9 @@ def commands(found: Manifest) -> list[list[str]]:
         ["image", row["sha256"].hex()[:16]],
         ["image", f"{row['source']}:{row['key']}"],
         ["image", "no-such-key"],
+        ["query", "SELECT reason, count(*) FROM dropped GROUP BY reason ORDER BY 2 DESC"],
+        ["query", "SELECT label, count(*) AS n, avg(bytes) FROM images GROUP BY label ORDER BY n DESC LIMIT 20"],
+        ["query", "SELECT width, height, count(*) FROM images GROUP BY ALL ORDER BY 3 DESC LIMIT 10"],
     ]
 
 
@@ -82,9 +85,10 @@ def measure(code: str, *arguments: str) -> tuple[float, float, float]:
 @click.option("--images", default=1_000_000, show_default=True, help="Records scanned; WebFace42M has 42,474,557.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where the set is made for a while.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="A set that is there, instead.")
+@click.option("--other", type=click.Path(path_type=Path, file_okay=False), help="One more, to compare the first with.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each command; the fastest counts.")
 @click.option("--only", default="", help="Rows with this in their name.")
-def main(images: int, folder: Path | None, data: Path | None, rounds: int, only: str) -> None:
+def main(images: int, folder: Path | None, data: Path | None, other: Path | None, rounds: int, only: str) -> None:
     """Prints a row for each command, and one for a stream's rank."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         if data is None:
@@ -97,6 +101,8 @@ def main(images: int, folder: Path | None, data: Path | None, rounds: int, only:
         processes = {
             " ".join(command): (RUN, "manifest", command[0], str(data), *command[1:]) for command in commands(found)
         }
+        if other is not None:
+            processes["diff"] = (RUN, "manifest", "diff", str(data), str(other))
         processes |= {f"a stream opens, rank 0 of {world}": (OPEN, str(data), str(world)) for world in (8, 1)}
         for name, process in processes.items():
             if only not in name:
