@@ -7,17 +7,22 @@ tables, and no table is read here before it was compared with its.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
+import operator
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
@@ -90,8 +95,10 @@ class Manifest:
             shard: of `images` only the part with this shard's rows.
 
         Raises:
-            ManifestError: dataset.json lists none.
+            ManifestError: dataset.json lists none, or there is no such table at all.
         """
+        if table not in SCHEMAS:
+            raise ManifestError(f"{self.path}: no table '{table}'; there are {', '.join(SCHEMAS)}")
         whole = f"manifest/{table}.parquet"
         if shard is None:
             found = sorted(name for name in self.info["files"] if name == whole or name.startswith(f"{whole}/"))
@@ -151,7 +158,7 @@ class Manifest:
     def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
         """Returns a table for lazy reading, after its files were compared with their checksums.
 
-        A column of schema.LATER that the set does not have is null here; everywhere else it holds what it stands for.
+        A column of schema.LATER that the set does not have holds what it stands for, as everywhere.
 
         Args:
             table: a name of SCHEMAS.
@@ -162,10 +169,18 @@ class Manifest:
         """
         names = self.files(table, shard)
         self._check(names)
-        try:
-            return ds.dataset([str(self.path / name) for name in names], format="parquet", schema=SCHEMAS[table])
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
+        paths = [str(self.path / name) for name in names]
+        with self._reading(table):
+            # What holds for every row of a file stands in its partition expression, from which Arrow fills columns.
+            present = pq.read_schema(paths[0]).names if table in LATER else []
+            later = [ds.field(name) == value for name, value in LATER.get(table, {}).items() if name not in present]
+            return ds.FileSystemDataset.from_paths(
+                paths,
+                schema=SCHEMAS[table],
+                format=ds.ParquetFileFormat(),
+                filesystem=fs.LocalFileSystem(),
+                partitions=[functools.reduce(operator.and_, later, ds.scalar(True))] * len(paths),
+            )
 
     def table(
         self,
@@ -177,17 +192,10 @@ class Manifest:
         """Returns a table, or some of its columns and rows; see dataset().
 
         Raises:
-            ManifestError: the table is missing or damaged.
+            ManifestError: the table is missing or damaged, or has no such column.
         """
-        found = self.dataset(table, shard)
-        try:
-            wanted = list(columns or SCHEMAS[table].names)
-            if table not in LATER:
-                return found.to_table(columns=wanted, filter=where)
-            rows = complete(table, found.to_table(columns=wanted if where is None else None))
-            return (rows if where is None else rows.filter(where)).select(wanted)
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
+        with self._reading(table):
+            return self.dataset(table, shard).to_table(columns=self._columns(table, columns), filter=where)
 
     def batches(
         self,
@@ -199,34 +207,45 @@ class Manifest:
         """Yields a table's rows in order, a few thousand at a time; see table(). No more than a row group is held.
 
         Raises:
-            ManifestError: the table is missing or damaged; before the first row.
+            ManifestError: the table is missing or damaged, or has no such column; before the first row.
         """
-        wanted = list(columns or SCHEMAS[table].names)
-        names = self.files(table, shard)
+        names, wanted = self.files(table, shard), self._columns(table, columns)
         self._check(names)
-        try:
+        with self._reading(table):
             for name in names:
                 # Not Arrow's scanner, which reads ahead of a slow reader without end.
                 with pq.ParquetFile(self.path / name) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
                         rows = complete(table, pa.Table.from_batches([batch]))
                         yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
 
     def count(self, table: str, where: ds.Expression | None = None) -> int:
         """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
-        if where is not None and table in LATER:
-            return len(self.table(table, where=where))
-        found = self.dataset(table)
-        try:
-            return int(found.count_rows(filter=where))
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
+        with self._reading(table):
+            return int(self.dataset(table).count_rows(filter=where))
 
-    def _unreadable(self, table: str, error: Exception) -> ManifestError:
-        """Returns the one line for what Arrow says of a table."""
-        return ManifestError(f"{self.path / 'manifest' / table}.parquet: {' '.join(str(error).split())[:300]}")
+    def _columns(self, table: str, columns: Sequence[str] | None) -> list[str]:
+        """Returns the columns that are wanted of a table; ManifestError if it has no such one."""
+        known = SCHEMAS[table].names
+        for name in columns or ():
+            if name not in known:
+                raise self._no_column(table, name)
+        return list(columns or known)
+
+    def _no_column(self, table: str, name: str) -> ManifestError:
+        known = ", ".join(SCHEMAS[table].names)
+        return ManifestError(f"{self.path}: {table} has no column '{name}'; there are {known}")
+
+    @contextmanager
+    def _reading(self, table: str) -> Iterator[None]:
+        """Tells what Arrow says of a table in one line."""
+        try:
+            yield
+        except (OSError, KeyError, pa.ArrowException) as error:
+            text = " ".join(str(error).split())
+            if unknown := re.match(r"No match for FieldRef\.Name\((.*?)\) in ", text):  # of a condition
+                raise self._no_column(table, unknown[1]) from None
+            raise ManifestError(f"{self.path / 'manifest' / table}.parquet: {text[:300]}") from None
 
     def shard_path(self, file: str) -> Path:
         """Returns where a shard lies, by its name in the table `shards`."""
