@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -31,7 +32,7 @@ class Shards(IterableDataset):
         options: of faceshards.Stream, such as seed, sampling, threads.
     """
 
-    def __init__(self, path: str, batch_size: int, rank: int = 0, world: int = 1, **options: object) -> None:
+    def __init__(self, path: str, batch_size: int, rank: int = 0, world: int = 1, **options: Any) -> None:
         super().__init__()
         self.path, self.batch_size, self.rank, self.world, self.options = path, batch_size, rank, world, options
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change

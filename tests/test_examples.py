@@ -14,8 +14,9 @@ import pytest
 
 import faceshards
 from faceshards.dataset.manifest import Manifest
+from faceshards.formats.verification_bin import write_bin
 from tests.faceshards.cli.test_pages import shapes
-from tests.pipelines.build_fixtures import ROOT
+from tests.pipelines.build_fixtures import ROOT, read_rec
 
 EXAMPLES = ROOT / "examples"
 
@@ -33,6 +34,7 @@ def test_the_page_of_the_api(tiny_source: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "raw").mkdir(parents=True)
     (tmp_path / "data" / "raw" / "synthetic").symlink_to(tiny_source)
+    write_bin(tmp_path / "lfw.bin", [image for _, image in read_rec(tiny_source / "train.rec").values()][:2], [True])
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     test = doctest.DocTestParser().get_doctest(text, {}, "api.md", "docs/api.md", 0)
     said: list[str] = []
