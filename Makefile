@@ -19,10 +19,11 @@ EXTRAS_base :=
 EXTRAS_manifest := [manifest]
 EXTRAS_train := [train]
 EXTRAS_eval := [train,eval]
+EXTRAS_docs := [docs]
 EXTRAS_dev := [all,dev]
 INSTALLED = .venv/installed-$(VERSION)
 .DEFAULT_GOAL := help
-.PHONY: help install shards manifest export train eval lint test test-isa smoke bench clean
+.PHONY: help install shards manifest export train eval docs lint test test-isa smoke bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,7 +36,7 @@ $(INSTALLED)-%: setup.cfg setup.py
 	@[ $* != dev ] || $(PYTHON) .ci/libquadmath.py
 	@[ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$(VERSION)" ] || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.$(EXTRAS_$*)'
-	@touch $@ $(if $(filter dev,$*),$(INSTALLED)-base $(INSTALLED)-manifest $(INSTALLED)-train $(INSTALLED)-eval) $(if $(filter manifest,$*),$(INSTALLED)-base) $(if $(filter eval,$*),$(INSTALLED)-base $(INSTALLED)-train)
+	@touch $@ $(if $(filter dev,$*),$(INSTALLED)-base $(INSTALLED)-manifest $(INSTALLED)-train $(INSTALLED)-eval $(INSTALLED)-docs) $(if $(filter manifest docs,$*),$(INSTALLED)-base) $(if $(filter eval,$*),$(INSTALLED)-base $(INSTALLED)-train)
 
 shards: $(INSTALLED)-base ## build DATASET (default: synthetic, rendered on the spot) into data/shards/DATASET
 	$(BIN)/faceshards build $(DATASET) --data-root $(DATA_ROOT) --out $(OUT) $(ARGS)
@@ -53,6 +54,9 @@ train: $(INSTALLED)-train ## train by RECIPE (default: DATASET) on its shards wi
 
 eval: $(INSTALLED)-eval ## measure the run of DATASET on its verification SETS, report in EVAL
 	$(BIN)/faceshards eval --model $(RUN) $(foreach set,$(SETS),--set $(set)) --out $(EVAL) $(ARGS)
+
+docs: $(INSTALLED)-docs ## make the site of docs/ in build/site; a broken link or a warning fails
+	$(BIN)/mkdocs build --strict
 
 lint: $(INSTALLED)-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -56,16 +56,20 @@ def load(entry: EntryPoint, kind: Any) -> Any:
     """
     try:
         member = entry.load()
-    except Exception as error:  # whatever the other package does while it is imported
+    except (Exception, SystemExit) as error:  # whatever the other package does while it is imported
         raise ExtensionError(f"{described(entry)}: {type(error).__name__}: {error}") from error
-    if getattr(kind, "_is_protocol", False) and kind.__module__ != "collections.abc":
-        wanted = {key for base in kind.__mro__ for key in (*vars(base), *vars(base).get("__annotations__", ()))}
-        lacks = sorted(key for key in wanted if not key.startswith("_") and not hasattr(member, key))
-        if lacks:
+    if getattr(kind, "_is_protocol", False):
+        if lacks := lacking(member, kind):
             raise ExtensionError(f"{described(entry)}: has no {', '.join(lacks)}")
     elif not isinstance(member, kind):
         raise ExtensionError(f"{described(entry)}: {type(member).__name__} is not a {kind.__name__}")
     return member
+
+
+def lacking(member: Any, protocol: type) -> list[str]:
+    """Returns the names that a protocol has and a member has not, sorted."""
+    wanted = {key for base in protocol.__mro__ for key in (*vars(base), *vars(base).get("__annotations__", ()))}
+    return sorted(key for key in wanted if not key.startswith("_") and not hasattr(member, key))
 
 
 @contextmanager

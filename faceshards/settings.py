@@ -7,6 +7,7 @@ import importlib.resources
 import math
 from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -24,6 +25,10 @@ Config = TypeVar("Config")
 def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
     """Returns `base`, a frozen dataclass of settings, with `values` laid over it.
 
+    What is a mapping of names to settings may be given as a list of names, as such a mapping, in which true stands for
+    a name's defaults and false leaves it out, or one by one with dots: ``filters.blur.min_variance``. The first two
+    replace what `base` has, the last changes it.
+
     Args:
         values: plain values, as YAML gives them.
         where: file or option the values came from, for messages.
@@ -32,30 +37,70 @@ def make_config(values: dict[str, Any], where: str, base: Config) -> Config:
     Raises:
         ConfigError: unknown key, wrong type or value out of range, in one line that starts with `where`.
     """
-    known = get_type_hints(type(base))
+    hints = get_type_hints(type(base))
+    known = {field.name: hints[field.name] for field in dataclasses.fields(base)}  # type: ignore[arg-type]
     clean: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in sorted(values.items(), key=lambda item: "." in item[0]):
+        head, _, inner = name.partition(".")
+        if get_origin(known.get(head)) is dict:
+            clean[head] = _named(value, inner, clean.get(head, getattr(base, head)), f"{where}: {head}")
+            continue
         if name not in known:
             raise ConfigError(f"{where}: unknown key '{name}'; known keys: {', '.join(known)}")
-        kind = known[name]
-        if get_origin(kind) is tuple:
-            items = get_args(kind)[0]
-            if not isinstance(value, list | tuple):
-                raise ConfigError(f"{where}: {name}: {value!r} is not a list of {NAMES[items]}")
-            clean[name] = tuple(_plain(item, items, f"{where}: {name}") for item in value)
-        else:
-            clean[name] = _plain(value, kind, f"{where}: {name}")
+        clean[name] = _value(value, known[name], f"{where}: {name}")
     try:
         return dataclasses.replace(base, **clean)  # type: ignore[type-var]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """Returns a value of the type wanted, or of one of a union: a plain one, a tuple for a list, or a mapping of names
+    to plain ones."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    nested = {get_origin(one): get_args(one) for one in kinds if get_origin(one)}  # tuple, dict
+    if tuple in nested and isinstance(value, list | tuple):
+        return tuple(_plain(item, nested[tuple][0], where) for item in value)
+    if dict in nested and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _plain(item, nested[dict][1], f"{where}: {name}") for name, item in value.items()}
+    if tuple in nested and not (str in kinds and isinstance(value, str)):
+        others = ", a name, or a mapping with one" if dict in nested else ""
+        raise ConfigError(f"{where}: {value!r} is not a list of {NAMES[nested[tuple][0]]}{others}")
+    return _plain(value, kind, where)
+
+
+def _named(value: Any, inner: str, before: dict[str, dict[str, Any]], where: str) -> dict[str, dict[str, Any]]:
+    """Returns a mapping of names to settings, with what `value` says.
+
+    Args:
+        value: of the whole; of the name in `inner`, or of its setting.
+        inner: NAME, NAME.SETTING, or "" for the whole.
+        before: what it was.
+        where: for messages.
+    """
+    if inner:
+        name, dot, setting = inner.partition(".")
+        value = {name: {**before.get(name, {}), setting: value} if dot else value}
+    elif isinstance(value, list) and all(isinstance(name, str) for name in value):
+        value = dict.fromkeys(value, True)
+    elif not isinstance(value, dict | None):
+        raise ConfigError(f"{where}: {value!r} is neither a list of names nor a mapping of names to their settings")
+    found = dict(before) if inner else {}
+    for name, own in (value or {}).items():
+        if own is False:
+            found.pop(str(name), None)
+        elif own is None or own is True or (isinstance(own, dict) and all(isinstance(key, str) for key in own)):
+            found[str(name)] = own if isinstance(own, dict) else found.get(str(name), {})
+        else:
+            raise ConfigError(f"{where}.{name}: {own!r} is no mapping of its settings")
+    return found
+
+
 def _plain(value: Any, kind: Any, where: str) -> Any:
-    """Returns a value of exactly the type wanted, or of one of `bool | str`; a float, a finite one, may be an integer,
-    or what YAML 1.1 calls a text: 5e-05."""
+    """Returns a value of exactly the type wanted, or of one of a union; a float, a finite one, may be an integer, or
+    what YAML 1.1 calls a text: 5e-05."""
     kinds = get_args(kind) or (kind,)
-    if kind is float and type(value) in (int, str):
+    if float in kinds and type(value) in (int, str):
         with suppress(ValueError, OverflowError):
             value = float(value)
     if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.schema import REASONS
 from faceshards.errors import UnsoundError
 from faceshards.progress import Progress
 from pipelines import workspace
@@ -133,15 +134,14 @@ class _Build:
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
         sets = self.survey.sets if self.config.labels == "separate" else None
+        told = (self.names, sets, (*REASONS, *self.config.filter_reasons))
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
             if not (self._routed(part).exists() and self._dropped(part).exists()):
                 paths = (self._routed(part), self._dropped(part))
-                tasks.append(
-                    (self.survey.records(part), self.work / "decisions", sid, ordinal, self.names, sets, *paths)
-                )
+                tasks.append((self.survey.records(part), self.work / "decisions", sid, ordinal, *told, *paths))
             sid += fact.rows
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from faceshards.errors import ConfigError
 from faceshards.settings import check_ranges
@@ -35,6 +36,8 @@ class BuildConfig:
             it may lie too high (train/PERSON/, val/PERSON/).
         labels: of several files or folders. ``disjoint`` refuses those that share a label; in ``shared`` label spaces a
             label is one person wherever it stands; ``separate`` ones tell people apart by file and label together.
+        filters: the filters that are on (none), in the order in which they are asked, each with all its settings; given
+            as a list of names, as ``{blur: {min_variance: 30}}``, or one by one, ``filters.blur.min_variance``.
     """
 
     image_size: tuple[int, int] = (112, 112)
@@ -51,6 +54,7 @@ class BuildConfig:
     seed: int = 0
     nested: bool = False
     labels: str = "disjoint"
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -74,5 +78,18 @@ class BuildConfig:
         for name, known in (("conflict_policy", POLICIES), ("labels", LABELS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+        if self.filters:
+            from pipelines.filters.registry import settle  # OpenCV, and packages that bring filters
+
+            object.__setattr__(self, "filters", settle(self.filters))
         if 0 < self.max_images < self.min_images:
             raise ConfigError(f"max_images: {self.max_images} is below min_images {self.min_images}")
+
+    @property
+    def filter_reasons(self) -> tuple[str, ...]:
+        """The drop reasons of the filters that are on; their codes follow those of the build's own."""
+        if not self.filters:
+            return ()
+        from pipelines.filters.registry import make_filters, reasons_of
+
+        return reasons_of(make_filters(self.filters))

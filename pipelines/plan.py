@@ -26,6 +26,7 @@ from faceshards.formats.mindrecord.writer import shard_bytes
 from faceshards.inspection.sizes import spread
 from pipelines import workspace
 from pipelines.config import BuildConfig
+from pipelines.filters.quantiles import quantiles
 from pipelines.runner import Execution, Runner
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset
@@ -152,6 +153,7 @@ def _tell(survey: Survey, found: Found, doubts: Doubts, workers: int) -> dict[st
         "identity_sizes": spread(images[images > 0]),
         "image_sizes": spread(kept.size),
         "near_duplicate_bits": spread(kept.near_bits),
+        "measured": quantiles([survey.records(part) for part in found.partitions]),
         "shards": shards,
         "shard_rows": {"least": count // shards, "most": left},
         "image_bytes": image_bytes,

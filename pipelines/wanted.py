@@ -14,7 +14,8 @@ from faceshards.formats.verification_bin import read_bin
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset, dataset_folder
 from pipelines.sources.find import find_files
-from pipelines.synthetic.write import SETS, write_set
+from pipelines.synthetic.spec import SETS
+from pipelines.synthetic.write import write_set
 
 
 @dataclass(frozen=True)

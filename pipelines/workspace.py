@@ -24,7 +24,7 @@ from pipelines.stages.doubts import broken
 
 log = logging.getLogger(__name__)
 
-_BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels")
+_BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels", "filters")
 """Settings that are heeded before anything is decided: a plan under other ones begins anew."""
 
 
@@ -108,6 +108,8 @@ def describe(
         "config": dataclasses.asdict(config),
         "sources": [dataclasses.asdict(file) for file in files],
     }
+    if config.filter_reasons:
+        request["reasons"] = list(config.filter_reasons)
     if excluded:
         request["exclude"] = list(excluded)
     return dict(json.loads(json.dumps(request)))

@@ -122,6 +122,10 @@ PLANTS = {
     ],
     "stages": [("pipelines.stages.write", "pipelines.stages.route")],
     "sources": [("pipelines.sources.folder", "pipelines.sources.recordio")],
+    "filters": [
+        ("pipelines.filters.blur", "pipelines.filters.gray"),
+        ("pipelines.filters.base", "pipelines.filters.screen"),
+    ],
     "exports": [
         ("pipelines.exports.folder", "pipelines.exports.webdataset"),
         ("pipelines.exports.images", "pipelines.exports.registry"),

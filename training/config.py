@@ -36,7 +36,9 @@ class TrainConfig:
         recompute: computes activations again in the backward pass instead of keeping them.
         sync_bn: batch norm over the images of all ranks, whose number then changes the losses by rounding alone. The
             reference normalises each rank's images apart.
-        margin: [m1, m2, m3] of the combined margin: [1, 0.5, 0] is ArcFace, [1, 0, 0.4] CosFace.
+        margin: [m1, m2, m3] of the combined margin: [1, 0.5, 0] is ArcFace, [1, 0, 0.4] CosFace; or a name of
+            training.head.margins.registry.MARGINS, as ``adaface``, alone or with numbers of its own:
+            {name: adaface, m: 0.4, h: 0.333}.
         scale: s, the factor of the cosines before the softmax.
         interclass_threshold: negatives with a cosine above this get logit 0 (label noise); 0 turns it off.
         sample_rate: part of a rank's class centres that takes part in a step (Partial FC); 1 takes all.
@@ -82,7 +84,7 @@ class TrainConfig:
     mask_ratio: float = 0.1
     recompute: bool = False
     sync_bn: bool = False
-    margin: tuple[float, ...] = (1.0, 0.5, 0.0)
+    margin: tuple[float, ...] | str | dict[str, float | str] = (1.0, 0.5, 0.0)
     scale: float = 64.0
     interclass_threshold: float = 0.0
     sample_rate: float = 1.0
@@ -154,10 +156,19 @@ class TrainConfig:
         )
         if 0 < self.loss_scale < 1:
             raise ConfigError(f"loss_scale: {self.loss_scale:g} is neither 0 (found as it goes) nor 1 or more")
-        if len(self.margin) != 3:
+        if isinstance(self.margin, tuple) and len(self.margin) != 3:
             raise ConfigError(f"margin: {list(self.margin)} is not [m1, m2, m3]")
+        if isinstance(self.margin, dict) and not isinstance(self.margin.get("name"), str):
+            raise ConfigError(f"margin: {self.margin} has no name of a margin, as in {{name: adaface, h: 0.333}}")
         if list(self.milestones) != sorted(set(self.milestones)) or (self.milestones and self.milestones[0] < 0):
             raise ConfigError(f"milestones: {list(self.milestones)} are not epochs in ascending order")
+
+    def margin_numbers(self) -> tuple[str, dict[str, Any]]:
+        """Returns the margin's name and the numbers that are given for it, by name."""
+        if isinstance(self.margin, tuple):
+            return "combined", dict(zip(("m1", "m2", "m3"), self.margin, strict=True))
+        given = {"name": self.margin} if isinstance(self.margin, str) else self.margin
+        return str(given["name"]), {name: value for name, value in given.items() if name != "name"}
 
     def peak_lr(self) -> float:
         """Returns the highest learning rate of the run, after scaling by the global batch."""

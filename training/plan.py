@@ -114,9 +114,14 @@ class Plan:
             )
 
     @property
+    def row_size(self) -> int:
+        """Components of what is kept and moved of a class: its centre, or all its sub-centres."""
+        return self.config.embedding_size * make_margin(self.config).centers
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of a class centre with what the optimiser keeps of it."""
-        return self.config.embedding_size * 4 * (1 + len(RULES[self.config.optimizer].slots))
+        """Bytes of a class's row with what the optimiser keeps of it."""
+        return self.row_size * 4 * (1 + len(RULES[self.config.optimizer].slots))
 
     def touched(self, rank: int) -> int:
         """Class centres of a rank that the run can sample at all; on disk the others take no room."""
@@ -125,7 +130,8 @@ class Plan:
     def step_bytes(self, rank: int) -> int:
         """Bytes that a rank's head takes in a step: rows and their gradient, cosines and theirs."""
         config = self.config
-        return 8 * self.sample[rank] * (config.embedding_size + config.global_batch // config.accumulate)
+        cosines = config.global_batch // config.accumulate * (self.row_size // config.embedding_size)
+        return 8 * self.sample[rank] * (self.row_size + cosines)
 
     @property
     def checkpoint_bytes(self) -> int:

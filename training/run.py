@@ -22,6 +22,7 @@ from training.backbones.registry import BACKBONES, find_spec
 from training.config import TrainConfig, find_recipe, verification_sets
 from training.device.diagnostics import diagnostics_in
 from training.device.distributed import choose_device, init
+from training.head.margins.registry import make_margin
 from training.launch import Hosts, announce, launch
 from training.plan import Plan, make_plan
 from training.recipes import Resolved, read_recipe, resolve
@@ -72,6 +73,7 @@ class Request:
                 raise ConfigError(f"{recipe.path}: backbones: '{name}' is not one of {', '.join(BACKBONES)}")
         found = resolve(recipe, self.settings, _begun(self.out) if self.resume else TrainConfig())
         find_spec(found.config.backbone)  # refuses an unknown one
+        make_margin(found.config)  # likewise, and numbers it cannot have
         return found
 
     def arguments(self) -> list[str]:

@@ -97,7 +97,7 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
     sampler = Sampler(first, count, config.sample_rate, config.seed, rank, plan.classes)
     centers = ClassCenters(
         plan.classes,
-        config.embedding_size,
+        plan.row_size,
         rank=rank,
         world=group.world,
         seed=config.seed,

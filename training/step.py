@@ -185,10 +185,11 @@ class Step:
 
     @property
     def slots(self) -> dict[str, ms.Parameter]:
-        """What the optimiser keeps from step to step, by name, without the weights."""
+        """What optimiser and margin keep from step to step, by name, without the weights; the same on every rank."""
         optimizer = self._update.optimizer
         weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        return {parameter.name: parameter for parameter in optimizer.get_parameters() if id(parameter) not in weights}
+        kept = [parameter for parameter in optimizer.get_parameters() if id(parameter) not in weights]
+        return {parameter.name: parameter for parameter in (*kept, *self._gradients.head.get_parameters())}
 
     def __call__(
         self, images: np.ndarray, rows: np.ndarray | ms.Tensor, targets: np.ndarray, lr: float, number: int

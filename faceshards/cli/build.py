@@ -92,6 +92,7 @@ def build(
       faceshards build --source faces/ --out data/shards/mine --set image_size=[0,0] --set near_within=40
       faceshards build --source tars/ --out data/shards/tars
       faceshards build --source a.rec --source b.rec --out data/shards/both --set labels=separate
+      faceshards build casia --out data/shards/clean --set filters=[blur,exposure]
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build synthetic --out data/shards/synthetic --report synthetic.html
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786

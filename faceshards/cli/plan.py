@@ -43,6 +43,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for what, key in (("bytes of an image", "image_sizes"), ("bits between near-duplicates", "near_duplicate_bits")):
         if sizes := facts[key]:
             yield from spread_lines(what, sizes)
+    if facts["measured"]:
+        from pipelines.filters.quantiles import quantile_lines
+
+        yield "  measured by filters; a threshold at a quantile drops that share"
+        yield from (f"  {line}" for line in quantile_lines(facts["measured"]))
     rows, disk = facts["shard_rows"], facts["disk"]
     yield f"  shards      {facts['shards']:>12,}  {rows['least']:,} to {rows['most']:,} rows each"
     whole = bytes_text(disk["shards"] + disk["tables"])

@@ -12,7 +12,6 @@ import pyarrow.dataset as ds
 
 from faceshards.cli.columns import Column, cell_length, cells, printer
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import SCHEMAS
 
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -70,7 +69,7 @@ def print_table(
         where: which rows; all without it.
         columns: which columns, in this order; all without it.
     """
-    names = columns or SCHEMAS[table].names
+    names = columns or found.schema(table).names
     print_rows(names, lambda: found.batches(table, names, where), found.count(table, where), limit, as_json)
 
 

@@ -7,11 +7,9 @@ tables, and no table is read here before it was compared with its.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
-import operator
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,8 +23,8 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
-from faceshards.errors import FaceshardsError, ShardError
+from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
+from faceshards.errors import FaceshardsError
 from faceshards.files import check_seal, dead_link, difference, open_regular
 
 log = logging.getLogger(__name__)
@@ -50,6 +48,10 @@ class Manifest:
 
     Args:
         path: the dataset's folder (or its dataset.json).
+
+    Attributes:
+        info: what dataset.json says.
+        reasons: for which its records may have been dropped, those of its filters too.
 
     Raises:
         ManifestError: nothing published there, or dataset.json is damaged or of another version.
@@ -79,6 +81,7 @@ class Manifest:
             raise ManifestError(f"{file}: damaged: {error}") from None
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
+        self.reasons: tuple[str, ...] = (*DROP_REASONS, *self.info.get("reasons", ()))
         self._checked: dict[str, tuple[int, int, int] | None] = {}  # files compared, and their state then
         if self.schema_version == 1:
             log.warning(
@@ -86,6 +89,10 @@ class Manifest:
                 "'faceshards manifest upgrade %s' gives it one",
                 *(self.path, self.path),
             )
+
+    def schema(self, table: str) -> pa.Schema:
+        """Returns the schema of a table of this set, by a name of SCHEMAS."""
+        return schema_with(table, self.reasons[len(DROP_REASONS) :])
 
     def files(self, table: str, shard: int | None = None) -> list[str]:
         """Returns the files of a table by their names in dataset.json, in order.
@@ -171,15 +178,14 @@ class Manifest:
         self._check(names)
         paths = [str(self.path / name) for name in names]
         with self._reading(table):
-            # What holds for every row of a file stands in its partition expression, from which Arrow fills columns.
             present = pq.read_schema(paths[0]).names if table in LATER else []
-            later = [ds.field(name) == value for name, value in LATER.get(table, {}).items() if name not in present]
+            # What holds for every row of a file stands in its partition expression, from which Arrow fills columns.
             return ds.FileSystemDataset.from_paths(
                 paths,
-                schema=SCHEMAS[table],
+                schema=self.schema(table),
                 format=ds.ParquetFileFormat(),
                 filesystem=fs.LocalFileSystem(),
-                partitions=[functools.reduce(operator.and_, later, ds.scalar(True))] * len(paths),
+                partitions=[stood_for(table, present)] * len(paths),
             )
 
     def table(
@@ -226,14 +232,14 @@ class Manifest:
 
     def _columns(self, table: str, columns: Sequence[str] | None) -> list[str]:
         """Returns the columns that are wanted of a table; ManifestError if it has no such one."""
-        known = SCHEMAS[table].names
+        known = self.schema(table).names
         for name in columns or ():
             if name not in known:
                 raise self._no_column(table, name)
         return list(columns or known)
 
     def _no_column(self, table: str, name: str) -> ManifestError:
-        known = ", ".join(SCHEMAS[table].names)
+        known = ", ".join(self.schema(table).names)
         return ManifestError(f"{self.path}: {table} has no column '{name}'; there are {known}")
 
     @contextmanager
@@ -267,16 +273,6 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def check_image(path: Path, row: int, image: bytes | memoryview, sha256: bytes) -> None:
-    """Compares an image read from a shard with its checksum in `images`.
-
-    Raises:
-        ShardError: it is another's; names file and row.
-    """
-    if hashlib.sha256(image).digest() != sha256:
-        raise ShardError(path, f"row {row}: the image's sha256 is not the manifest's")
-
-
 def _check_info(info: dict[str, Any]) -> None:
     """Raises KeyError or TypeError if dataset.json lacks what readers rely on."""
     for key, kind in _INFO.items():
@@ -286,6 +282,9 @@ def _check_info(info: dict[str, Any]) -> None:
         raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
     if not isinstance(info["totals"]["dropped"], dict):
         raise TypeError("the total dropped is no dict")
+    reasons = info.get("reasons", [])
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        raise TypeError("reasons is no list of names")
     for name, entry in info["files"].items():
         if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
             raise TypeError(f"files: {name} has no size or checksum")

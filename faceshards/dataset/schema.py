@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Collection, Iterable
+
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 SCHEMA_VERSION = 2
 """Schema 1 has the same tables; its dataset.json has no checksum of its own (faceshards.dataset.upgrade)."""
@@ -24,12 +29,16 @@ REASONS: tuple[str, ...] = (
     "test_overlap",  # a picture of a set that the build was told to keep out (--exclude)
     "held_out",  # its identity was split off for verification (faceshards split)
 )
-"""Every record ends with one of these; code = place in this tuple (uint8), 0 is kept. Which of several causes it is
-booked under is told by the stages' order, not by this one: a reason that comes later has its code at the end."""
+"""Every record ends with one of these, or with a reason of a filter; code = place in this tuple (uint8), 0 is kept; the
+filters' follow in a build's own order. Which of several causes it is booked under is told by the stages' order, not by
+this one: a reason that comes later has its code at the end."""
 
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 DROP_REASONS = REASONS[1:]
+
+IDENTITY = ("label", "label_original", "scanned", "kept")
+"""The columns of `identities` that are no drop reasons."""
 
 SCHEMAS = {
     "images": pa.schema(
@@ -109,6 +118,17 @@ LATER: dict[str, dict[str, int | bool]] = {
 """Columns that only sets have that were made with a use for them, and what they hold in the others."""
 
 
+def schema_with(table: str, reasons: Iterable[str]) -> pa.Schema:
+    """Returns the schema of a table in a set whose filters give further drop reasons: a column each in `identities`.
+
+    Args:
+        table: a name of SCHEMAS.
+        reasons: besides DROP_REASONS.
+    """
+    more = [pa.field(reason, pa.int64(), False) for reason in reasons] if table == "identities" else []
+    return pa.schema([*SCHEMAS[table], *more])
+
+
 def schema_without(table: str, *columns: str) -> pa.Schema:
     """Returns the schema of a table that lacks some of the columns in LATER."""
     return pa.schema([field for field in SCHEMAS[table] if field.name not in columns])
@@ -128,3 +148,14 @@ def complete(table: str, rows: pa.Table) -> pa.Table:
         elif rows[name].null_count:
             rows = rows.set_column(rows.column_names.index(name), field, rows[name].fill_null(value))
     return rows
+
+
+def stood_for(table: str, present: Collection[str]) -> ds.Expression:
+    """Returns what holds for each row of a file of a table: what those columns of LATER stand for that it lacks.
+
+    Args:
+        table: a name of SCHEMAS.
+        present: columns that the file has.
+    """
+    lacks = [ds.field(name) == value for name, value in LATER.get(table, {}).items() if name not in present]
+    return functools.reduce(operator.and_, lacks, ds.scalar(True))

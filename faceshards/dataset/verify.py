@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
-from faceshards.dataset.schema import DROP_REASONS
+from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
 from faceshards.files import difference, open_regular, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
@@ -60,14 +60,16 @@ def check_books(totals: dict[str, Any], identities: pa.Table, shards: pa.Table) 
     dropped = sum(totals["dropped"].values())
     if totals["kept"] + dropped != totals["scanned"]:
         yield f"kept {totals['kept']} + dropped {dropped} is not scanned {totals['scanned']}"
-    frame = {name: identities[name].to_numpy() for name in ("scanned", "kept", *DROP_REASONS)}
-    lost = frame["scanned"] - frame["kept"] - sum(frame[reason] for reason in DROP_REASONS)
+    reasons = [name for name in identities.column_names if name not in IDENTITY]
+    frame = {name: identities[name].to_numpy() for name in ("scanned", "kept", *reasons)}
+    lost = frame["scanned"] - frame["kept"] - sum(frame[reason] for reason in reasons)
     for row in lost.nonzero()[0].tolist():
         yield f"identity {identities['label_original'][row].as_py()}: {lost[row]} images are in no column"
     for name in ("scanned", "kept"):
         if (total := int(frame[name].sum())) != totals[name]:
             yield f"the identities' {name} sum up to {total}, not {totals[name]}"
-    for reason in DROP_REASONS:
+    yield from (f"identities has no column {reason}" for reason in totals["dropped"] if reason not in reasons)
+    for reason in reasons:
         if (total := int(frame[reason].sum())) != totals["dropped"].get(reason, 0):
             yield f"the identities' {reason} sum up to {total}, not {totals['dropped'].get(reason, 0)}"
     if (rows := sum(shards["rows"].to_pylist())) != totals["kept"]:

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from faceshards.dataset.manifest import Manifest, check_image
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.shard_images import check_image
 from faceshards.errors import SourceError
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.inspection.photograph import Photograph

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import DROP_REASONS, SCHEMA_VERSION, SCHEMAS
+from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.files import write_json, write_parquet
 from faceshards.progress import Progress
 from pipelines import workspace
@@ -85,12 +85,12 @@ def _describe(manifest: Manifest, request: Request) -> dict[str, Any]:
     parent = {"fingerprint": manifest.fingerprint, "tables": tables}
     if "split" in info:
         parent["split"] = info["split"]
-    asked = {
+    asked: dict[str, Any] = {
         "name": info["name"],
         "schema_version": SCHEMA_VERSION,
         "config": {**dataclasses.asdict(BuildConfig()), **info["config"]},  # settings that came later
         "sources": info.get("sources", []),
-        **({"exclude": info["exclude"]} if "exclude" in info else {}),
+        **{key: info[key] for key in ("exclude", "reasons") if key in info},
         "split": {**dataclasses.asdict(request), "parent": parent},
     }
     return dict(json.loads(json.dumps(asked)))
@@ -186,9 +186,8 @@ class _Split:
                 rows, size = rows + int((new >= 0).sum()), size + int(sizes[new >= 0].sum())
                 gone.append(np.stack([old[new < 0].astype(np.int64), sids[new < 0]]))
                 progress.advance(len(batch), len(batch))
-        config = BuildConfig(
-            **{field.name: self.asked["config"][field.name] for field in dataclasses.fields(BuildConfig)}
-        )
+        names = {field.name for field in dataclasses.fields(BuildConfig)} - {"filters"}  # may be another package's
+        config = BuildConfig(**{name: self.asked["config"][name] for name in names})
         shards = shard_count(size, rows, config)
         placed = Balance(np.zeros(0, np.uint8), label, config.seed).place(shards)
         for name, column in (("label", label), ("shard", placed.shard), ("row", placed.row)):
@@ -205,7 +204,7 @@ class _Split:
             "identities": int(fresh.max()) + 1,
             "scanned": totals["scanned"],
             "kept": rows,
-            "dropped": {reason: dropped[reason] for reason in DROP_REASONS if reason in dropped},
+            "dropped": {reason: dropped[reason] for reason in self.manifest.reasons if reason in dropped},
             "conflicts": totals["conflicts"],
             "identity_links": totals["identity_links"],
             "dedupe": self.manifest.info.get("dedupe", {}),

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import CODE, DROP_REASONS, LATER, REASONS, SCHEMAS, schema_without
+from faceshards.dataset.schema import CODE, DROP_REASONS, LATER, REASONS, SCHEMAS, schema_with, schema_without
 from faceshards.errors import EmptyDatasetError
 from faceshards.files import write_json, write_parquet
 from pipelines.config import BuildConfig
@@ -89,8 +89,8 @@ def decide(
     conflicts and identity_links (.parquet), details of some drops (.parquet), and facts.json (shards, identities,
     dedupe statistics, scanned, kept).
 
-    What is broken in itself goes first, then what is one of the pictures, then copies and conflicts among the rest, and
-    at last what max_images and min_images say.
+    What is broken in itself, or sorted out by a filter, is gone already. Then goes what is one of the pictures, then
+    copies and conflicts among the rest, and at last what max_images and min_images say.
 
     Args:
         columns: the whole set; emptied on the way, to save memory.
@@ -121,7 +121,9 @@ def decide(
     reason = np.where(reason == 0, planned.reason, reason)
     kept = reason == 0
     count = int(kept.sum())
-    lost = {name: number for code, name in enumerate(DROP_REASONS, 1) if (number := int((reason == code).sum()))}
+    filtered = config.filter_reasons
+    numbered = enumerate((*DROP_REASONS, *filtered), 1)
+    lost = {name: number for code, name in numbered if (number := int((reason == code).sum()))}
     if not count:
         causes = ", ".join(f"{name} {number}" for name, number in lost.items())
         raise EmptyDatasetError(
@@ -132,7 +134,7 @@ def decide(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     _save_columns(reason, found, planned, shards, temporary)
-    identities = _identities(label, reason, planned.label, names)
+    identities = _identities(label, reason, planned.label, names, filtered)
     unused = LATER["identities"].keys() - ({"test_overlap"} if pictures else set())
     identities = identities.drop_columns(sorted(unused))
     write_parquet(identities, temporary / "identities.parquet")
@@ -188,11 +190,18 @@ def _name(labels: np.ndarray, names: Sequence[str] | None) -> pa.Array:
     return pa.array([names[i] for i in labels.tolist()], pa.string())
 
 
-def _identities(label: np.ndarray, reason: np.ndarray, new_label: np.ndarray, names: Sequence[str] | None) -> pa.Table:
+def _identities(
+    label: np.ndarray,
+    reason: np.ndarray,
+    new_label: np.ndarray,
+    names: Sequence[str] | None,
+    filtered: Sequence[str],
+) -> pa.Table:
     """Returns the table `identities`: one row per label of the source, and one for the records that have none."""
+    reasons = (*REASONS, *filtered)
     present, where = np.unique(label, return_inverse=True)
-    counts = np.bincount(where * len(REASONS) + reason, minlength=len(present) * len(REASONS))
-    counts = counts.reshape(-1, len(REASONS))  # (identities, reasons)
+    counts = np.bincount(where * len(reasons) + reason, minlength=len(present) * len(reasons))
+    counts = counts.reshape(-1, len(reasons))  # (identities, reasons)
     fresh = np.full(len(present), -1, np.int32)
     fresh[where[reason == 0]] = new_label[reason == 0]
     order = np.lexsort((present, fresh < 0, present < 0))
@@ -205,8 +214,8 @@ def _identities(label: np.ndarray, reason: np.ndarray, new_label: np.ndarray, na
         "scanned": pa.array(counts.sum(1)),
         "kept": pa.array(counts[:, 0]),
     }
-    columns |= {name: pa.array(counts[:, code]) for code, name in enumerate(DROP_REASONS, 1)}
-    return pa.table(columns, SCHEMAS["identities"])
+    columns |= {name: pa.array(counts[:, code]) for code, name in enumerate(reasons) if code}
+    return pa.table(columns, schema_with("identities", filtered))
 
 
 def _write_conflicts(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import REASONS, SCHEMAS
+from faceshards.dataset.schema import SCHEMAS
 from faceshards.files import replacing, write_parquet
 from pipelines.stages.label_spaces import own_names
 
@@ -40,6 +41,7 @@ def route(
     ordinal: int,
     sources: list[str],
     sets: list[str] | None,
+    reasons: Sequence[str],
     routed: Path,
     dropped: Path,
 ) -> int:
@@ -52,6 +54,7 @@ def route(
         ordinal: of its first record in its file.
         sources: names of the build's files.
         sets: the set of each file, if label_original is to name it, because labels are the set's own; else None.
+        reasons: names of the codes in the decisions.
         routed: Arrow file to write, ROUTED_SCHEMA.
         dropped: Parquet file to write, SCHEMAS["dropped"].
     """
@@ -80,13 +83,12 @@ def route(
     lost = _explained(table.take(gone), decisions / "details.parquet", sid, sid + n)
     names = np.array(sources, object)[lost["source"].to_numpy()]
     stands = column["representative"][gone]
-    reasons = np.array(REASONS, object)[column["reason"][gone]]
     columns = {
         "sid": lost["sid"],
         "source": pa.array(names, pa.string()),
         "key": lost["key"],
         "label_original": lost["label_original"],
-        "reason": pa.array(reasons, pa.string()),
+        "reason": pa.array(np.array(reasons, object)[column["reason"][gone]], pa.string()),
         "detail": lost["detail"],
         "representative": pa.array(stands, pa.int64(), mask=stands < 0),
         "distance": pa.array(column["distance"][gone], pa.int16(), mask=column["distance"][gone] < 0),

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from faceshards.errors import BuildError
 from faceshards.files import replacing
 from pipelines.config import BuildConfig
+from pipelines.filters.screen import MEASURED, BrokenFilterError
 from pipelines.records import RECORD_SCHEMA
 from pipelines.sources.base import Partition, Scanned, in_sample
 from pipelines.sources.registry import scan
@@ -45,7 +47,8 @@ class PartitionFacts:
 def sign_partition(
     part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()
 ) -> PartitionFacts:
-    """Returns the facts of a partition after writing its record table, RECORD_SCHEMA, to `out`.
+    """Returns the facts of a partition after writing its record table to `out`: RECORD_SCHEMA, and the columns of
+    values that filters measured.
 
     Args:
         part: the partition.
@@ -55,11 +58,12 @@ def sign_partition(
 
     Raises:
         SourceError: the file cannot be read.
+        BuildError: a filter failed.
     """
     start = time.perf_counter()
     rows, read = _rows(part)
     scanned = time.perf_counter()
-    column = sign(rows, config, skip)
+    column = _signed(part, rows, config, skip)
     n = len(rows.images)
     table = pa.table(
         {
@@ -81,6 +85,8 @@ def sign_partition(
         },
         schema=RECORD_SCHEMA,
     )
+    for name in sorted(name for name in column if name.startswith(MEASURED)):
+        table = table.append_column(name, pa.array(column[name]))
     counts = {name: str(getattr(rows, name)) for name in _COUNTS}
     pace = {"read": read, "scanning": scanned - start, "signing": time.perf_counter() - scanned}
     with replacing(out) as temporary:
@@ -105,8 +111,18 @@ def probe_rows(part: Partition, config: BuildConfig, low: int, high: int) -> int
     """Signs rows [low, high) of a partition and forgets the result: does the worker survive them?"""
     rows, _ = _rows(part)
     others = frozenset(range(len(rows.images))) - frozenset(range(low, high))
-    sign(rows, config, others)
+    _signed(part, rows, config, others)
     return high - low
+
+
+def _signed(part: Partition, rows: Scanned, config: BuildConfig, skip: frozenset[int]) -> dict[str, np.ndarray]:
+    """Returns what sign() does, and says of a filter that fails at which record."""
+    try:
+        return sign(rows, config, skip)
+    except BrokenFilterError as error:
+        key = rows.key[error.row]
+        where = f"record at byte {rows.offset[error.row]}" if key is None else f"record {key}"
+        raise BuildError(f"{part.path}: {where}: {error}") from None
 
 
 def count_rows(part: Partition) -> int:

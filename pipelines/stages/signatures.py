@@ -14,54 +14,16 @@ import hashlib
 import cv2
 import numpy as np
 
+from faceshards.formats.image_header import image_size
 from pipelines.config import BuildConfig
+from pipelines.filters.base import Image
+from pipelines.filters.screen import MEASURED, Screen
 from pipelines.sources.base import Scanned
 
 SIDE = 16
 _SCALE = 1024  # of the integer cosines: 255 * 56 * 1024 < 2**24, exact in float32 for faces of 112 x 112
 _BATCH = 64  # images transformed at once: within the second-level cache
 _HELD = 16 << 20  # bytes of decoded images that may wait for others of their size
-
-_SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
-
-
-def image_size(data: memoryview) -> tuple[int, int]:
-    """Returns height and width in pixels as a JPEG or PNG header says them, without decoding.
-
-    Raises:
-        ValueError: not JPEG or PNG, or no size in it; the message is the cause.
-    """
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        if data[12:16] != b"IHDR" or len(data) < 24:
-            raise ValueError("PNG without a header chunk")
-        height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-        if max(height, width) >= 1 << 31:
-            raise ValueError(f"PNG of {height} x {width} pixels, beyond the format's own limit")
-        # cv2 4.11 allocates what a chunk says it holds, up to 2 GiB, before it reads it.
-        at = 8
-        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
-            at += 12 + int.from_bytes(data[at : at + 4], "big")
-        if at > len(data):
-            raise ValueError(f"PNG cut off: a chunk should end at byte {at}, the data at {len(data)}")
-        return height, width
-    if data[:2] != b"\xff\xd8":
-        raise ValueError("empty image" if not len(data) else "neither JPEG nor PNG")
-    at, end = 2, len(data) - 9
-    while at <= end:
-        if data[at] != 0xFF:
-            break
-        marker = data[at + 1]
-        if marker in _SOF:
-            return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-        # Fill bytes and markers without a length are one and two bytes long. To miss one is to look for the size
-        # elsewhere than the decoder, and to let a bomb in.
-        if marker == 0xFF:
-            at += 1
-        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:
-            at += 2
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    raise ValueError("JPEG without a frame header")
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,21 +57,26 @@ def perceptual_hash(gray: np.ndarray) -> np.ndarray:
 
 
 def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset()) -> dict[str, np.ndarray]:
-    """Returns the signature columns of scanned rows, and drops from `rows` those that are no usable image.
+    """Returns the signature columns of scanned rows, and drops from `rows` those that are no usable image, or that a
+    filter sorts out.
 
     Args:
         rows: a scanned partition; its reasons and details are filled in.
-        config: image_size and max_pixels.
+        config: image_size, max_pixels and filters.
         skip: rows not to be touched, because decoding them killed a worker.
 
     Returns:
         height, width (N,) int32 pixels (0: unknown); sha256, phash (N, 32) uint8; signed, hashed (N,) bool, where
-        these are valid.
+        these are valid; and of each value that a filter measured a column "measured.FILTER.NAME", (N,) float32.
+
+    Raises:
+        BrokenFilterError: a filter failed.
     """
     n = len(rows.images)
     sizes, sha = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
     signed = np.array([image is not None for image in rows.images], bool)
     hasher = _Hasher(n)
+    screen = Screen(config.filters, n) if config.filters else None
     digests = bytearray()
     for i, image in enumerate(rows.images):
         if image is None:
@@ -132,6 +99,8 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
             rows.drop(i, "undecodable", "the decoder refuses it")
             continue
         hasher.add(i, gray)
+        if screen and rows.reason[i] == 0 and (found := screen.check(i, Image(image, (size[0], size[1]), gray))):
+            rows.reason[i], rows.detail[i] = found
     hasher.finish()
     sha[signed] = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
     height, width = sizes.T.copy()
@@ -142,6 +111,7 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
         "phash": hasher.phash,
         "signed": signed,
         "hashed": hasher.hashed,
+        **({f"{MEASURED}{name}": values for name, values in screen.measured.items()} if screen else {}),
     }
 
 

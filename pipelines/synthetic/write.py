@@ -18,10 +18,11 @@ mirrored_conflict   `of_key` mirrored and changed so, another identity's   `of_k
 test_exact          the bytes of picture `of_key` of verification.bin      -
 test_near           that picture re-encoded, resized or toned              -
 test_mirrored       that picture mirrored and changed so                   -
+blurred ... narrow  a face spoiled so (pipelines.synthetic.spoiled)        -
 ==================  =====================================================  ==========================
 
-The last five are only in sets that ask for them. No photograph is copied twice and no identity is left with fewer than
-two images, so the list is complete.
+Mirrored copies, test pictures and spoiled ones are only in sets that ask for them. No photograph is copied twice and no
+identity is left with fewer than two images, so the list is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import csv
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,67 +44,12 @@ from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.formats.recordio import Writer
 from pipelines.synthetic.copies import near_copy
 from pipelines.synthetic.faces import SIZE, draw_face, encode_face, encode_jpeg, generator
-from pipelines.synthetic.pairs import GENUINE, POSES, pictures_of_pairs, write_pairs
-
-CLEAN, SINGLE = "clean", "single_image"
-COPIES = ("exact_duplicate", "near_duplicate", "exact_conflict", "near_conflict")
-BROKEN = ("undecodable", "truncated", "wrong_size")
-MIRRORED = ("mirrored_duplicate", "mirrored_conflict")
-LEAKED = ("test_exact", "test_near", "test_mirrored")
+from pipelines.synthetic.pairs import POSES, pictures_of_pairs, write_pairs
+from pipelines.synthetic.spec import BROKEN, CLEAN, COPIES, LEAKED, MIRRORED, SINGLE, SyntheticSpec
+from pipelines.synthetic.spoiled import SPOILED, spoil
 
 _SIZES = ((96, 112), (112, 96), (128, 128), (64, 64))  # height, width in pixels of wrong_size records
 _SPREAD = 0.8  # sigma of the log-normal image counts: with 20 images a head the largest identity has over 100
-
-
-@dataclass(frozen=True)
-class SyntheticSpec:
-    """What decides a synthetic set, to the byte.
-
-    Args:
-        identities: identities with two or more images.
-        images: their photographs in all, long-tailed over the identities; defects come on top.
-        defects: planted records of each kind; 0 makes a clean set.
-        mirrored: planted records of each kind of mirrored copy.
-        leaked: planted records of each kind of test picture.
-        unseen: further identities, drawn only for ``verification.bin``.
-        pairs: verification pairs, half genuine and half impostor in each of ten folds; 0 leaves the file's lists empty.
-        seed: another seed, another set.
-    """
-
-    identities: int = 360
-    images: int = 7200
-    defects: int = 24
-    mirrored: int = 0
-    leaked: int = 0
-    unseen: int = 120
-    pairs: int = 1200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ConfigError(f"synthetic: {field.name}: {getattr(self, field.name)} is negative")
-        if self.identities < 2 or self.images < 2 * self.identities:
-            raise ConfigError(f"synthetic: {self.images} images for {self.identities} identities: two each are needed")
-        if self.pairs % 20:
-            raise ConfigError(f"synthetic: pairs: {self.pairs} is no multiple of 20 (ten folds, half of each genuine)")
-        if self.pairs and (self.unseen < 2 or self.pairs // 2 > self.unseen * GENUINE):
-            raise ConfigError(
-                f"synthetic: {self.pairs} pairs need {max(2, -(-self.pairs // 2 // GENUINE))} unseen identities"
-            )
-
-    @property
-    def records(self) -> int:
-        """Image records in train.rec, defects included."""
-        planted = self.defects * len((*COPIES, *BROKEN, SINGLE))
-        return self.images + planted + self.mirrored * len(MIRRORED) + self.leaked * len(LEAKED)
-
-
-SETS = {
-    "synthetic": SyntheticSpec(),
-    "synthetic_leaks": SyntheticSpec(identities=60, images=1200, defects=8, mirrored=8, leaked=8, unseen=40, pairs=400),
-}
-"""The sets of configs/datasets.yaml that are rendered, by name."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +161,14 @@ def _plan(spec: SyntheticSpec) -> list[list[_Record]]:
             # a copy follows its original, so that of two equal ones the planted one is the later
             placed[host].append((rng.uniform(after, 1.0), _Record(kind, identity, image)))
     following = dict(counts)
-    for kind in BROKEN:
-        for host in rng.choice(many, spec.defects).tolist():
+
+    def plant(kind: str, number: int) -> None:
+        for host in rng.choice(many, number).tolist():
             placed[host].append((rng.random(), _Record(kind, host, following[host])))  # a drawing of its own
             following[host] += 1
+
+    for kind in BROKEN:
+        plant(kind, spec.defects)
     pictures = sorted({*_pictures(spec)})
     if spec.leaked * len(LEAKED) > len(pictures):
         raise ConfigError(f"synthetic: no {spec.leaked * len(LEAKED)} pictures in verification.bin to leak")
@@ -227,6 +177,8 @@ def _plan(spec: SyntheticSpec) -> list[list[_Record]]:
         for _ in range(spec.leaked):
             record = _Record(kind, *pictures[next(chosen)])
             placed[int(rng.choice(many))].append((rng.random(), record))
+    for kind in SPOILED:
+        plant(kind, spec.spoiled)
     return [[record for _, record in sorted(records, key=lambda pair: pair[0])] for records in placed]
 
 
@@ -259,6 +211,9 @@ def _encode(seed: int, record: _Record) -> bytes:
             picture, quality = draw_face(seed, record.identity, record.image)
             height, width = _SIZES[rng.integers(len(_SIZES))]
             return encode_jpeg(np.asarray(cv2.resize(picture, (width, height)), np.uint8), quality)
+        case kind if kind in SPOILED:
+            picture, quality = draw_face(seed, record.identity, record.image)
+            return encode_jpeg(spoil(rng, picture, kind), quality)
     return encode_face(seed, record.identity, record.image)
 
 

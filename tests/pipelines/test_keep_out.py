@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.models.mxnet_import import load
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError, EmptyDatasetError
@@ -26,7 +27,6 @@ from pipelines.sources.find import find_files
 from pipelines.stages import route
 from pipelines.synthetic.write import SyntheticSpec
 from pipelines.workspace import work_folder
-from tests.mxnet_import import load
 from tests.pipelines.build_fixtures import digests, read_defects, read_rec, run_build, synthetic_set
 
 SPEC = SyntheticSpec(identities=12, images=180, defects=2, mirrored=3, leaked=3, unseen=8, pairs=40, seed=5)

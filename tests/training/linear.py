@@ -9,11 +9,13 @@ from mindspore import nn
 from training.config import TrainConfig
 from training.device.distributed import Group
 from training.device.prepare import prepare
+from training.head.margins.base import Margin
 from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.step import Step
 
 INPUTS, DIM, SCALE = 8, 16, 16.0
+COSFACE = CombinedMargin(1, 0, 0.2, SCALE)
 
 
 class Linear(nn.Cell):
@@ -33,15 +35,17 @@ def integers(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.integers(-3, 4, shape).astype(np.float32)
 
 
-def linear_step(weight: np.ndarray, group: Group, **settings: object) -> tuple[Step, ms.Parameter]:
-    """Returns a step over Linear and its weight (DIM, INPUTS), with the CosFace margin 0.2 and the scale SCALE.
+def linear_step(
+    weight: np.ndarray, group: Group, margin: Margin = COSFACE, **settings: object
+) -> tuple[Step, ms.Parameter]:
+    """Returns a step over Linear and its weight (DIM, INPUTS), unless told with CosFace 0.2 and the scale SCALE.
 
     After one step from nothing, the optimiser's momentum is the gradient.
     """
     config = TrainConfig(**{"clip": 0, "weight_decay": 0, "amp": "O2", **settings})  # type: ignore[arg-type]
     backbone = Linear(weight)
     prepare(backbone, config, group)
-    return Step(config, backbone, Head(group, CombinedMargin(1, 0, 0.2, SCALE)), group), backbone.dense.weight
+    return Step(config, backbone, Head(group, margin), group), backbone.dense.weight
 
 
 def momentum(step: Step) -> np.ndarray:

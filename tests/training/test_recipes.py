@@ -101,6 +101,18 @@ def test_what_the_docs_say_of_wf12m_pfc02_r100():
     assert dataclasses.replace(found.config, sample_rate=1.0) == whole.config
 
 
+def test_explained_with_another_margin():
+    for text, value in (
+        ("adaface", "adaface"),
+        ("{name: adaface, h: 5e-1}", {"name": "adaface", "h": 0.5}),  # which YAML 1.1 reads as a text
+    ):
+        content = json.loads(explain("webface4m", "--json", "--set", f"margin={text}").stdout)
+        assert content["settings"]["margin"] == {"value": value, "origin": "--set", "source": "ours"}
+        assert content["changed"] == ["margin"]
+    result = explain("webface4m", "--set", "margin=magface")
+    assert refused(result).startswith("Error: margin: 'magface' is not one of combined, adaface, subcenter, nor [m1, ")
+
+
 @pytest.mark.parametrize("recipe", ALL)
 def test_no_combination_is_without_a_source(recipe):
     entries = read_recipe(RECIPES / f"{recipe}.yaml").backbones

@@ -27,6 +27,8 @@ from tests.training.runs import refused, tiny_dataset, train
         ((), {"verify": ["nowhere.bin"]}, "nowhere.bin: No such file"),
         (("--finetune", "nowhere"), {}, "nowhere: no checkpoint there"),
         (("--dry-run",), {"margin": [0.5, 0, 0]}, "margin: m1 = 0.5 is not a number from 1 to 10"),
+        ((), {"margin": "arcface"}, "Error: margin: 'arcface' is not one of combined, adaface, subcenter, nor [m1, m2"),
+        (("--set", "margin={name: adaface, h: 0}"), {}, "Error: margin: h = 0.0 is not a number from 0.001 to 10"),
         ((), {"amp": "O1"}, "amp: 'O1' is not one of O0, O2, O3"),
         (("--dry-run",), {"loss_scale": 1024}, "Error: loss_scale: 1024 is for float16: amp is O0, float32"),
         ((), {"loss_scale": 1024}, "Error: loss_scale: 1024 is for float16: amp is O0, float32"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import nn
 
 from faceshards.errors import ConfigError
-from faceshards.extensions import family
+from faceshards.extensions import blamed, family
 from training.backbones import iresnet, mobilefacenet, vit
 from training.backbones.spec import Spec
 from training.device.numpy2 import settle_numpy
@@ -38,4 +38,8 @@ def create_backbone(name: str, embedding_size: int = 512, recompute: bool = Fals
     """
     spec = find_spec(name)
     settle_numpy()
-    return spec.build(embedding_size, seed, recompute)
+    with blamed(f"backbone '{name}'"):
+        found = spec.build(embedding_size, seed, recompute)
+        if not isinstance(found, nn.Cell):
+            raise TypeError(f"build gives {type(found).__name__}, no Cell")
+    return found

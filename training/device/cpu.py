@@ -107,12 +107,19 @@ def adapt_to_cpu(cell: nn.Cell) -> None:
         for name, child in list(parent._cells.items()):
             if isinstance(child, nn.PReLU):
                 replace(parent, name, SteadyPReLU(child))
-            if not isinstance(child, nn.Conv2d) or child.kernel_size == (1, 1):
+            if not isinstance(child, nn.Conv2d) or child.kernel_size == (1, 1) or not _is_plain(child):
                 continue
             if child.group == 1:
                 replace(parent, name, UnfoldedConv2d(child))
             elif child.group == child.in_channels == child.out_channels and not child.has_bias:
                 replace(parent, name, BandedConv2d(child))
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    """Returns whether a convolution has no gaps between its taps, and pads all four sides alike; our backbones' do."""
+    sides = (layer.padding,) if isinstance(layer.padding, int) else tuple(layer.padding)
+    alike = layer.pad_mode == "pad" or (layer.pad_mode == "valid" and not any(sides))
+    return alike and len(set(sides)) == 1 and tuple(layer.dilation) == (1, 1)
 
 
 def replace(parent: nn.Cell, name: str, child: nn.Cell) -> None:

@@ -15,11 +15,12 @@ class Head(nn.Cell):
     """The margin softmax over the sampled classes of all ranks, with gradients written by hand.
 
     cos = x/|x| . (w/|w|)^T, limited to [-1, 1]; the margin at the target; logits = scale * cos; softmax over the
-    samples of all ranks; loss = mean over the global batch of -log p(target). As in the reference the margin is
-    outside the gradient: at every entry it is scale * (p - onehot) / G with respect to the cosine, and 0 at the
-    negatives that the interclass filter took out. Automatic differentiation through the margin would be another
-    training. The reference limits p to at least 1e-30 in the loss it reports; this one does not (the gradient is
-    the same).
+    samples of all ranks; loss = mean over the global batch of -log p(target). The gradient with respect to the cosine
+    is scale * (p - onehot) / G, at the target times the slope of a margin that has one, and 0 at the negatives that the
+    interclass filter took out. As in the reference the combined margin has none, it is outside the gradient: automatic
+    differentiation through it would be another training. The reference limits p to at least 1e-30 in the loss it
+    reports; this one does not (the gradient is the same). Where a margin has K centres a class, the class's cosine is
+    the largest of theirs, and the gradient goes to that centre alone.
 
     The embedding gradient of a rank is that of the global mean loss with respect to the rank's own embeddings: the SUM
     over ranks of the backbone gradients (no mean, no factor world) is the gradient of the global mean loss. The
@@ -34,11 +35,12 @@ class Head(nn.Cell):
     """
 
     def __init__(self, group: Group, margin: Margin) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)  # the margin's parameters keep their names
         self.group = group
         self.rank = group.rank
         self.scale = float(margin.scale)
         self.threshold = float(margin.interclass_threshold)
+        self.centers = margin.centers
         self.target_cosine = margin.target_cosine()
         self.times = ops.MatMul()
         self.times_transposed = ops.MatMul(transpose_b=True)
@@ -51,26 +53,34 @@ class Head(nn.Cell):
 
         Args:
             embeddings: (B, D) float32, this rank's, of any length.
-            rows: (S, D) float32, the sampled centres of this rank, of any length.
+            rows: (S, K * D) float32, the sampled centres of this rank, of any length; K is 1 but for sub-centres.
             targets: (G,) int32, G = world * B: the place of each global label in rows, -1 when another rank's.
 
         Returns:
-            loss () float32, the mean over the G embeddings; (B, D) float32; (S, D) float32.
+            loss () float32, the mean over the G embeddings; (B, D) float32; (S, K * D) float32.
         """
         batch = embeddings.shape[0]
         total = targets.shape[0]
         length = ops.maximum(ops.sqrt(ops.square(embeddings).sum(axis=1, keepdims=True)), EPSILON)  # (B, 1)
         unit = embeddings / length  # (B, D)
         everyone = self.group.gather(unit)  # (G, D)
-        inverse = 1.0 / ops.maximum(ops.sqrt(ops.square(rows).sum(axis=1)), EPSILON)  # (S,)
+        lengths = self.group.gather(length)  # (G, 1)
+        sampled = rows.shape[0]
+        rows = rows.reshape(sampled * self.centers, -1)  # (S K, D)
+        inverse = 1.0 / ops.maximum(ops.sqrt(ops.square(rows).sum(axis=1)), EPSILON)  # (S K,)
 
-        cosine = self.times_transposed(everyone, rows) * inverse  # (G, S)
-        cosine = ops.clamp(cosine, -1.0, 1.0)
-        index = ops.arange(0, rows.shape[0], dtype=ms.int32)
+        cosines = self.times_transposed(everyone, rows) * inverse  # (G, S K)
+        cosines = ops.clamp(cosines, -1.0, 1.0)
+        cosine = cosines  # (G, S)
+        if self.centers > 1:
+            each = cosines.reshape(total, sampled, self.centers)
+            cosine = each.max(axis=2)
+            nearest = ops.equal(each.argmax(axis=2).expand_dims(2), ops.arange(0, self.centers))  # (G, S, K) bool
+        index = ops.arange(0, sampled, dtype=ms.int32)
         own = ops.equal(targets.expand_dims(1), index.expand_dims(0))  # (G, S) bool
         has = (targets >= 0).astype(ms.float32)  # (G,)
         place = ops.maximum(targets, 0).expand_dims(1)  # (G, 1)
-        target = self.target_cosine(ops.gather_elements(cosine, 1, place))  # (G, 1)
+        target, slope = self.target_cosine(ops.gather_elements(cosine, 1, place), lengths)  # (G, 1), (G, 1) or None
         logits = ops.select(own, target.broadcast_to(cosine.shape), cosine)  # (G, S)
         if self.threshold > 0:
             dirty = ops.logical_and(cosine > self.threshold, ops.logical_not(own))  # (G, S) bool
@@ -84,12 +94,16 @@ class Head(nn.Cell):
 
         gradient = powers * (self.scale / total / both[0]).expand_dims(1)  # (G, S): of the cosines
         gradient = gradient - own.astype(ms.float32) * (self.scale / total)
+        if slope is not None:
+            gradient = ops.select(own, gradient * slope, gradient)
         if self.threshold > 0:
             gradient = ops.masked_fill(gradient, dirty, 0.0)
-        along = (gradient * cosine).sum(axis=0)  # (S,): the part that would only lengthen a row
+        if self.centers > 1:
+            gradient = (gradient.expand_dims(2) * nearest.astype(ms.float32)).reshape(cosines.shape)  # (G, S K)
+        along = (gradient * cosines).sum(axis=0)  # (S K,): the part that would only lengthen a row
         gradient = gradient * inverse
         d_rows = self.transposed_times(gradient, everyone) - rows * (along * inverse * inverse).expand_dims(1)
         d_unit = self.group.sum(self.times(gradient, rows))  # (G, D)
         d_unit = d_unit[self.rank * batch : (self.rank + 1) * batch]  # (B, D)
         d_embeddings = (d_unit - unit * (d_unit * unit).sum(axis=1, keepdims=True)) / length
-        return loss, d_embeddings, d_rows
+        return loss, d_embeddings, d_rows.reshape(sampled, -1)

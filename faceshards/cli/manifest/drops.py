@@ -10,13 +10,12 @@ import pyarrow.dataset as ds
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import FaceshardsError
 
 
 @click.command(cls=Command)
 @dataset_argument
-@click.option("--reason", "reasons", type=click.Choice(DROP_REASONS), multiple=True, help="Only this; may be repeated.")
+@click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only this; may be repeated.")
 @click.option("--label", help="Only those of this identity, by its label in the source.")
 @click.option("--source", help="Only those of this source, by its name in the manifest.")
 @limit_option
@@ -26,6 +25,8 @@ def drops(
 ) -> None:
     """Every record that was dropped, with its reason and what stands for it."""
     found = Manifest(path)
+    if strange := [reason for reason in reasons if reason not in found.reasons]:
+        raise click.UsageError(f"--reason: '{strange[0]}' is not one of {', '.join(found.reasons)}")
     known = [entry["name"] for entry in found.info.get("sources", [])]
     if source is not None and source not in known:
         raise FaceshardsError(f"{path}: no source '{source}'; it was built from {', '.join(known)}")

@@ -13,9 +13,9 @@ import pyarrow.dataset as ds
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_sorted, print_table
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.schema import DROP_REASONS, SCHEMAS
 
-ORDERS = {"images": "kept", "scanned": "scanned", "dropped": "lost", "label": "label"}  # the columns they go by
+_LOST = "dropped records"  # no drop reason is called so
+ORDERS = {"images": "kept", "scanned": "scanned", "dropped": _LOST, "label": "label"}  # the columns they go by
 _COUNT = click.IntRange(min=0)
 
 
@@ -53,13 +53,13 @@ def identities(
     where = _where(label, least, most, drops)
     found = Manifest(path)
     # Columns of reasons that never occurred only take room.
-    empty = [name for name in DROP_REASONS if not as_json and not found.totals["dropped"].get(name)]
-    columns = [name for name in SCHEMAS["identities"].names if name not in empty]
+    empty = [name for name in found.reasons if not as_json and not found.totals["dropped"].get(name)]
+    columns = [name for name in found.schema("identities").names if name not in empty]
     if sort in (None, "label") and not reverse:  # as they lie there
         print_table(found, "identities", limit, as_json, where, columns)
         return
     rows = found.table("identities", where=where)
-    rows = rows.append_column("lost", pc.subtract(rows["scanned"], rows["kept"]))
+    rows = rows.append_column(_LOST, pc.subtract(rows["scanned"], rows["kept"]))
     descending = (sort or "label") != "label"
     direction = "ascending" if descending == reverse else "descending"
     print_sorted(rows, [(ORDERS[sort or "label"], direction)], limit, as_json, columns)

@@ -153,6 +153,7 @@ def test_a_report_says_of_what_it_is(tmp_path):
         "sha256": "0123456789abcdef" * 4,
         "backbone": "r50",
         "channels": None,
+        "input_range": None,
         "step": None,
         "dataset": None,
         "fingerprint": None,

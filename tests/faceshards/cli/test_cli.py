@@ -334,7 +334,16 @@ def test_datasets(tmp_path: Path) -> None:
     (tmp_path / "casia").mkdir()
     rows = {row["name"]: row for row in json.loads(call("datasets", "--data-root", tmp_path, "--json").stdout)}
     webface = ["webface4m", "webface12m", "webface42m"]
-    assert list(rows) == ["casia", "ms1mv2", "ms1mv3", "glint360k", *webface, "synthetic", "synthetic_leaks"]
+    assert list(rows) == [
+        "casia",
+        "ms1mv2",
+        "ms1mv3",
+        "glint360k",
+        *webface,
+        "synthetic",
+        "synthetic_leaks",
+        "synthetic_spoiled",
+    ]
     assert [name for name, row in rows.items() if row["present"]] == ["casia"]
     assert (rows["casia"]["identities"], rows["casia"]["images"]) == (10572, 490623)
     assert rows["casia"]["path"] == str(tmp_path / "casia")
@@ -347,7 +356,10 @@ def test_datasets(tmp_path: Path) -> None:
 def test_settings() -> None:
     found = json.loads(call("settings", "--json").stdout)
     assert BuildConfig(**{**found, "image_size": tuple(found["image_size"])}) == BuildConfig()
-    assert [line.split()[0] for line in call("settings").stdout.splitlines()] == list(found)
+    lines = [line.split()[0] for line in call("settings").stdout.splitlines()]
+    assert lines[: len(found)] == list(found)
+    assert "filters.blur.min_variance" in lines[len(found) :]
+    assert all(line.startswith("filters.") for line in lines[len(found) :])
 
 
 def test_train_tells_the_last_checkpoint_from_the_best(capsys):

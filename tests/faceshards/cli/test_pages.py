@@ -59,6 +59,27 @@ def test_overlap(tiny_dataset: Manifest, tiny_source: Path, tmp_path: Path) -> N
     assert shapes(result.stdout.splitlines()) == shapes(lines)
 
 
+def test_getting_started(tiny_dataset: Manifest, tmp_path: Path) -> None:
+    """A build ends with what `manifest summary` says; the tiny set is no known one, so it has no terms."""
+    _, lines = shown("getting-started.md", "build synthetic")
+    summary = call("manifest", "summary", tiny_dataset.path).stdout.splitlines()
+    differ = {"terms none, these people do not exist", "settings the defaults", "settings shards=#"}
+    assert [line for line in shapes(summary) if line not in differ] == [
+        line for line in shapes(lines) if line not in differ
+    ]
+    words, lines = shown("getting-started.md", "manifest drops")
+    assert shapes(call(*words[:2], tiny_dataset.path, *words[3:]).stdout.splitlines()) == shapes(lines)
+    words, lines = shown("getting-started.md", "manifest report")
+    assert words[3:] == ["--out", "synthetic.html"]
+    result = call(*words[:2], tiny_dataset.path, "--out", tmp_path / "synthetic.html")
+    assert shapes(result.stdout.splitlines()) == [shape(lines[0].replace("synthetic.html", "./synthetic.html"))]
+    for sid in "01":
+        words, lines = shown("getting-started.md", f"manifest image data/shards/synthetic {sid}")
+        result = call(*words[:2], tiny_dataset.path, *words[3:5], tmp_path / words[5])
+        assert result.exit_code == 0
+        assert (tmp_path / words[5]).stat().st_size > 0
+
+
 def test_plan(tiny_source: Path, tmp_path: Path) -> None:
     words, lines = shown("datasets.md", "build synthetic")
     assert words == ["build", "synthetic", "--out", "data/shards/synthetic", "--plan"]

@@ -24,8 +24,8 @@ from pipelines.config import BuildConfig
 from pipelines.runner import Execution
 from pipelines.sources.find import cut, find_files, set_names
 from pipelines.sources.registry import identity_names, labels, read_record, scan
-from tests.pipelines.build_fixtures import CONFIG, external, read_rec
-from tests.pipelines.exports.readers import cluster, exported
+from tests.pipelines.build_fixtures import CONFIG, external, read_rec, shared_worker
+from tests.pipelines.exports.readers import exported
 from tests.recs import jpeg, png
 
 Files = Iterable[tuple[str, bytes]]
@@ -76,7 +76,7 @@ def brief(rows: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
 
 def built(out: Path, config: BuildConfig, *sources: Path) -> Manifest:
     files, warnings = find_files(*sources)
-    execution = Execution(1, cluster().scheduler_address, 200_000, quiet=True)
+    execution = Execution(1, shared_worker(), 200_000, quiet=True)
     return build("tars", files, out, config, execution, warnings=warnings)
 
 

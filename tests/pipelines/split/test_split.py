@@ -73,6 +73,7 @@ def test_shards_are_balanced(child: Manifest) -> None:
 
 
 def test_what_is_held_out_is_in_the_books(parent: Manifest, child: Manifest) -> None:
+    assert parent.totals["dropped"]["blurred"] == child.totals["dropped"]["blurred"] > 0
     before, after = by_sid(parent, "dropped"), by_sid(child, "dropped")
     kept, left = by_sid(parent, "images"), by_sid(child, "images")
     fresh = {sid: row for sid, row in after.items() if sid not in before}
@@ -224,7 +225,7 @@ def test_a_damaged_set_is_found(child: Manifest, tmp_path: Path) -> None:
     with (copy / "unseen.bin").open("ab") as file:
         file.write(b"x")
     (line,) = verify(Manifest(copy))
-    assert line.startswith(f"{copy / 'unseen.bin'}: ")
+    assert str(line).startswith(f"{copy / 'unseen.bin'}: ")
     rewrite_info(copy)
     assert list(verify(Manifest(copy))) == []
 

@@ -63,6 +63,21 @@ def test_the_slopes_gradient_is_the_same_bits_each_time():
         np.testing.assert_array_equal(slopes(cell, x)[2], first)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},  # MindSpore's default, "same"
+        {"pad_mode": "pad", "padding": (0, 1, 0, 1)},
+        {"pad_mode": "pad", "padding": 2, "dilation": 2},
+    ],
+)
+@pytest.mark.parametrize("group", [1, 6])
+def test_a_convolution_that_is_padded_or_spread_otherwise_stays(options, group):
+    cell = nn.SequentialCell(nn.Conv2d(6, 6, 3, 2, group=group, **options))
+    adapt_to_cpu(cell)
+    assert type(cell[0]) is nn.Conv2d
+
+
 def test_a_second_adaptation_changes_nothing():
     cell = create_backbone("mbf_narrow", 32)
     plain = {type(layer) for _, layer in cell.cells_and_names()}

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from faceshards.errors import ConfigError, FaceshardsError
+from tests.training.head.adaface_problem import FACTOR, STEPS, Training, worst
 from tests.training.runs import LIMIT
-from training.device.distributed import choose_device, init
+from training import checkpoint
+from training.device.distributed import Group, choose_device, init
 from training.launch import TIMEOUTS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,7 +90,7 @@ def pair(tmp_path_factory):
     done = subprocess.run(arguments, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
     logs = "".join(path.read_text(errors="replace")[-3000:] for path in sorted((folder / "log").glob("worker_*.log")))
     assert done.returncode == 0, done.stderr[-2000:] + logs
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return [{"folder": folder, **json.loads((folder / f"rank-{rank}.json").read_text())} for rank in range(2)]
 
 
 @pytest.mark.slow
@@ -126,3 +128,25 @@ def test_what_is_too_large_for_float16_on_one_rank_is_skipped_on_both(pair):
     assert skipped.index(False) > alone.index(False)
     for (_, _, before, steps), (_, none, after, later) in itertools.pairwise(first):
         assert (before == after, steps == later) == (none, none)
+
+
+@pytest.mark.slow
+def test_two_ranks_have_adaface_of_float64(pair):
+    first, second = (result["adaface"] for result in pair)
+    assert first["statistics"] == second["statistics"]  # to the bit
+    for result in (first, second):
+        assert max(result["worst"].values()) < FACTOR, result["worst"]
+
+
+@pytest.mark.slow
+def test_one_rank_takes_over_adafaces_statistics(pair):
+    path = checkpoint.known(pair[0]["folder"] / "checkpoints")[-1]
+    meta = checkpoint.read_meta(path)
+    training = Training(Group(), rate=0.8)
+    checkpoint.set_from(path, meta, "backbone", {training.weight.name: training.weight})
+    checkpoint.set_from(path, meta, "optimizer", training.step.slots)
+    checkpoint.restore_rank(path, meta, training.centers)
+    training.samples = [np.array(ids) for ids in pair[0]["adaface"]["samples"][: meta.state.step]]
+    training.run(meta.state.step, STEPS)
+    found = worst(training)
+    assert max(found.values()) < FACTOR, found

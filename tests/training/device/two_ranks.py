@@ -19,9 +19,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from tests.training.head.adaface_problem import CLASSES as ADAFACE_CLASSES
+from tests.training.head.adaface_problem import STEPS as ADAFACE_STEPS
+from tests.training.head.adaface_problem import Training, worst
 from tests.training.linear import DIM as LINEAR
 from tests.training.linear import INPUTS, integers, linear_step, momentum
 from tests.training.runs import tiny_backbone
+from training import checkpoint
 from training.centers.class_centers import ClassCenters, slice_of
 from training.centers.rules import RULES
 from training.config import TrainConfig
@@ -30,11 +34,13 @@ from training.device.prepare import prepare
 from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
+from training.state import Meta, RunState
 from training.step import Step
 
 CLASSES, DIM, BATCH, STEPS = 203, 32, 8, 5  # 203: slices of 102 and 101 classes
 MARGIN = CombinedMargin(1, 0.5, 0, 64.0, 0.3)
 UNIT, HALF = 2.0**-23, 2.0**-10  # between 1 and the next float32, and float16
+HALFWAY = ADAFACE_STEPS // 2
 NUDGES = 3  # other roundings of one process
 
 
@@ -229,6 +235,23 @@ def overflow(group):
     return found
 
 
+def adaface(group, folder):
+    """Returns the differences of AdaFace's training to float64, and its statistics and samples by step.
+
+    A checkpoint of half of the steps is written into the folder.
+    """
+    training = Training(group, rate=0.8)
+    training.run(0, HALFWAY)
+    kept = {name: value.asnumpy() for name, value in training.step.slots.items()}
+    weights = {training.weight.name: training.weight.asnumpy()}
+    meta = Meta(RunState(HALFWAY), lanes=8, fingerprint="", classes=ADAFACE_CLASSES, world=group.world, config={})
+    checkpoint.save(folder, meta, group, weights, kept, training.centers)
+    course = training.run(HALFWAY, ADAFACE_STEPS)
+    statistics = [step[1:] for step in course.steps]
+    samples = [ids.tolist() for ids in training.samples]
+    return {"worst": worst(training), "statistics": statistics, "samples": samples}
+
+
 def main():
     group = init("CPU")
     x = ms.Tensor(np.array([[1, -5], [2, 7]], np.float32) * (1 if group.rank == 0 else -2))
@@ -245,6 +268,7 @@ def main():
         "backbone": compare_steps(group, "O0"),
         "backbone in float16": compare_steps(group, "O2"),
         "overflow": overflow(group),
+        "adaface": adaface(group, Path(sys.argv[1], "checkpoints")),
     }
     Path(sys.argv[1], f"rank-{group.rank}.json").write_text(json.dumps(result), encoding="utf-8")
     group.barrier()

@@ -14,6 +14,7 @@ from tests.training.head.head_oracle import head as oracle
 from training.centers.class_centers import slice_of
 from training.device.distributed import Group
 from training.head.margins.combined import CombinedMargin
+from training.head.margins.subcenter import SubCenterMargin
 from training.head.partial_fc import Head
 from training.head.sampling import LabelError, Sampler
 
@@ -190,6 +191,24 @@ def test_head_is_the_papers_in_float64(name):
     assert got[0].shape == ()
     for mine, theirs in zip(got, want, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_sub_centres_are_the_papers_in_float64():
+    margin = SubCenterMargin(1, 0.5, 0, 64.0, 0.3, k=3)
+    x, w, targets = problem()
+    rng = np.random.default_rng(7)
+    w = np.concatenate([w, *(rng.normal(size=w.shape) * 0.01 for _ in range(2))], axis=1).astype(np.float32)  # (S, 3 D)
+    want = oracle(x, w, targets, m2=0.5, scale=64.0, threshold=0.3, k=3)
+    got = run(margin, x, w, targets)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.shape == np.shape(theirs)
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5 * np.abs(theirs).max())
+    # Three times the same centre is one centre: the first of equals is the nearest.
+    alone = run(CombinedMargin(1, 0.5, 0, 64.0, 0.3), x, w[:, :16], targets)
+    same = run(margin, x, np.tile(w[:, :16], 3), targets)
+    np.testing.assert_allclose(same[1], alone[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(same[2][:, :16], alone[2], rtol=1e-5, atol=1e-5 * np.abs(alone[2]).max())
+    assert not same[2][:, 16:].any()
 
 
 def test_filter_takes_out_negatives_and_their_gradient():

@@ -8,8 +8,8 @@ import math
 import mindspore as ms
 from mindspore import nn, ops
 
-from faceshards.errors import ConfigError
 from training.config import TrainConfig
+from training.head.margins.base import check_numbers, from_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +36,13 @@ class CombinedMargin:
     scale: float = 64.0
     interclass_threshold: float = 0.0
 
+    @property
+    def centers(self) -> int:
+        """One centre a class."""
+        return 1
+
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("m1", 1.0, 10.0),
-            ("m2", 0.0, math.pi),
-            ("m3", 0.0, 2.0),
-            ("scale", 1e-3, 1e4),
-            ("interclass_threshold", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ConfigError(f"margin: {name} = {value!r} is not a number from {low:g} to {high:g}")
+        check_numbers(self, {"m1": (1.0, 10.0), "m2": (0.0, math.pi), "m3": (0.0, 2.0)})
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> CombinedMargin:
@@ -55,8 +51,7 @@ class CombinedMargin:
         Raises:
             ConfigError: a number outside its range.
         """
-        m1, m2, m3 = config.margin
-        return cls(m1, m2, m3, config.scale, config.interclass_threshold)
+        return from_settings(cls, config)
 
     def target_cosine(self) -> TargetCosine:
         """Returns the cell that gives the target's cosine after the margin."""
@@ -67,7 +62,8 @@ class TargetCosine(nn.Cell):
     """The margin at the target: cos(m1 * theta + m2) - m3 of cosines t = cos(theta), of any shape.
 
     With m1 = 1 it is t cos(m2) - sqrt(1 - t^2) sin(m2) - m3, which needs no arccosine; with another m1 the angle is
-    computed. As in the reference the value is taken as it comes also where m1 * theta + m2 exceeds pi.
+    computed. As in the reference the value is taken as it comes also where m1 * theta + m2 exceeds pi, and the gradient
+    passes as if there were no margin.
     """
 
     def __init__(self, margin: CombinedMargin) -> None:
@@ -78,10 +74,10 @@ class TargetCosine(nn.Cell):
         self.cos_m2 = math.cos(margin.m2)
         self.sin_m2 = math.sin(margin.m2)
 
-    def construct(self, t: ms.Tensor) -> ms.Tensor:
-        """Returns the target's cosine after the margin, in t's shape; t lies in [-1, 1]."""
+    def construct(self, t: ms.Tensor, lengths: ms.Tensor) -> tuple[ms.Tensor, None]:
+        """Returns the target's cosine after the margin, in t's shape, and no slope; the lengths make no difference."""
         if self.m1 != 1.0:
-            return ops.cos(ops.acos(t) * self.m1 + self.m2) - self.m3
+            return ops.cos(ops.acos(t) * self.m1 + self.m2) - self.m3, None
         if self.m2 == 0.0:
-            return t - self.m3
-        return t * self.cos_m2 - ops.sqrt(1.0 - t * t) * self.sin_m2 - self.m3
+            return t - self.m3, None
+        return t * self.cos_m2 - ops.sqrt(1.0 - t * t) * self.sin_m2 - self.m3, None
