@@ -1,10 +1,13 @@
 """Face-recognition sets as clean MindRecord shards, a trainer that streams them, and the field's numbers.
 
-The public names are handed on when they are asked for, so that importing the package costs nothing:
+The public names (docs/api.md) are handed on when they are asked for, so that importing the package costs nothing:
 
-- ``open(path)``: a published dataset (`faceshards.dataset.manifest.Manifest`);
-- ``build(...)``: builds and publishes one (`pipelines.build.build`);
-- ``Stream``: the batches of a rank (`training.data.stream.Stream`; no MindSpore needed).
+- ``open(path)``: a published dataset, a ``Dataset``;
+- ``build(source, out, **settings)``: builds and publishes one;
+- ``Stream(path, batch_size)``: its batches as NumPy arrays; no MindSpore needed;
+- ``FaceshardsError``: what all of them raise for what a user can put right.
+
+__init__.pyi tells type checkers and editors of them.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from typing import Any
 __version__ = "0.2.0"
 
 _PUBLIC = {
-    "open": ("faceshards.dataset.manifest", "Manifest"),
-    "build": ("pipelines.build", "build"),
-    "Stream": ("training.data.stream", "Stream"),
+    "open": ("faceshards.api.dataset", "Dataset"),
+    "Dataset": ("faceshards.api.dataset", "Dataset"),
+    "build": ("faceshards.api.build", "build"),
+    "Stream": ("faceshards.api.stream", "Stream"),
+    "FaceshardsError": ("faceshards.errors", "FaceshardsError"),
 }
 
 

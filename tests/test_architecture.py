@@ -111,6 +111,8 @@ PLANTS = {
         ("evaluation.measure", "faceshards.cli.options"),
         ("faceshards.dataset.manifest", "pipelines.config"),
         ("faceshards.errors", "training.config"),
+        ("evaluation.measure", "faceshards.api.dataset"),
+        ("faceshards.api.dataset", "faceshards.cli.options"),
     ],
     "ground": [("faceshards.formats.idx", "faceshards.dataset.schema"), ("faceshards.errors", "faceshards.files")],
     "build": [
@@ -271,7 +273,8 @@ PUBLIC = """
 import faceshards
 heavy = {"pipelines", "training", "evaluation", "numpy", "pyarrow", "click", "dask"}
 before = sorted(heavy & set(sys.modules))
-names = {name: getattr(faceshards, name).__module__ for name in dir(faceshards) if name in ("open", "build", "Stream")}
+names = {name: getattr(faceshards, name).__module__ for name in faceshards._PUBLIC}
+assert names.keys() <= set(dir(faceshards))
 print(json.dumps([before, names]))
 """
 
@@ -280,10 +283,16 @@ def test_public_names_are_handed_on_when_asked_for():
     before, names = without_extras(PUBLIC)
     assert before == []
     assert names == {
-        "open": "faceshards.dataset.manifest",
-        "build": "pipelines.build",
-        "Stream": "training.data.stream",
+        "open": "faceshards.api.dataset",
+        "Dataset": "faceshards.api.dataset",
+        "build": "faceshards.api.build",
+        "Stream": "faceshards.api.stream",
+        "FaceshardsError": "faceshards.errors",
     }
+    stub = ast.parse((ROOT / "faceshards" / "__init__.pyi").read_text(encoding="utf-8"))
+    told = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    told |= {node.names[0].asname for node in stub.body if isinstance(node, ast.ImportFrom)} - {None}
+    assert told == names.keys()
     with pytest.raises(AttributeError, match="module 'faceshards' has no attribute 'clsoe'"):
         _ = faceshards.clsoe
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", faceshards.__version__)

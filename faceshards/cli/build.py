@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,8 @@ from faceshards.cli.options import (
     workers_option,
 )
 from faceshards.cli.plan import print_plan
-from faceshards.errors import FaceshardsError
 from faceshards.settings import load_yaml, make_config
 from pipelines.config import BuildConfig
-from pipelines.sources.catalog import dataset_folder
-from pipelines.sources.find import find_files
 
 
 @click.command(cls=Command, go_on="; the same command goes on where it stopped")
@@ -112,59 +107,29 @@ def build(
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.build import build as make
     from pipelines.plan import plan as foresee
+    from pipelines.wanted import find_wanted
 
     if page is not None:
         check_report(page, out)  # before hours of building
     execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
-    expected = None
-    if name is not None:
-        expected, source = dataset_folder(name, data_root)
-        sources = (source,)
-        if expected.rendered:
-            _render(name, source, exclude, quiet, workers)
-        elif not source.exists():
-            raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
-    files, warnings = find_files(*sources)
-    title = name or "+".join(source.resolve().name for source in sources)
+    wanted = find_wanted(name, sources, data_root, exclude, quiet, workers)
     options: dict[str, Any] = {
-        **{"expected": expected, "warnings": warnings, "exclude": exclude},
+        **{"expected": wanted.expected, "warnings": wanted.warnings, "exclude": exclude},
         **{"strict": strict, "overwrite": overwrite, "restart": restart},
     }
     if plan:
         with logging_redirect_tqdm():
-            foreseen = foresee(title, files, out, config, execution, **options, share=sample or 1.0)
+            foreseen = foresee(wanted.title, wanted.files, out, config, execution, **options, share=sample or 1.0)
         print_plan(foreseen, as_json)
         if strict and foreseen["refused"]:
             raise click.ClickException("a build would be refused")
         return
     with logging_redirect_tqdm():
-        found = make(title, files, out, config, execution, **options)
+        found = make(wanted.title, wanted.files, out, config, execution, **options)
     print_summary(found, as_json)
     if page is not None:
         written = write_report(page, found)
         if not as_json:
             click.echo(report_line(page, written))
-
-
-def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, workers: int) -> None:
-    """Renders a synthetic set, unless it is there; not if a set to exclude is unusable that is no part of it."""
-    if folder.exists():
-        return
-    from tqdm import tqdm
-
-    from faceshards.formats.verification_bin import read_bin
-    from pipelines.synthetic.spec import SETS
-    from pipelines.synthetic.write import write_set
-
-    for path in exclude:
-        if not path.absolute().is_relative_to(folder.absolute()):
-            read_bin(path)
-    spec = SETS[name]
-    with tqdm(desc="render  ", total=spec.records, unit=" images", disable=quiet, mininterval=0.5) as bar:
-
-        def progress(count: int) -> None:
-            bar.update(count)
-
-        write_set(folder, spec, progress, workers or len(os.sched_getaffinity(0)))

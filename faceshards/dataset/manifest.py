@@ -11,17 +11,20 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, complete, schema_with
-from faceshards.errors import FaceshardsError, ShardError
+from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
+from faceshards.errors import FaceshardsError
 from faceshards.files import check_seal, dead_link, difference, open_regular
 
 log = logging.getLogger(__name__)
@@ -88,11 +91,7 @@ class Manifest:
             )
 
     def schema(self, table: str) -> pa.Schema:
-        """Returns the schema of a table of this set.
-
-        Args:
-            table: a name of SCHEMAS.
-        """
+        """Returns the schema of a table of this set, by a name of SCHEMAS."""
         return schema_with(table, self.reasons[len(DROP_REASONS) :])
 
     def files(self, table: str, shard: int | None = None) -> list[str]:
@@ -103,8 +102,10 @@ class Manifest:
             shard: of `images` only the part with this shard's rows.
 
         Raises:
-            ManifestError: dataset.json lists none.
+            ManifestError: dataset.json lists none, or there is no such table at all.
         """
+        if table not in SCHEMAS:
+            raise ManifestError(f"{self.path}: no table '{table}'; there are {', '.join(SCHEMAS)}")
         whole = f"manifest/{table}.parquet"
         if shard is None:
             found = sorted(name for name in self.info["files"] if name == whole or name.startswith(f"{whole}/"))
@@ -164,7 +165,7 @@ class Manifest:
     def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
         """Returns a table for lazy reading, after its files were compared with their checksums.
 
-        A column of schema.LATER that the set does not have is null here; everywhere else it holds what it stands for.
+        A column of schema.LATER that the set does not have holds what it stands for, as everywhere.
 
         Args:
             table: a name of SCHEMAS.
@@ -175,10 +176,17 @@ class Manifest:
         """
         names = self.files(table, shard)
         self._check(names)
-        try:
-            return ds.dataset([str(self.path / name) for name in names], format="parquet", schema=self.schema(table))
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
+        paths = [str(self.path / name) for name in names]
+        with self._reading(table):
+            present = pq.read_schema(paths[0]).names if table in LATER else []
+            # What holds for every row of a file stands in its partition expression, from which Arrow fills columns.
+            return ds.FileSystemDataset.from_paths(
+                paths,
+                schema=self.schema(table),
+                format=ds.ParquetFileFormat(),
+                filesystem=fs.LocalFileSystem(),
+                partitions=[stood_for(table, present)] * len(paths),
+            )
 
     def table(
         self,
@@ -190,17 +198,10 @@ class Manifest:
         """Returns a table, or some of its columns and rows; see dataset().
 
         Raises:
-            ManifestError: the table is missing or damaged.
+            ManifestError: the table is missing or damaged, or has no such column.
         """
-        found = self.dataset(table, shard)
-        try:
-            wanted = list(columns or self.schema(table).names)
-            if table not in LATER:
-                return found.to_table(columns=wanted, filter=where)
-            rows = complete(table, found.to_table(columns=wanted if where is None else None))
-            return (rows if where is None else rows.filter(where)).select(wanted)
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
+        with self._reading(table):
+            return self.dataset(table, shard).to_table(columns=self._columns(table, columns), filter=where)
 
     def batches(
         self,
@@ -212,34 +213,45 @@ class Manifest:
         """Yields a table's rows in order, a few thousand at a time; see table(). No more than a row group is held.
 
         Raises:
-            ManifestError: the table is missing or damaged; before the first row.
+            ManifestError: the table is missing or damaged, or has no such column; before the first row.
         """
-        wanted = list(columns or self.schema(table).names)
-        names = self.files(table, shard)
+        names, wanted = self.files(table, shard), self._columns(table, columns)
         self._check(names)
-        try:
+        with self._reading(table):
             for name in names:
                 # Not Arrow's scanner, which reads ahead of a slow reader without end.
                 with pq.ParquetFile(self.path / name) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
                         rows = complete(table, pa.Table.from_batches([batch]))
                         yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
 
     def count(self, table: str, where: ds.Expression | None = None) -> int:
         """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
-        if where is not None and table in LATER:
-            return len(self.table(table, where=where))
-        found = self.dataset(table)
-        try:
-            return int(found.count_rows(filter=where))
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(table, error) from None
+        with self._reading(table):
+            return int(self.dataset(table).count_rows(filter=where))
 
-    def _unreadable(self, table: str, error: Exception) -> ManifestError:
-        """Returns the one line for what Arrow says of a table."""
-        return ManifestError(f"{self.path / 'manifest' / table}.parquet: {' '.join(str(error).split())[:300]}")
+    def _columns(self, table: str, columns: Sequence[str] | None) -> list[str]:
+        """Returns the columns that are wanted of a table; ManifestError if it has no such one."""
+        known = self.schema(table).names
+        for name in columns or ():
+            if name not in known:
+                raise self._no_column(table, name)
+        return list(columns or known)
+
+    def _no_column(self, table: str, name: str) -> ManifestError:
+        known = ", ".join(self.schema(table).names)
+        return ManifestError(f"{self.path}: {table} has no column '{name}'; there are {known}")
+
+    @contextmanager
+    def _reading(self, table: str) -> Iterator[None]:
+        """Tells what Arrow says of a table in one line."""
+        try:
+            yield
+        except (OSError, KeyError, pa.ArrowException) as error:
+            text = " ".join(str(error).split())
+            if unknown := re.match(r"No match for FieldRef\.Name\((.*?)\) in ", text):  # of a condition
+                raise self._no_column(table, unknown[1]) from None
+            raise ManifestError(f"{self.path / 'manifest' / table}.parquet: {text[:300]}") from None
 
     def shard_path(self, file: str) -> Path:
         """Returns where a shard lies, by its name in the table `shards`."""
@@ -259,16 +271,6 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def check_image(path: Path, row: int, image: bytes | memoryview, sha256: bytes) -> None:
-    """Compares an image read from a shard with its checksum in `images`.
-
-    Raises:
-        ShardError: it is another's; names file and row.
-    """
-    if hashlib.sha256(image).digest() != sha256:
-        raise ShardError(path, f"row {row}: the image's sha256 is not the manifest's")
 
 
 def _check_info(info: dict[str, Any]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import operator
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 SCHEMA_VERSION = 2
 """Schema 1 has the same tables; its dataset.json has no checksum of its own (faceshards.dataset.upgrade)."""
@@ -145,3 +148,14 @@ def complete(table: str, rows: pa.Table) -> pa.Table:
         elif rows[name].null_count:
             rows = rows.set_column(rows.column_names.index(name), field, rows[name].fill_null(value))
     return rows
+
+
+def stood_for(table: str, present: Collection[str]) -> ds.Expression:
+    """Returns what holds for each row of a file of a table: what those columns of LATER stand for that it lacks.
+
+    Args:
+        table: a name of SCHEMAS.
+        present: columns that the file has.
+    """
+    lacks = [ds.field(name) == value for name, value in LATER.get(table, {}).items() if name not in present]
+    return functools.reduce(operator.and_, lacks, ds.scalar(True))

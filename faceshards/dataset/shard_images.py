@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,12 +12,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from faceshards.dataset.manifest import Manifest, check_image
+from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
 from faceshards.files import open_regular
 from faceshards.formats.mindrecord.reader import Shard
 
 _BLOCK = 32 << 20  # bytes of images held at a time
+
+
+def check_image(path: Path, row: int, image: bytes | memoryview, sha256: bytes) -> None:
+    """Compares an image read from a shard with its checksum in `images`.
+
+    Raises:
+        ShardError: it is another's; names file and row.
+    """
+    if hashlib.sha256(image).digest() != sha256:
+        raise ShardError(path, f"row {row}: the image's sha256 is not the manifest's")
 
 
 def frame_offsets(manifest: Manifest, number: int, sizes: np.ndarray) -> np.ndarray:

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from faceshards.dataset.manifest import Manifest, check_image
+from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.shard_images import check_image
 from faceshards.errors import SourceError
 from faceshards.formats.mindrecord.reader import Shard
+from faceshards.inspection.photograph import Photograph
 
 ReadRecord = Callable[[Mapping[str, Any], str], bytes]
 """Gives the image of a record by its source, as dataset.json has it, and its key; SourceError if it cannot."""
@@ -26,6 +28,17 @@ class Pictures:
         self._found, self._read = found, read
         self._sources = {entry["name"]: entry for entry in found.info.get("sources", [])}
         self._files: dict[int, str] = {}
+
+    def of(self, one: Photograph) -> bytes:
+        """Returns the image of a record, from its shard or its source.
+
+        Raises:
+            ShardError, SourceError: see kept() and dropped().
+        """
+        if one.table == "images":
+            return self.kept(one.row)
+        twin = one.stands[0] if one.row["reason"] == "exact_duplicate" and one.stands else {}
+        return self.dropped(one.row, twin.get("sha256"))
 
     def kept(self, row: Mapping[str, Any]) -> bytes:
         """Returns the image of a row of `images`, from its shard.

@@ -150,8 +150,13 @@ class Stream:
 
         Raises:
             ShardError: an image cannot be read or decoded; the message names file and row.
-            StreamError: a shard was found to be damaged; an epoch does not end before all were compared.
+            StreamError: a shard was found to be damaged; an epoch does not end before all were compared. Or the stream
+                is closed, or there is no such epoch or step.
         """
+        if epoch < 0 or start < 0:
+            raise StreamError(f"epoch {epoch} from step {start} on: both are counted from 0")
+        if not self._handles:
+            raise StreamError("the stream is closed")
         layout = self._layout
         lanes = layout.own_lanes(self._rank)
         bounds = layout.bounds[lanes.start : lanes.stop + 1] - self._start

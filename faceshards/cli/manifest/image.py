@@ -41,20 +41,11 @@ def image(path: Path, name: str, out: Path | None, limit: int | None, as_json: b
     found = Manifest(path)
     one = photograph(found, name)
     if out is not None:
-        _write(out, _encoded(found, one))
+        _write(out, Pictures(found, read_record).of(one))
     if as_json:
         _print_json(one, limit)
     else:
         _print(one, limit)
-
-
-def _encoded(found: Manifest, one: Photograph) -> bytes:
-    """Returns a record's image, from its shard or its source."""
-    pictures = Pictures(found, read_record)
-    if one.table == "images":
-        return pictures.kept(one.row)
-    twin = one.stands[0] if one.row["reason"] == "exact_duplicate" and one.stands else {}
-    return pictures.dropped(one.row, twin.get("sha256"))
 
 
 def _write(out: Path, data: bytes) -> None:

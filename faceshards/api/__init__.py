@@ -1,0 +1,1 @@
+"""What Python programs use, and notebooks: open a dataset, build one, stream its batches (docs/api.md)."""

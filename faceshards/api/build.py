@@ -1,0 +1,121 @@
+"""A build in one call."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from faceshards.api.dataset import Dataset
+from faceshards.errors import ConfigError, SourceError
+from faceshards.settings import make_config
+from pipelines.config import BuildConfig
+from pipelines.sources.catalog import known_datasets
+
+StrPath = str | os.PathLike[str]
+
+
+def build(
+    source: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    data_root: StrPath = "data/raw",
+    exclude: StrPath | Sequence[StrPath] = (),
+    workers: int = 0,
+    scheduler: str | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Dataset:
+    """Returns the dataset built of a known set, of files or of folders, and published at `out`.
+
+    It is what `faceshards build` does: interrupted at any moment, the same call goes on where it stopped; and where
+    the same dataset is published already, it is opened. Processes of its own do the work; they do not import the
+    caller's script.
+
+    Args:
+        source: the name of a known set, such as ``"synthetic"`` (`faceshards datasets` lists them); or one path or
+            several: .rec and WebDataset .tar files, folders of either, or image folders. A folder that is named as a
+            known set is: ``"./casia"``, or a pathlib.Path.
+        out: folder to publish; made by one rename at the end.
+        data_root: where raw files of known sets lie, each set in a folder of its name.
+        exclude: verification sets (.bin); what is a picture of theirs is dropped.
+        workers: processes; 0: one per core.
+        scheduler: address of a Dask scheduler to use instead.
+        strict: publish nothing if records are broken, or counts are not what the sources say.
+        overwrite: replace a dataset that is published at `out`.
+        restart: throw away an interrupted build.
+        quiet: no progress bars on stderr.
+        **settings: what decides the result, as `pipelines.config.BuildConfig` has it: ``shards=16``,
+            ``image_size=(0, 0)``, ``near_within=40``, ...; `faceshards settings` lists them.
+
+    Raises:
+        ConfigError: an unknown setting, or a value out of range.
+        SourceError: a source is missing or unusable, or its people cannot be told apart.
+        SetError: a set to exclude is unusable.
+        BuildError: cannot start, go on, or publish; an interrupted build stays resumable.
+        UnsoundError: strict, and the sources are not sound.
+    """
+    from pipelines.build import Execution  # Dask takes a second to import
+    from pipelines.build import build as make
+    from pipelines.wanted import find_wanted
+
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}, and has to be 0 at least")
+    config = make_config(settings, "faceshards.build", BuildConfig())
+    name, paths = _meant(source)
+    kept_out = _paths(exclude)
+    with _script_left_aside():
+        wanted = find_wanted(name, paths, Path(data_root), kept_out, quiet, workers)
+        make(
+            wanted.title,
+            wanted.files,
+            Path(out),
+            config,
+            Execution(workers, scheduler, quiet=quiet),
+            expected=wanted.expected,
+            warnings=wanted.warnings,
+            exclude=kept_out,
+            strict=strict,
+            overwrite=overwrite,
+            restart=restart,
+        )
+    return Dataset(Path(out))
+
+
+def _meant(source: StrPath | Sequence[StrPath]) -> tuple[str | None, list[Path]]:
+    """Returns the name of a known set, or the paths of any other."""
+    known = known_datasets()
+    if isinstance(source, str) and source in known:
+        return source, []
+    if isinstance(source, str) and re.fullmatch(r"\w+", source) and not os.path.lexists(source):
+        raise SourceError(f"'{source}' is no known set ({', '.join(known)}), and no file or folder")
+    paths = _paths(source)
+    if not paths:
+        raise SourceError("no source: give the name of a known set, a path, or several")
+    return None, paths
+
+
+def _paths(given: StrPath | Sequence[StrPath]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]
+
+
+@contextmanager
+def _script_left_aside() -> Iterator[None]:
+    """Has processes that start meanwhile not import the script that runs: it would build once more in each of them.
+
+    multiprocessing.spawn imports what ``__main__`` says of itself; what the stages of a build need has modules.
+    """
+    main = vars(sys.modules["__main__"])
+    said: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.update(dict.fromkeys(said))
+    try:
+        yield
+    finally:
+        main.update(said)
