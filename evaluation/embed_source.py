@@ -22,7 +22,7 @@ from evaluation.image_sources import Images, open_source
 from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
 from faceshards.files import differences, exclusive_folder, replacing, write_json
-from training.data.transforms import SIZE, ImageError, decode
+from training.data.transforms import SIZE, ImageError, header_size
 
 LOOKED_AT = 32  # images of a block, before all are embedded
 
@@ -87,7 +87,7 @@ def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> Non
         images = blocks[number](0).images
         for image in images[:: max(1, len(images) // LOOKED_AT)]:
             with contextlib.suppress(ImageError):
-                sizes[decode(image).shape[:2]] += 1
+                sizes[header_size(image)] += 1
     if sizes and SIZE not in sizes:
         (height, width), count = sizes.most_common(1)[0]
         raise FaceshardsError(

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
 from faceshards.errors import FaceshardsError, ShardError
 from faceshards.files import check_seal, dead_link, difference, open_regular
+from faceshards.formats.encoded_image import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,12 @@ class Manifest:
                 "'faceshards manifest upgrade %s' gives it one",
                 *(self.path, self.path),
             )
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest image that the build let in; readers decode none that is larger."""
+        found = self.info["config"].get("max_pixels")
+        return found if type(found) is int else MAX_PIXELS
 
     def files(self, table: str, shard: int | None = None) -> list[str]:
         """Returns the files of a table by their names in dataset.json, in order.

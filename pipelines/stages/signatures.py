@@ -14,54 +14,15 @@ import hashlib
 import cv2
 import numpy as np
 
+from faceshards.formats.encoded_image import decode, image_size, too_large
 from pipelines.config import BuildConfig
 from pipelines.sources.base import Scanned
 
 SIDE = 16
 _SCALE = 1024  # of the integer cosines: 255 * 56 * 1024 < 2**24, exact in float32 for faces of 112 x 112
 _BATCH = 64  # images transformed at once: within the second-level cache
+_HALF_GRAY = cv2.IMREAD_REDUCED_GRAYSCALE_2  # always this one: another moves the hash by up to 32 bits
 _HELD = 16 << 20  # bytes of decoded images that may wait for others of their size
-
-_SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
-
-
-def image_size(data: memoryview) -> tuple[int, int]:
-    """Returns height and width in pixels as a JPEG or PNG header says them, without decoding.
-
-    Raises:
-        ValueError: not JPEG or PNG, or no size in it; the message is the cause.
-    """
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        if data[12:16] != b"IHDR" or len(data) < 24:
-            raise ValueError("PNG without a header chunk")
-        height, width = int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-        if max(height, width) >= 1 << 31:
-            raise ValueError(f"PNG of {height} x {width} pixels, beyond the format's own limit")
-        # cv2 4.11 allocates what a chunk says it holds, up to 2 GiB, before it reads it.
-        at = 8
-        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
-            at += 12 + int.from_bytes(data[at : at + 4], "big")
-        if at > len(data):
-            raise ValueError(f"PNG cut off: a chunk should end at byte {at}, the data at {len(data)}")
-        return height, width
-    if data[:2] != b"\xff\xd8":
-        raise ValueError("empty image" if not len(data) else "neither JPEG nor PNG")
-    at, end = 2, len(data) - 9
-    while at <= end:
-        if data[at] != 0xFF:
-            break
-        marker = data[at + 1]
-        if marker in _SOF:
-            return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-        # Fill bytes and markers without a length are one and two bytes long. To miss one is to look for the size
-        # elsewhere than the decoder, and to let a bomb in.
-        if marker == 0xFF:
-            at += 1
-        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:
-            at += 2
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    raise ValueError("JPEG without a frame header")
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,8 +88,8 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
         if refused := _refused(size, config):
             rows.drop(i, *refused)
             continue
-        gray = _decode(image)
-        if gray is None or gray.size == 0:
+        gray = decode(image, _HALF_GRAY)
+        if gray is None:
             rows.drop(i, "undecodable", "the decoder refuses it")
             continue
         hasher.add(i, gray)
@@ -147,20 +108,12 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
 
 def _refused(size: tuple[int, int], config: BuildConfig) -> tuple[str, str] | None:
     """Returns reason and detail if an image of this height and width is not to be decoded."""
-    if size[0] * size[1] > config.max_pixels:
-        return "too_large", f"{size[0]} x {size[1]} pixels, more than max_pixels {config.max_pixels}"
+    if cause := too_large(size, config.max_pixels):
+        return "too_large", cause
     wanted = config.image_size
     if wanted not in ((0, 0), size):
         return "wrong_size", f"{size[0]} x {size[1]} pixels, not {wanted[0]} x {wanted[1]}"
     return None
-
-
-def _decode(image: np.ndarray) -> np.ndarray | None:
-    """Returns the half-size gray image, or None; always in this mode, as another moves the hash by up to 32 bits."""
-    try:
-        return cv2.imdecode(image, cv2.IMREAD_REDUCED_GRAYSCALE_2)
-    except cv2.error:
-        return None
 
 
 class _Hasher:
