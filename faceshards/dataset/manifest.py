@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
 from faceshards.errors import FaceshardsError, ShardError
-from faceshards.files import check_seal, dead_link, difference, open_regular
+from faceshards.files import check_seal, dead_link, difference
 from faceshards.formats.encoded_image import MAX_PIXELS
+from faceshards.formats.json_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Manifest:
         self.path = path.parent if path.name == "dataset.json" else path
         file = self.path / "dataset.json"
         try:
-            self.info: dict[str, Any] = json.loads(_text(file))
+            self.info: dict[str, Any] = read_json(file)
             self.schema_version: int = self.info["schema_version"]
             if self.schema_version not in (1, SCHEMA_VERSION):
                 raise ManifestError(
@@ -71,7 +72,7 @@ class Manifest:
             raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"{file}: damaged: {error}") from None
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
@@ -238,12 +239,6 @@ class Manifest:
     def shard_path(self, file: str) -> Path:
         """Returns where a shard lies, by its name in the table `shards`."""
         return self.path / "shards" / file
-
-
-def _text(path: Path) -> str:
-    """Returns the text of a file."""
-    with open(open_regular(path), encoding="utf-8") as file:
-        return file.read()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
