@@ -191,10 +191,10 @@ class Manifest:
         try:
             wanted = list(columns or SCHEMAS[table].names)
             if table not in LATER:
-                return found.to_table(columns=wanted, filter=where)
+                return sound(table, found.to_table(columns=wanted, filter=where))
             rows = complete(table, found.to_table(columns=wanted if where is None else None))
-            return (rows if where is None else rows.filter(where)).select(wanted)
-        except (OSError, pa.ArrowException) as error:
+            return sound(table, (rows if where is None else rows.filter(where)).select(wanted))
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
     def batches(
@@ -218,8 +218,9 @@ class Manifest:
                 with pq.ParquetFile(self.path / name) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
                         rows = complete(table, pa.Table.from_batches([batch]))
-                        yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
-        except (OSError, KeyError, pa.ArrowException) as error:
+                        rows = (rows if where is None else rows.filter(where)).select(wanted)
+                        yield from sound(table, rows).to_batches()
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
     def count(self, table: str, where: ds.Expression | None = None) -> int:
@@ -237,8 +238,30 @@ class Manifest:
         return ManifestError(f"{self.path / 'manifest' / table}.parquet: {' '.join(str(error).split())[:300]}")
 
     def shard_path(self, file: str) -> Path:
-        """Returns where a shard lies, by its name in the table `shards`."""
+        """Returns where a shard lies, by its name in the table `shards`.
+
+        Raises:
+            ManifestError: that is no name of a file.
+        """
+        if "/" in file or not _is_inside(file):
+            raise ManifestError(f"{self.path}: the table shards has {file[:80]!r}, which is no name of a file")
         return self.path / "shards" / file
+
+
+def sound(table: str, rows: pa.Table) -> pa.Table:
+    """Returns rows of a table after a look at what Arrow takes on trust: types, nulls, and that text is UTF-8.
+
+    Raises:
+        ValueError: one of these is not as the schema says.
+    """
+    rows = rows.cast(pa.schema([SCHEMAS[table].field(name) for name in rows.column_names]))
+    rows.validate(full=True)
+    return rows
+
+
+def _is_inside(name: str) -> bool:
+    """Returns whether a name is one of a file below a folder, wherever that is, which a terminal can show."""
+    return name.isprintable() and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -267,11 +290,23 @@ def _check_info(info: dict[str, Any]) -> None:
             raise TypeError(f"{key} is no {kind.__name__}")
     if not all(type(info["totals"][key]) is int for key in _TOTALS):
         raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
-    if not isinstance(info["totals"]["dropped"], dict):
-        raise TypeError("the total dropped is no dict")
+    dropped = info["totals"]["dropped"]
+    if not isinstance(dropped, dict) or not all(type(count) is int for count in dropped.values()):
+        raise TypeError("the total dropped is no dict of integers")
     for name, entry in info["files"].items():
+        if not _is_inside(name):
+            raise ValueError(f"files: {name[:80]!r} is no path of a file in the dataset")
         if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
             raise TypeError(f"files: {name} has no size or checksum")
+    if not all(isinstance(line, str) for line in info["warnings"]):
+        raise TypeError("a warning is no text")
+    sources = info.get("sources", [])
+    if not isinstance(sources, list) or not all(map(_is_source, sources)):
+        raise TypeError("sources: one has no name or path")
+
+
+def _is_source(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "path"))
 
 
 def fingerprint(shards: pa.Table) -> str:
