@@ -8,6 +8,7 @@ import json
 import click
 
 from faceshards.cli.options import Command, json_option
+from faceshards.cli.terminal import echo
 from pipelines.config import BuildConfig
 
 
@@ -17,7 +18,7 @@ def settings(as_json: bool) -> None:
     """List the settings that --set and --config take, with their defaults."""
     values = {field.name: getattr(BuildConfig(), field.name) for field in dataclasses.fields(BuildConfig)}
     if as_json:
-        click.echo(json.dumps(values, indent=2))
+        echo(json.dumps(values, indent=2))
         return
     for key, value in values.items():
-        click.echo(f"{key:<16} {list(value) if isinstance(value, tuple) else value}")
+        echo(f"{key:<16} {list(value) if isinstance(value, tuple) else value}")

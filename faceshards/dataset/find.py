@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.dataset.manifest import Manifest, ManifestError, sound
+from faceshards.dataset.content import sound
+from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.schema import SCHEMAS
 
 Matches = Callable[[pa.Array], npt.NDArray[np.bool_]]

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import LATER, SCHEMA_VERSION, SCHEMAS, complete
 from faceshards.errors import FaceshardsError, ShardError
 from faceshards.files import check_seal, dead_link, difference
@@ -28,9 +29,6 @@ from faceshards.formats.json_files import read_json
 
 log = logging.getLogger(__name__)
 
-# What readers rely on in dataset.json.
-_INFO = {"name": str, "totals": dict, "fingerprint": str, "files": dict, "warnings": list, "config": dict}
-_TOTALS = ("scanned", "kept", "identities", "shards", "conflicts", "identity_links", "image_bytes")
 _BATCH = 8192  # rows
 _FINGERPRINT_RULE = 1  # of fingerprint(); no schema's number, so that a new schema leaves fingerprints as they are
 
@@ -65,7 +63,7 @@ class Manifest:
                 )
             if self.schema_version == SCHEMA_VERSION or "sha256" in self.info:
                 check_seal(self.info)
-            _check_info(self.info)
+            check_info(self.info)
         except FileNotFoundError:
             link = dead_link(file)
             cause = f"{link} is a link that leads nowhere" if link else "no dataset.json"
@@ -243,25 +241,9 @@ class Manifest:
         Raises:
             ManifestError: that is no name of a file.
         """
-        if "/" in file or not _is_inside(file):
+        if "/" in file or not is_inside(file):
             raise ManifestError(f"{self.path}: the table shards has {file[:80]!r}, which is no name of a file")
         return self.path / "shards" / file
-
-
-def sound(table: str, rows: pa.Table) -> pa.Table:
-    """Returns rows of a table after a look at what Arrow takes on trust: types, nulls, and that text is UTF-8.
-
-    Raises:
-        ValueError: one of these is not as the schema says.
-    """
-    rows = rows.cast(pa.schema([SCHEMAS[table].field(name) for name in rows.column_names]))
-    rows.validate(full=True)
-    return rows
-
-
-def _is_inside(name: str) -> bool:
-    """Returns whether a name is one of a file below a folder, wherever that is, which a terminal can show."""
-    return name.isprintable() and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -281,32 +263,6 @@ def check_image(path: Path, row: int, image: bytes | memoryview, sha256: bytes) 
     """
     if hashlib.sha256(image).digest() != sha256:
         raise ShardError(path, f"row {row}: the image's sha256 is not the manifest's")
-
-
-def _check_info(info: dict[str, Any]) -> None:
-    """Raises KeyError or TypeError if dataset.json lacks what readers rely on."""
-    for key, kind in _INFO.items():
-        if not isinstance(info[key], kind):
-            raise TypeError(f"{key} is no {kind.__name__}")
-    if not all(type(info["totals"][key]) is int for key in _TOTALS):
-        raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
-    dropped = info["totals"]["dropped"]
-    if not isinstance(dropped, dict) or not all(type(count) is int for count in dropped.values()):
-        raise TypeError("the total dropped is no dict of integers")
-    for name, entry in info["files"].items():
-        if not _is_inside(name):
-            raise ValueError(f"files: {name[:80]!r} is no path of a file in the dataset")
-        if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
-            raise TypeError(f"files: {name} has no size or checksum")
-    if not all(isinstance(line, str) for line in info["warnings"]):
-        raise TypeError("a warning is no text")
-    sources = info.get("sources", [])
-    if not isinstance(sources, list) or not all(map(_is_source, sources)):
-        raise TypeError("sources: one has no name or path")
-
-
-def _is_source(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "path"))
 
 
 def fingerprint(shards: pa.Table) -> str:

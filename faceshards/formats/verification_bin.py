@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, one_line
 from faceshards.files import replacing
 from faceshards.formats.pickles import Budget, Guard, RefusedError, shown
 
@@ -180,7 +180,7 @@ def _scalar(_dtype: Any, data: Any) -> bool:
 
 
 def printable(name: str) -> str:
-    """Returns a file's name as text that can be written as UTF-8."""
+    """Returns a file's name as text that can be written as UTF-8; see errors.harmless() for what a terminal obeys."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -224,7 +224,7 @@ def read_bin(path: Path | str) -> VerificationSet:
             raise SetError(f"{path}: refused: its images, some of them many times, are larger than the file")
     if not all(isinstance(flag, bool | int) and flag in (0, 1) for flag in same):
         raise SetError(f"{path}: a flag is neither true nor false")
-    return VerificationSet(printable(path.stem), tuple(encoded), np.array(list(same), bool))
+    return VerificationSet(one_line(printable(path.stem)), tuple(encoded), np.array(list(same), bool))
 
 
 def set_names(paths: Sequence[Path]) -> list[str]:
@@ -247,7 +247,7 @@ def set_names(paths: Sequence[Path]) -> list[str]:
         depth = next(depth for depth in itertools.count(1) if len({part[-depth:] for part in parts}) == len(parts))
         for place, part in zip(places, parts, strict=True):
             found[place] = "/".join(part[-depth:])
-    return [printable(name) for name in found]
+    return [one_line(printable(name)) for name in found]
 
 
 def _bytes(image: Any) -> bytes:
