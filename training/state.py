@@ -102,11 +102,21 @@ class Meta:
         return found
 
     def _check(self) -> None:
-        """Raises ValueError if a number is none or out of range, TypeError if a list of files is none."""
+        """Raises ValueError if a number is none or out of range, TypeError if something else is none."""
+        if not isinstance(self.config, dict) or not isinstance(self.fingerprint, str):
+            raise TypeError("no config, or no fingerprint")
         for name, size in self.files.items():
             if len(size) != 2 or not _is_number(size[0], 0) or not isinstance(size[1], str):
                 raise TypeError(f"files: {name} has no size or checksum")
         run = self.state
+        for measured in (run.verification, run.thresholds):
+            if not all(type(value) in (int, float) for value in measured.values()):
+                raise TypeError("an accuracy or a threshold is no number")
+        scale = [] if run.loss_scale is None else [run.loss_scale]
+        if not all(len(pair) == 2 for pair in (run.losses, *scale)):
+            raise TypeError("losses or loss_scale is no pair")
+        if not all(type(value) in (int, float) for value in (*run.losses, *run.pending, *sum(scale, ()))):
+            raise TypeError("a loss or the loss scale is no number")
         numbers = {name: (getattr(run, name), 0, _LARGEST) for name in ("step", "epoch", "batch", "skipped")}
         numbers |= {"classes": (self.classes, 1, _LARGEST), "lanes": (self.lanes, 1, _LARGEST)}
         numbers["world"] = (self.world, 1, len(self.files))  # each rank has written a file

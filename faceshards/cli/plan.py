@@ -8,7 +8,6 @@ from typing import Any
 
 from faceshards.cli.manifest.summary import spread_lines
 from faceshards.cli.terminal import echo
-from faceshards.errors import one_line
 from faceshards.files import bytes_text
 
 _ROUGH = 10  # seconds of work, from which those of a sample's whole are not told well
@@ -16,7 +15,7 @@ _ROUGH = 10  # seconds of work, from which those of a sample's whole are not tol
 
 def print_plan(facts: dict[str, Any], as_json: bool) -> None:
     """Prints what a build would do, as `pipelines.plan.plan` says it."""
-    echo(json.dumps(facts, indent=2) if as_json else "\n".join(map(one_line, _lines(facts))))
+    echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
