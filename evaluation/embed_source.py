@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import tempfile
@@ -22,7 +21,8 @@ from evaluation.image_sources import Images, open_source
 from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
 from faceshards.files import differences, exclusive_folder, replacing, write_json
-from training.data.transforms import SIZE, ImageError, decode
+from faceshards.formats.json_files import read_json
+from training.data.transforms import SIZE, ImageError, header_size
 
 LOOKED_AT = 32  # images of a block, before all are embedded
 
@@ -87,7 +87,7 @@ def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> Non
         images = blocks[number](0).images
         for image in images[:: max(1, len(images) // LOOKED_AT)]:
             with contextlib.suppress(ImageError):
-                sizes[decode(image).shape[:2]] += 1
+                sizes[header_size(image)] += 1
     if sizes and SIZE not in sizes:
         (height, width), count = sizes.most_common(1)[0]
         raise FaceshardsError(
@@ -99,8 +99,8 @@ def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> Non
 def _request(facts: Path) -> dict[str, Any]:
     """Returns what an earlier call was asked for."""
     try:
-        return dict(json.loads(facts.read_text(encoding="utf-8"))["request"])
-    except (ValueError, KeyError, TypeError) as error:
+        return dict(read_json(facts)["request"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FaceshardsError(f"{facts}: damaged: {error}; remove the folder to begin anew") from None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from evaluation.pair_lists import Image, read_pairs
 from evaluation.protocol.verification import VerificationError, check_pairs
 from faceshards.formats.verification_bin import SetError, VerificationSet
-from training.data.transforms import SIZE, ImageError, decode
+from training.data.transforms import SIZE, ImageError, decode, header_size
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,9 @@ def _check_images(root: Path, paths: Sequence[Path], images: Sequence[bytes]) ->
     other: dict[int, str] = {}
     for place, image in enumerate(images):
         try:
-            height, width, _ = decode(image).shape
+            height, width = header_size(image)
+            if (height, width) == SIZE:
+                decode(image, SIZE)
         except ImageError as error:
             broken[place] = str(error)
             continue

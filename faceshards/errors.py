@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+# C0 but tab and newline, DEL, C1, what turns the direction of writing, and the halves of surrogate pairs that stand for
+# bytes of a file's name: terminals obey the former, and nothing can write the latter.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """Returns a text with its control characters as their codes: \\x1b, and as JSON has them where it may hold them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] < " " else f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """Returns a text without control characters, and with its newlines as \\n."""
+    return harmless(text).replace("\n", "\\n")
 
 
 def first_few(things: Iterable[str]) -> str:

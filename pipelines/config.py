@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from faceshards.errors import ConfigError
+from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.settings import check_ranges
 
 POLICIES = ("drop", "keep-larger", "keep")
@@ -41,7 +42,7 @@ class BuildConfig:
     """
 
     image_size: tuple[int, int] = (112, 112)
-    max_pixels: int = 4096 * 4096
+    max_pixels: int = MAX_PIXELS
     near_within: int = 24
     near_across: int = 24
     near_mirror: int = -1

@@ -17,6 +17,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError
 from faceshards.files import BusyError, bytes_text, differences, exclusive_folder, fsync, fsync_tree, write_json
+from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
@@ -159,8 +160,8 @@ def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
             planned.touch()
         write_json(request, path)
     try:
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        before: dict[str, Any] = read_json(path)
+    except (OSError, ValueError) as error:
         raise BuildError(f"{path}: damaged: {error}; remove {work} to start again") from None
     different = differences(before, request)
     if different and planned.exists() and not differences(_signed(before), _signed(request)):

@@ -36,6 +36,19 @@ def png(seed: int, height: int = 112, width: int = 112) -> bytes:
     return encode(texture(seed, height, width), ".png")
 
 
+def with_orientation(image: bytes, orientation: int = 6) -> bytes:
+    """Returns a JPEG with an EXIF orientation (6: to be turned by 90 degrees), as a telephone writes it."""
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+    return image[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + image[2:]
+
+
+def with_scans(image: bytes, scans: int) -> bytes:
+    """Returns a progressive JPEG whose last scan comes so many times more."""
+    last = image.rindex(b"\xff\xda")
+    return image[:-2] + image[last:-2] * scans + image[-2:]
+
+
 def pack(image: bytes, label: float | Sequence[float] = 0.0, key: int = 0) -> bytes:
     """Returns an image record's payload by MXNet."""
     recordio = mxnet_import.load().recordio

@@ -9,7 +9,6 @@ rename.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ import numpy as np
 
 from faceshards.errors import FaceshardsError, WeightsError
 from faceshards.files import file_digest, fsync, write_json
+from faceshards.formats.json_files import read_json
 from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
 from training.centers.class_centers import ClassCenters, slice_of
 from training.device.distributed import Group
@@ -179,7 +179,7 @@ def read_meta(path: Path) -> Meta:
         CheckpointError: no checkpoint, of another format, or a file is missing or cut.
     """
     try:
-        content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        content = read_json(path / "checkpoint.json")
         if content["format"] not in (1, FORMAT):
             raise CheckpointError(f"{path}: not of format 1 or {FORMAT}, which this release reads")
         meta = Meta.from_json(content)
@@ -238,7 +238,7 @@ def restore_rank(path: Path, meta: Meta, centers: ClassCenters) -> None:
         with open_file(path, meta, rank_file(old, meta.world)) as file:
             names = ("weight", *centers.slots)
             for name in ("ids", "updates", *names):
-                if name not in file.names or (name in names and file.shape(name)[1] != centers.dim):
+                if name not in file.names or (name in names and file.shape(name)[1:] != (centers.dim,)):
                     raise CheckpointError(f"{file.path}: {name} is missing or not of {centers.dim} components")
             centers.load_state({name[6:]: file.array(name) for name in file.names if name.startswith("state.")})
             for place, ids in file.blocks("ids", BLOCK):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import faceshards
 from faceshards.errors import FaceshardsError
+from faceshards.formats.json_files import read_json
 
 # Seconds. A dead host is noticed by MindSpore's scheduler after NODE; a dead process on this host by msrun within one.
 # A rank may wait long for another that verifies or writes a checkpoint, so waiting for a message is no sign of death,
@@ -77,7 +77,7 @@ class Hosts:
             raise LaunchError(f"--hosts: {twice} is there twice; --devices says how many ranks a host has")
         if self.rank_table is not None:
             try:
-                json.loads(self.rank_table.read_text(encoding="utf-8"))
+                read_json(self.rank_table)
             except OSError as error:
                 raise LaunchError(f"--rank-table: {self.rank_table}: {error.strerror}") from None
             except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import exclusive_folder, write_json
+from faceshards.formats.json_files import read_json
 from faceshards.progress import logging_at
 from faceshards.settings import make_config
 from faceshards.versions import stamp
@@ -161,7 +162,7 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
             return _located(run_rank(request, data, lambda _: verifier), out)
         verifier = None  # rank 0 reads its sets for itself
         launch(request.arguments(), logs, hosts)
-        return _located(json.loads((out / "result.json").read_text(encoding="utf-8")), out)
+        return _located(read_json(out / "result.json"), out)
 
 
 @contextmanager
@@ -232,7 +233,7 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
     from training.checkpoint import read_meta
 
     try:
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        result = read_json(out / "result.json")
         path = out / result["checkpoint"]
         if result["steps"] != plan.steps or not path.is_dir():
             return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from faceshards.files import check_seal, sealed
 
+_LARGEST = (1 << 63) - 1
 FORMAT = 2
 """Format 1 is the same without a checksum of checkpoint.json itself, and is read too."""
 
@@ -85,7 +86,7 @@ class Meta:
 
         Raises:
             TypeError, KeyError: a field lacks, is too many, or is no such thing.
-            ValueError: the checksum is of other content.
+            ValueError: the checksum is of other content, or a number is out of range.
         """
         if content["format"] != 1 or "sha256" in content:
             check_seal(content)
@@ -96,4 +97,33 @@ class Meta:
             state[name] = tuple(state[name])
         if state.get("loss_scale") is not None:
             state["loss_scale"] = tuple(state["loss_scale"])
-        return cls(state=RunState(**state), **content)
+        found = cls(state=RunState(**state), **content)
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raises ValueError if a number is none or out of range, TypeError if something else is none."""
+        if not isinstance(self.config, dict) or not isinstance(self.fingerprint, str):
+            raise TypeError("no config, or no fingerprint")
+        for name, size in self.files.items():
+            if len(size) != 2 or not _is_number(size[0], 0) or not isinstance(size[1], str):
+                raise TypeError(f"files: {name} has no size or checksum")
+        run = self.state
+        for measured in (run.verification, run.thresholds):
+            if not all(type(value) in (int, float) for value in measured.values()):
+                raise TypeError("an accuracy or a threshold is no number")
+        scale = [] if run.loss_scale is None else [run.loss_scale]
+        if not all(len(pair) == 2 for pair in (run.losses, *scale)):
+            raise TypeError("losses or loss_scale is no pair")
+        if not all(type(value) in (int, float) for value in (*run.losses, *run.pending, *sum(scale, ()))):
+            raise TypeError("a loss or the loss scale is no number")
+        numbers = {name: (getattr(run, name), 0, _LARGEST) for name in ("step", "epoch", "batch", "skipped")}
+        numbers |= {"classes": (self.classes, 1, _LARGEST), "lanes": (self.lanes, 1, _LARGEST)}
+        numbers["world"] = (self.world, 1, len(self.files))  # each rank has written a file
+        for name, (number, low, high) in numbers.items():
+            if not _is_number(number, low, high):
+                raise ValueError(f"{name} {str(number)[:40]} is no whole number from {low} to {high}")
+
+
+def _is_number(value: Any, low: int, high: int = _LARGEST) -> bool:
+    return type(value) is int and low <= value <= high

@@ -17,6 +17,7 @@ from evaluation.embedder import NOT_FINITE, Embedder, EmbeddingError, Forward
 from evaluation.ijb.alignment import AlignmentError, align
 from evaluation.ijb.lines import IjbError
 from evaluation.ijb.protocol import Protocol
+from faceshards.errors import one_line
 from faceshards.files import replacing
 from faceshards.versions import stamp
 from training.data.transforms import ImageError, decode
@@ -78,7 +79,7 @@ def embed_protocol(
         by = f"{model} {stamp()['versions']['faceshards']}"
         identities = {places: _identity(protocol, places, by) for places in missing}
         missing = _take_kept(found, folder, identities, count)
-    with tqdm(desc=protocol.name, unit=" images", total=count, disable=quiet, mininterval=0.5) as bar:
+    with tqdm(desc=one_line(protocol.name), unit=" images", total=count, disable=quiet, mininterval=0.5) as bar:
         bar.update(count - sum(map(len, missing)))
         for places in missing:
             part = _embed(protocol, places, forward, bar.update)

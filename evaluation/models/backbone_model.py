@@ -19,6 +19,8 @@ from training.device.prepare import prepare_to_embed
 from training.weights.assign import embedding_size, load_weights
 from training.weights.read import SUFFIXES, read_weights
 
+LARGEST_SIZE = 1 << 14  # components of an embedding, as in a run's settings
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -82,7 +84,9 @@ def _of_checkpoint(path: Path) -> Backbone:
         known = checkpoint.known(path / "checkpoints")
         path = checkpoint.best(path / "checkpoints") or (known[-1] if known else path)
     meta = checkpoint.read_meta(path)
-    state, name, size = meta.state, str(meta.config["backbone"]), int(meta.config["embedding_size"])
+    state, name, size = meta.state, str(meta.config.get("backbone")), meta.config.get("embedding_size")
+    if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+        raise ModelError(f"{path / 'checkpoint.json'}: embedding_size {str(size)[:40]} is not 1 to {LARGEST_SIZE}")
     cell = create_backbone(name, size)
     checkpoint.set_from(path, meta, "backbone", cell.parameters_dict())
     cell.set_train(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from evaluation.embedder import SIZE, Forward
 from evaluation.origin import Origin
 from faceshards.errors import FaceshardsError, first_few
 from faceshards.files import file_digest
+from faceshards.formats.json_files import read_json
 from faceshards.formats.verification_bin import printable
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def read_card(path: Path) -> tuple[str, dict[str, Any]]:
     """
     try:
         digest = file_digest(path)[1]
-        card = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        card = read_json(path.with_name(f"{path.name}.json"))
         if card["sha256"] != digest:
             raise ModelError(f"{path}.json: the card of another file: its sha256 is {str(card['sha256'])[:12]}...")
     except FileNotFoundError:

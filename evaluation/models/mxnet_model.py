@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from evaluation.embedder import SIZE, Forward
 from evaluation.models.model import ModelError, graph_forward, to_pixels
 from faceshards.errors import first_few
 from faceshards.files import file_digest
+from faceshards.formats.json_files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -140,10 +140,10 @@ def mxnet_forward(symbol: Path, params: Path, input_range: str) -> tuple[Forward
 def _read_symbol(mx: Any, path: Path) -> tuple[Any, bool]:
     """Returns a graph, and whether it begins with what normalises pixels from 0 to 255."""
     try:
-        text = path.read_text(encoding="utf-8")
-        nodes = json.loads(text)["nodes"]
+        data = path.read_bytes()
+        nodes = parse_json(data)["nodes"]
         first = [place for place, node in enumerate(nodes) if node["name"] == _INPUT and node["op"] == "null"]
-        return mx.sym.load_json(text), _first_operations(nodes, first[0] if first else -1) in _NORMALISES
+        return mx.sym.load_json(data.decode()), _first_operations(nodes, first[0] if first else -1) in _NORMALISES
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, mx.MXNetError) as error:

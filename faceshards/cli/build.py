@@ -24,6 +24,7 @@ from faceshards.cli.options import (
     workers_option,
 )
 from faceshards.cli.plan import print_plan
+from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
 from pipelines.config import BuildConfig
 
@@ -132,4 +133,4 @@ def build(
     if page is not None:
         written = write_report(page, found)
         if not as_json:
-            click.echo(report_line(page, written))
+            echo(report_line(page, written))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import click
 import pyarrow as pa
+
+from faceshards.cli.terminal import echo
 
 Rows = Iterable[Sequence[str]]
 Length = Callable[[str], int]
@@ -70,8 +71,8 @@ def _plain(columns: Sequence[Column]) -> Callable[[Rows], None]:
     def line(row: Sequence[str]) -> str:
         return (" " * _GAP).join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
-    click.echo(line([column.name for column in columns]))
-    return lambda rows: click.echo("\n".join(map(line, rows)))
+    echo(line([column.name for column in columns]))
+    return lambda rows: echo("\n".join(map(line, rows)))
 
 
 def _drawing(columns: Sequence[Column]) -> Callable[[Rows], None] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from faceshards.cli.options import Command, data_root_option, json_option
+from faceshards.cli.terminal import echo
 from pipelines.sources.catalog import known_datasets
 
 
@@ -22,10 +23,10 @@ def datasets(data_root: Path, as_json: bool) -> None:
         for name, entry in known.items()
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'name':<12} {'identities':>10} {'images':>11}  {'present':<8} terms")
+    echo(f"{'name':<12} {'identities':>10} {'images':>11}  {'present':<8} terms")
     for row in rows:
         numbers = [f"{row[key]:,}" if row[key] else "any" for key in ("identities", "images")]
         present = "yes" if row["present"] else "no"
-        click.echo(f"{row['name']:<12} {numbers[0]:>10} {numbers[1]:>11}  {present:<8} {row['terms']}")
+        echo(f"{row['name']:<12} {numbers[0]:>10} {numbers[1]:>11}  {present:<8} {row['terms']}")

@@ -22,6 +22,7 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
+from faceshards.cli.terminal import echo
 from faceshards.files import check_writable
 
 
@@ -80,6 +81,6 @@ def evaluate(
         write(out, entries, origin)
     for measured in entries:
         for line in (*measured.result.warnings, *measured.problems):
-            click.echo(f"{measured.name}: {line}", err=True)
+            echo(f"{measured.name}: {line}", err=True)
     report = [] if out is None else [f"report {out / 'report.html'}"]
     show(content(entries, origin), [*table(entries, origin), *report], as_json)

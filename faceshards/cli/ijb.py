@@ -24,6 +24,7 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
+from faceshards.cli.terminal import echo
 from faceshards.files import check_writable, exclusive_folder
 from faceshards.progress import logging_at
 
@@ -77,7 +78,7 @@ def ijb(
             source, trained_on = loaded(model, backbone, trained_on, channels, input_range)
             origin, kept = source.origin(trained_on), None if out is None else out / "embeddings"
             if kept is None:
-                click.echo(f"{protocol.name}: without --out the embeddings are not kept", err=True)
+                echo(f"{protocol.name}: without --out the embeddings are not kept", err=True)
             found = embed_protocol(protocol, source.forward, kept, source.identity, quiet)
             rows, problems = found.rows, found.problems
         else:
@@ -91,5 +92,5 @@ def ijb(
             write(out, content, list(problems.values()))
     for line in left_out(result):
         first = f"; the first image: {next(iter(problems.values()))}" if problems else ""
-        click.echo(f"{protocol.name}: {line}{first}", err=True)
+        echo(f"{protocol.name}: {line}{first}", err=True)
     show(content, table(result, known, origin), as_json)

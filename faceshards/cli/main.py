@@ -12,6 +12,7 @@ import click
 
 from faceshards import __version__
 from faceshards.cli.options import LazyCommands
+from faceshards.cli.terminal import LogFormatter
 
 # Where each command is; imported when it is called for. Packages that take seconds, or that an extra brings, are
 # imported inside the commands, so that `faceshards --help` needs none of them.
@@ -47,4 +48,6 @@ def main() -> None:
       faceshards manifest summary data/shards/synthetic
       faceshards train synthetic --data data/shards/synthetic --out data/runs/synthetic
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from faceshards.errors import FaceshardsError
+from faceshards.cli.terminal import echo
+from faceshards.errors import FaceshardsError, harmless, one_line
 from faceshards.extensions import ExtensionError, load, registered
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ModelCommand(Command):
                 found = super().invoke(ctx)
         except BaseException:
             if any(folder.iterdir()):
-                click.echo(f"what MindSpore wrote about it is in {folder}", err=True)
+                echo(f"what MindSpore wrote about it is in {folder}", err=True)
             else:
                 folder.rmdir()
             raise
@@ -88,6 +89,14 @@ class Commands(click.Group):
     """A group of such commands."""
 
     command_class = Command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; what is said of its failure has no control characters."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = harmless(error.message)  # type: ignore[misc]
+            raise
 
 
 class LazyCommands(Commands):
@@ -252,5 +261,5 @@ def colours(model: Model) -> list[str]:
 
 def show(found: object, lines: Iterable[str], as_json: bool) -> None:
     """Prints what a command found: as JSON, or as lines."""
-    for line in [json.dumps(found)] if as_json else lines:
-        click.echo(line)
+    for line in [json.dumps(found)] if as_json else map(one_line, lines):
+        echo(line)

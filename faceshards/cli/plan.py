@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import click
-
 from faceshards.cli.manifest.summary import spread_lines
+from faceshards.cli.terminal import echo
 from faceshards.files import bytes_text
 
 _ROUGH = 10  # seconds of work, from which those of a sample's whole are not told well
@@ -16,7 +15,7 @@ _ROUGH = 10  # seconds of work, from which those of a sample's whole are not tol
 
 def print_plan(facts: dict[str, Any], as_json: bool) -> None:
     """Prints what a build would do, as `pipelines.plan.plan` says it."""
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from faceshards.cli.columns import Column, cell_length, cells, printer
+from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
 
 Batches = Callable[[], Iterator[pa.RecordBatch]]
@@ -46,9 +47,9 @@ def print_rows(
     else:
         _print_columns(names, batches, count)
     if count < total:
-        click.echo(f"({count} of {total} rows; --limit 0 for all)", err=True)
+        echo(f"({count} of {total} rows; --limit 0 for all)", err=True)
     elif not total and end:
-        click.echo("(no rows)", err=True)
+        echo("(no rows)", err=True)
 
 
 def print_table(
@@ -122,9 +123,9 @@ def row_json(row: object) -> str:
 def _print_json(batches: Iterator[pa.RecordBatch], end: str) -> None:
     before = "["
     for batch in batches:
-        click.echo(before + "\n" + ",\n".join(map(row_json, batch.to_pylist())), nl=False)
+        echo(before + "\n" + ",\n".join(map(row_json, batch.to_pylist())), nl=False)
         before = ","
-    click.echo(("[]" if before == "[" else "\n]") + end, nl=False)
+    echo(("[]" if before == "[" else "\n]") + end, nl=False)
 
 
 def _print_columns(names: Sequence[str], batches: Batches, count: int) -> None:

@@ -8,6 +8,7 @@ import json
 import click
 
 from faceshards.cli.options import Command, json_option
+from faceshards.cli.terminal import echo
 from pipelines.config import BuildConfig
 
 
@@ -17,7 +18,7 @@ def settings(as_json: bool) -> None:
     """List the settings that --set and --config take, with their defaults; those of filters hold once one is on."""
     values = {field.name: getattr(BuildConfig(), field.name) for field in dataclasses.fields(BuildConfig)}
     if as_json:
-        click.echo(json.dumps(values, indent=2))
+        echo(json.dumps(values, indent=2))
         return
     from pipelines.filters.registry import filter_names, settle  # OpenCV
 
@@ -25,4 +26,4 @@ def settings(as_json: bool) -> None:
         values |= {f"filters.{name}.{key}": value for key, value in own.items()}
     width = max(map(len, values))
     for key, value in values.items():
-        click.echo(f"{key:<{width}} {list(value) if isinstance(value, tuple | dict) else value}")
+        echo(f"{key:<{width}} {list(value) if isinstance(value, tuple | dict) else value}")

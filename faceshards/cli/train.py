@@ -11,6 +11,7 @@ import click
 
 from evaluation.origin import MARK, NOTE, Origin
 from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
+from faceshards.cli.terminal import echo
 
 
 @click.command(cls=Command, go_on="; with --resume the command goes on from the last checkpoint")
@@ -76,7 +77,7 @@ def train(
     where = run.Hosts(devices, names, host_rank, port, rank_table)
     if dry_run:
         for line in run.dry_run(request, where, _verifier):
-            click.echo(line)
+            echo(line)
         return
     show_result(run.run(request, where, _verifier), as_json)
 
@@ -91,17 +92,17 @@ def _verifier(paths: Sequence[Path]) -> Any:
 def show_result(result: dict[str, Any], as_json: bool) -> None:
     """Prints what came of a run: as JSON, or as lines."""
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        echo(json.dumps(result, indent=1))
         return
     skipped = result.get("skipped_steps", 0)  # an older run's result has none
     steps = f"steps {result['steps']:,}" + (f" ({skipped:,} skipped: too large for float16)" if skipped else "")
-    click.echo(f"{steps}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
+    echo(f"{steps}  loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}")
     for line in (*_accuracies(result), f"checkpoint {result['checkpoint']}"):
-        click.echo(line)
+        echo(line)
     if "versions" in result:  # results of releases before have none
         origin = Origin("", "", dataset=result["dataset"], fingerprint=result["fingerprint"], stamp=result)
         for line in origin.lines()[1:]:
-            click.echo(line)
+            echo(line)
 
 
 def _accuracies(result: dict[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from faceshards.dataset.content import sound
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.schema import SCHEMAS
 
@@ -39,7 +40,7 @@ def find(manifest: Manifest, table: str, column: str, matches: Matches, unique: 
             is no such row and any file is not.
     """
     names = manifest.files(table)
-    search = partial(_found, manifest, column=column, matches=matches)
+    search = partial(_found, manifest, table, column=column, matches=matches)
     enough = Event()
 
     def has(name: str) -> bool:
@@ -83,7 +84,9 @@ def rows_at(
         start += len(batch)
 
 
-def _found(manifest: Manifest, name: str, column: str, matches: Matches, columns: Sequence[str]) -> list[pa.Table]:
+def _found(
+    manifest: Manifest, table: str, name: str, column: str, matches: Matches, columns: Sequence[str]
+) -> list[pa.Table]:
     """Returns such rows of one file, by row group, some columns of them; a file of another size is refused."""
     path = manifest.path / name
     try:
@@ -95,8 +98,9 @@ def _found(manifest: Manifest, name: str, column: str, matches: Matches, columns
                 values = file.read_row_group(group, [column], use_threads=False)[column]
                 values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
                 if len(at := np.flatnonzero(matches(values))):
-                    found.append(file.read_row_group(group, columns, use_threads=False).take(at))
+                    rows = file.read_row_group(group, columns, use_threads=False).take(at)
+                    found.append(sound(manifest.schema(table), rows))
         return found
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         manifest.check_file(name)
         raise ManifestError(f"{path}: {' '.join(str(error).split())[:300]}") from None

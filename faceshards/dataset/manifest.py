@@ -23,15 +23,15 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
+from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
 from faceshards.errors import FaceshardsError
-from faceshards.files import check_seal, dead_link, difference, open_regular
+from faceshards.files import check_seal, dead_link, difference
+from faceshards.formats.encoded_image import MAX_PIXELS
+from faceshards.formats.json_files import read_json
 
 log = logging.getLogger(__name__)
 
-# What readers rely on in dataset.json.
-_INFO = {"name": str, "totals": dict, "fingerprint": str, "files": dict, "warnings": list, "config": dict}
-_TOTALS = ("scanned", "kept", "identities", "shards", "conflicts", "identity_links", "image_bytes")
 _BATCH = 8192  # rows
 _FINGERPRINT_RULE = 1  # of fingerprint(); no schema's number, so that a new schema leaves fingerprints as they are
 
@@ -62,7 +62,7 @@ class Manifest:
         self.path = path.parent if path.name == "dataset.json" else path
         file = self.path / "dataset.json"
         try:
-            self.info: dict[str, Any] = json.loads(_text(file))
+            self.info: dict[str, Any] = read_json(file)
             self.schema_version: int = self.info["schema_version"]
             if self.schema_version not in (1, SCHEMA_VERSION):
                 raise ManifestError(
@@ -70,14 +70,14 @@ class Manifest:
                 )
             if self.schema_version == SCHEMA_VERSION or "sha256" in self.info:
                 check_seal(self.info)
-            _check_info(self.info)
+            check_info(self.info)
         except FileNotFoundError:
             link = dead_link(file)
             cause = f"{link} is a link that leads nowhere" if link else "no dataset.json"
             raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"{file}: damaged: {error}") from None
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
@@ -93,6 +93,12 @@ class Manifest:
     def schema(self, table: str) -> pa.Schema:
         """Returns the schema of a table of this set, by a name of SCHEMAS."""
         return schema_with(table, self.reasons[len(DROP_REASONS) :])
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest image that the build let in; readers decode none that is larger."""
+        found = self.info["config"].get("max_pixels")
+        return found if type(found) is int else MAX_PIXELS
 
     def files(self, table: str, shard: int | None = None) -> list[str]:
         """Returns the files of a table by their names in dataset.json, in order.
@@ -201,7 +207,8 @@ class Manifest:
             ManifestError: the table is missing or damaged, or has no such column.
         """
         with self._reading(table):
-            return self.dataset(table, shard).to_table(columns=self._columns(table, columns), filter=where)
+            rows = self.dataset(table, shard).to_table(columns=self._columns(table, columns), filter=where)
+            return sound(self.schema(table), rows)
 
     def batches(
         self,
@@ -223,7 +230,8 @@ class Manifest:
                 with pq.ParquetFile(self.path / name) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
                         rows = complete(table, pa.Table.from_batches([batch]))
-                        yield from (rows if where is None else rows.filter(where)).select(wanted).to_batches()
+                        rows = (rows if where is None else rows.filter(where)).select(wanted)
+                        yield from sound(self.schema(table), rows).to_batches()
 
     def count(self, table: str, where: ds.Expression | None = None) -> int:
         """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
@@ -247,21 +255,21 @@ class Manifest:
         """Tells what Arrow says of a table in one line."""
         try:
             yield
-        except (OSError, KeyError, pa.ArrowException) as error:
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             text = " ".join(str(error).split())
             if unknown := re.match(r"No match for FieldRef\.Name\((.*?)\) in ", text):  # of a condition
                 raise self._no_column(table, unknown[1]) from None
             raise ManifestError(f"{self.path / 'manifest' / table}.parquet: {text[:300]}") from None
 
     def shard_path(self, file: str) -> Path:
-        """Returns where a shard lies, by its name in the table `shards`."""
+        """Returns where a shard lies, by its name in the table `shards`.
+
+        Raises:
+            ManifestError: that is no name of a file.
+        """
+        if "/" in file or not is_inside(file):
+            raise ManifestError(f"{self.path}: the table shards has {file[:80]!r}, which is no name of a file")
         return self.path / "shards" / file
-
-
-def _text(path: Path) -> str:
-    """Returns the text of a file."""
-    with open(open_regular(path), encoding="utf-8") as file:
-        return file.read()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -271,23 +279,6 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _check_info(info: dict[str, Any]) -> None:
-    """Raises KeyError or TypeError if dataset.json lacks what readers rely on."""
-    for key, kind in _INFO.items():
-        if not isinstance(info[key], kind):
-            raise TypeError(f"{key} is no {kind.__name__}")
-    if not all(type(info["totals"][key]) is int for key in _TOTALS):
-        raise TypeError(f"one of the totals {', '.join(_TOTALS)} is no integer")
-    if not isinstance(info["totals"]["dropped"], dict):
-        raise TypeError("the total dropped is no dict")
-    reasons = info.get("reasons", [])
-    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
-        raise TypeError("reasons is no list of names")
-    for name, entry in info["files"].items():
-        if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
-            raise TypeError(f"files: {name} has no size or checksum")
 
 
 def fingerprint(shards: pa.Table) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +52,14 @@ def read_index(path: Path) -> Index:
 
 
 def _read_index_lines(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    pairs, bad, first = [], 0, 0
+    pairs, bad, first = array("q"), 0, 0  # a line of four bytes would be 150 as a tuple
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             match = re.fullmatch(rb"\s*([+-]?\d{1,18})\s+([+-]?\d{1,18})\s*", line)
             if match:
-                pairs.append((int(match[1]), int(match[2])))
+                pairs.extend((int(match[1]), int(match[2])))
             elif line.strip():
                 bad, first = bad + 1, first or number
     problems = [f"{path}: {bad} lines are not 'key<TAB>offset', the first is line {first}"] if bad else []
-    columns = np.array(pairs, np.int64).reshape(-1, 2)
+    columns = np.frombuffer(pairs, np.int64).reshape(-1, 2)
     return columns[:, 0], columns[:, 1], problems

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from faceshards.errors import FaceshardsError
+from faceshards.formats.json_files import parse_json
+from faceshards.formats.pickles import shown
 from faceshards.formats.torch_pickle import BFLOAT16
 
 DTYPES = {
@@ -121,19 +124,16 @@ class TensorFile:
             TensorFileError: there is none of that name, or it is of a dtype that NumPy lacks.
         """
         self._check(name)
-        kind = self._file.get_slice(name).get_dtype()
-        if kind == "BF16":
+        if self._file.get_slice(name).get_dtype() == "BF16":
             return self._bfloat16(name)
-        try:
+        with self._readable(name):
             return self._file.get_tensor(name)
-        except (TypeError, AttributeError):
-            raise TensorFileError(f"{self.path}: {name} is of {kind}, which NumPy lacks; save it as float32") from None
 
     def _bfloat16(self, name: str) -> np.ndarray:
         """Returns an array of bfloat16, which the library gives to no NumPy: read by the header it has checked."""
         with open(self.path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            start = json.loads(file.read(size))[name]["data_offsets"][0]
+            start = parse_json(file.read(size))[name]["data_offsets"][0]
             shape = self.shape(name)
             file.seek(8 + size + start)
             return np.fromfile(file, "<u2", int(np.prod(shape, dtype=np.int64))).view(BFLOAT16).reshape(shape)
@@ -148,15 +148,34 @@ class TensorFile:
         return tuple(self._file.get_slice(name).get_shape())
 
     def rows(self, name: str, start: int, end: int) -> np.ndarray:
-        """Returns the rows start..end of an array; only these are read."""
+        """Returns the rows start..end of an array; only these are read. Raises as array()."""
         self._check(name)
         part = self._file.get_slice(name)
-        return np.asarray(part[start : min(end, part.get_shape()[0])])
+        with self._readable(name):
+            return np.asarray(part[start : min(end, self._length(name))])
 
     def blocks(self, name: str, block: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields first row and rows of an array, at most `block` rows at a time."""
-        for start in range(0, self.shape(name)[0], block):
+        for start in range(0, self._length(name), block):
             yield start, self.rows(name, start, start + block)
+
+    def _length(self, name: str) -> int:
+        """Returns the number of an array's rows."""
+        shape = self.shape(name)
+        if not shape:
+            raise TensorFileError(f"{self.path}: {shown(name)} is a number, no array")
+        return shape[0]
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Has what the library raises for a dtype that NumPy lacks be one line."""
+        try:
+            yield
+        except (TypeError, AttributeError, SafetensorError):
+            kind = self._file.get_slice(name).get_dtype()
+            raise TensorFileError(
+                f"{self.path}: {shown(name)} is of {kind}, which NumPy lacks; save it as float32"
+            ) from None
 
     def _check(self, name: str) -> None:
         if name not in self.names:

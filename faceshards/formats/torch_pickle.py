@@ -8,6 +8,7 @@ Source: torch/_utils.py for what torch.save pickles; pickletools.py of Python fo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from faceshards.formats.pickles import Guard, RefusedError
+from faceshards.formats.pickles import Budget, Guard, RefusedError
 
 HOLDS = "only a state dict is read: torch.save(model.state_dict(), ...)"
 MOST_AXES = 8  # of a tensor
+_LONGEST_KEY = 16  # parts of a tuple, or digits of a storage's name: what was put away may be used a million times
 BFLOAT16 = np.dtype([("bfloat16", "u2")])  # NumPy has none: the upper half of a float32
 DTYPES: dict[str, Any] = {
     "torch.FloatStorage": "f4",
@@ -74,19 +76,25 @@ class Tensor:
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.size) * np.dtype(DTYPES[self.storage.kind]).itemsize
 
-def unpickle(data: bytes) -> tuple[Any, list[str]]:
+
+def unpickle(data: bytes, budget: Budget | None = None) -> tuple[Any, list[str]]:
     """Returns what a pickle describes, and the names of the classes in it that are neither Python's nor PyTorch's.
 
     Args:
         data: the pickle.
+        budget: pays for what it makes; without it one of the pickle's size.
 
     Raises:
         RefusedError: it reaches for the machine, or does what no file of torch.save does.
         ValueError, LookupError, TypeError, AttributeError: it is damaged.
     """
     machine = _Machine()
-    for opcode, argument in _GUARD.walk(data):
+    for opcode, argument in _GUARD.walk(data, budget):
         _OPCODES[opcode](machine, argument)
     return machine.stack.pop(), list(machine.foreign)
 
@@ -164,7 +172,7 @@ class _Machine:
 def _is_key(key: Any, depth: int = 0) -> bool:
     """Returns whether a dictionary may have a key: to hash others can take any depth."""
     if type(key) is tuple and not depth:
-        return all(_is_key(part, 1) for part in key)
+        return len(key) <= _LONGEST_KEY and all(_is_key(part, 1) for part in key)
     return key is None or type(key) in (str, int, float, bool, bytes, Foreign)
 
 
@@ -234,8 +242,9 @@ _GUARD = Guard(
 def _storage(key: Any) -> Storage | Foreign:
     """Returns the storage that a persistent id describes: ("storage", kind, key, device, numbers)."""
     kind, place, count = key[1].name, key[2], key[4]
-    if key[0] != "storage" or not re.fullmatch(r"[0-9]+", place) or type(count) is not int:
-        raise RefusedError(f"it names no storage of a tensor: {str(place)[:80]!r}")
+    known = type(place) is str and len(place) <= _LONGEST_KEY and re.fullmatch(r"[0-9]+", place)
+    if key[0] != "storage" or not known or not _is_size(count):
+        raise RefusedError(f"it names no storage of a tensor: {place[:80] if type(place) is str else type(place)!r}")
     return Storage(kind, place, count) if kind in DTYPES else key[1]
 
 
@@ -263,12 +272,15 @@ def _made(callee: Any, arguments: Any) -> Any:
     return _tensor(arguments) if callee.name == "torch._utils._rebuild_tensor_v2" else callee
 
 
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
+
+
 def _tensor(arguments: Any) -> Tensor | Foreign:
     storage, offset, size, stride = arguments[:4]
     if type(storage) is Foreign:  # of a dtype that NumPy has not
         return storage
-    numbers = (offset, *size, *stride)
-    wrong = any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride) or len(size) > MOST_AXES
-    if type(storage) is not Storage or wrong:
+    right = len(size) == len(stride) <= MOST_AXES and all(map(_is_size, (offset, *size, *stride)))
+    if type(storage) is not Storage or not right:
         raise RefusedError("it has a tensor without storage, size and strides")
     return Tensor(storage, offset, tuple(size), tuple(stride))

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from faceshards.errors import WeightsError, first_few
-from faceshards.formats.pickles import RefusedError, shown
-from faceshards.formats.torch_pickle import DTYPES, HOLDS, Foreign, Tensor, unpickle
+from faceshards.formats.pickles import Budget, RefusedError, shown
+from faceshards.formats.torch_pickle import DTYPES, HOLDS, Foreign, Storage, Tensor, unpickle
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "net_state_dict", "backbone", "state_dict_backbone")
 COPIES = {"ema", "teacher", "momentum", "average", "averaged", "swa", "shadow"}  # words in the names of a second model
 _ASIDE = COPIES | {"opt", "optim", "optimizer", "optimizers", "head", "softmax", "loss", "margin", "classifier"}
+DEEPEST = 8  # names on the way to a state dict: the places of a chain of dictionaries would fill the memory
 LARGEST_PICKLE = 64 << 20  # bytes; the tensors' bytes are not in it
 
 _HINTS = {
@@ -56,13 +57,15 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
                 raise WeightsError(f"{path}: a TorchScript program; save the model's state_dict() with torch.save")
             if archive.getinfo(f"{root}data.pkl").file_size > LARGEST_PICKLE:
                 raise WeightsError(f"{path}: refused: a pickle of more than {LARGEST_PICKLE >> 20} MiB")
-            found, foreign = unpickle(_entry(archive, f"{root}data.pkl"))
+            size = path.stat().st_size
+            budget = Budget(size)
+            found, foreign = unpickle(_entry(archive, f"{root}data.pkl"), budget)
             state = _state_dict(found, path)
-            if sum(math.prod(tensor.size) for tensor in state.values()) > 2 * path.stat().st_size:
+            if sum(tensor.nbytes for tensor in state.values()) > 2 * size:
                 raise RefusedError("its tensors, many views of few numbers, are larger than the file")
             name = f"{root}byteorder"
             big = name in archive.namelist() and _entry(archive, name) == b"big"
-            arrays = {name: _array(archive, root, big, name, tensor) for name, tensor in state.items()}
+            arrays = _arrays(archive, root, big, state, size)
     except RefusedError as refusal:
         raise WeightsError(f"{path}: refused: {refusal}") from None
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, *_DAMAGE) as error:
@@ -102,11 +105,11 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _dicts(found: Any) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
-    """Yields every dictionary that names lead to, once, with these names."""
+    """Yields every dictionary that up to DEEPEST names lead to, once, with these names."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), found)]
     seen: set[int] = set()
     for place, part in waiting:
-        if type(part) is dict and id(part) not in seen:
+        if type(part) is dict and id(part) not in seen and len(place) <= DEEPEST:
             seen.add(id(part))
             yield place, part
             waiting += [((*place, key), value) for key, value in part.items() if type(key) is str]
@@ -144,17 +147,38 @@ def _described(value: Foreign) -> str:
     return _HINTS.get(value.name, f"an object of {shown(value.name)}")
 
 
-def _array(archive: zipfile.ZipFile, root: str, big: bool, name: str, tensor: Tensor) -> np.ndarray:
+def _arrays(
+    archive: zipfile.ZipFile, root: str, big: bool, state: dict[str, Tensor], size: int
+) -> dict[str, np.ndarray]:
+    """Returns tensors as arrays of their own; a storage is read once, however many are views of it.
+
+    Raises:
+        RefusedError: one reaches beyond its storage, or the storages are larger than the file of `size` bytes.
+    """
+    views: dict[Storage, list[str]] = {}
+    for name, tensor in state.items():
+        views.setdefault(tensor.storage, []).append(name)
+    if sum(archive.getinfo(f"{root}data/{storage.key}").file_size for storage in views) > size:
+        raise RefusedError("its entries overlap: together they are larger than the file")
+    arrays: dict[str, np.ndarray] = dict.fromkeys(state, np.empty(0))  # in the order of the state dict
+    for storage, names in views.items():
+        dtype = np.dtype(DTYPES[storage.kind]).newbyteorder(">" if big else "<")
+        raw = _entry(archive, f"{root}data/{storage.key}")
+        if len(raw) != storage.count * dtype.itemsize:
+            found = f"storage {storage.key} has {len(raw)} bytes"
+            raise ValueError(f"{found}, not {storage.count} numbers of {dtype.itemsize}")
+        for name in names:
+            arrays[name] = _array(raw, dtype, name, state[name])
+    return arrays
+
+
+def _array(raw: bytes, dtype: np.dtype, name: str, tensor: Tensor) -> np.ndarray:
     """Returns a tensor as an array of its own.
 
     Raises:
         RefusedError: it reaches beyond its storage.
     """
     storage = tensor.storage
-    dtype = np.dtype(DTYPES[storage.kind]).newbyteorder(">" if big else "<")
-    raw = _entry(archive, f"{root}data/{storage.key}")
-    if len(raw) != storage.count * dtype.itemsize:
-        raise ValueError(f"storage {storage.key} has {len(raw)} bytes, not {storage.count} numbers of {dtype.itemsize}")
     count = math.prod(tensor.size)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
     if count > storage.count or (count and last >= storage.count):

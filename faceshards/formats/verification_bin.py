@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, one_line
 from faceshards.files import replacing
-from faceshards.formats.pickles import Guard, RefusedError, shown
+from faceshards.formats.pickles import Budget, Guard, RefusedError, shown
 
 GUARD = Guard(
     kind="verification set",
@@ -52,6 +52,9 @@ class SetError(FaceshardsError):
     """A file is no verification set, or asks for more than one holds."""
 
 
+MOST_AXES = 32  # of an array: NumPy 1's limit
+
+
 @dataclass(frozen=True)
 class VerificationSet:
     """Pairs of images; they stay encoded, since decoded sets take gigabytes.
@@ -78,28 +81,41 @@ class VerificationSet:
 class _Unpickler(pickle.Unpickler):
     """Builds containers, bytes, numbers and arrays, and refuses everything else by name."""
 
-    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
+    def __init__(self, file: io.BufferedIOBase, size: int, budget: Budget) -> None:
         super().__init__(file, encoding="bytes")
-        self._size = size
+        self._size, self._budget = size, budget
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what a pickle asks for, if verification sets need it."""
         GUARD.check_name(module, name)
         makers: dict[str, Callable[..., Any]] = {
             "dtype": _dtype,
-            "encode": _encode,
+            "encode": self._encode,
             "scalar": _scalar,
             "_frombuffer": self._from_buffer,
-            "_reconstruct": lambda *_: _Array(self._size),
+            "_reconstruct": lambda *_: _Array(self._size, self._budget),
             "ndarray": lambda *_: None,
         }
         return _Maker(makers[name])
 
     def _from_buffer(self, data: Any, dtype: Any, shape: Any, _order: Any) -> _Array:
         """Returns an array of pickle protocol 5."""
-        array = _Array(self._size)
-        array.__setstate__((1, shape, dtype, False, bytes(data) if isinstance(data, bytearray) else data))
+        array = _Array(self._size, self._budget)
+        if isinstance(data, bytearray):
+            self._budget.spend(len(data))
+            data = bytes(data)
+        array.__setstate__((1, shape, dtype, False, data))
         return array
+
+    def _encode(self, text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
+        """Returns a text as bytes; Python 3 writes bytes so in old protocols."""
+        name = _short(encoding)
+        if not isinstance(text, str | bytes) or name.replace("-", "").lower() not in ("latin1", "ascii", "utf8"):
+            raise RefusedError(f"a text encoded as '{shown(name, 20)}'")
+        if isinstance(text, bytes):
+            return text
+        self._budget.spend(len(text))  # one that was put away may be encoded again and again
+        return text.encode(name)
 
 
 class _Maker:
@@ -122,8 +138,15 @@ class _Dtype:
         pass  # byte order and the like, of no meaning for single bytes
 
 
+def _short(name: Any) -> str:
+    """Returns the name of a dtype or an encoding; "none" for what is none: as a text, a list of lists has no end."""
+    if isinstance(name, bytes) and len(name) <= 20:
+        return name.decode("ascii", "replace")
+    return name if isinstance(name, str) and len(name) <= 20 else "none"
+
+
 def _dtype(code: Any, *_: Any) -> _Dtype:
-    text = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
+    text = _short(code)
     if text not in ("u1", "|u1", "b1", "|b1", "uint8", "bool", "S1", "B", "?"):
         raise RefusedError(f"an array of dtype '{shown(text, 20)}'; images are bytes (u1), flags are booleans (b1)")
     return _Dtype()
@@ -132,28 +155,21 @@ def _dtype(code: Any, *_: Any) -> _Dtype:
 class _Array:
     """An array in a pickle, which becomes its bytes."""
 
-    def __init__(self, limit: int) -> None:
-        self.data, self._limit = b"", limit
+    def __init__(self, limit: int, budget: Budget) -> None:
+        self.data, self._limit, self._budget = b"", limit, budget
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, _fortran, data = state
         if isinstance(data, str):
+            self._budget.spend(len(data))
             data = data.encode("latin-1")
         if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) > self._limit:
             raise RefusedError("an array that does not hold plain bytes")
-        if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
-            raise RefusedError("an array whose shape is no numbers")
-        if math.prod(shape) != len(data):
-            raise SetError(f"an array of shape {shape} with {len(data)} bytes")
+        if not isinstance(shape, tuple) or len(shape) > MOST_AXES or not all(isinstance(size, int) for size in shape):
+            raise RefusedError(f"an array whose shape is not up to {MOST_AXES} numbers")
+        if not all(0 <= size <= self._limit for size in shape) or math.prod(shape) != len(data):
+            raise SetError(f"an array of shape {shown(str(shape), 60)} with {len(data)} bytes")
         self.data = data
-
-
-def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
-    """Returns a text as bytes; Python 3 writes bytes so in old protocols."""
-    name = encoding.decode("ascii", "replace") if isinstance(encoding, bytes) else encoding
-    if not isinstance(text, str | bytes) or str(name).replace("-", "").lower() not in ("latin1", "ascii", "utf8"):
-        raise RefusedError(f"a text encoded as '{shown(str(name), 20)}'")
-    return text if isinstance(text, bytes) else text.encode(str(name))
 
 
 def _scalar(_dtype: Any, data: Any) -> bool:
@@ -164,7 +180,7 @@ def _scalar(_dtype: Any, data: Any) -> bool:
 
 
 def printable(name: str) -> str:
-    """Returns a file's name as text that can be written as UTF-8."""
+    """Returns a file's name as text that can be written as UTF-8; see errors.harmless() for what a terminal obeys."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -177,10 +193,12 @@ def read_bin(path: Path | str) -> VerificationSet:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            for _ in GUARD.walk(file):  # before any of it is carried out
+            size = os.fstat(file.fileno()).st_size
+            budget = Budget(size)
+            for _ in GUARD.walk(file, budget):  # before any of it is carried out
                 pass
             file.seek(0)
-            loaded = _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+            loaded = _Unpickler(file, size, budget).load()
     except RefusedError as refusal:
         raise SetError(f"{path}: refused: {refusal}") from None
     except SetError as error:
@@ -191,18 +209,22 @@ def read_bin(path: Path | str) -> VerificationSet:
         raise SetError(f"{path}: not a whole pickle: {type(error).__name__} {' '.join(str(error).split())}") from None
     if not isinstance(loaded, tuple | list) or len(loaded) != 2:
         raise SetError(f"{path}: holds no pair of images and flags")
-    images, same = (list(part.data) if isinstance(part, _Array) else part for part in loaded)
-    if not isinstance(images, list | tuple) or not isinstance(same, list | tuple):
+    images, same = loaded[0], loaded[1].data if isinstance(loaded[1], _Array) else loaded[1]
+    if not isinstance(images, list | tuple) or not isinstance(same, list | tuple | bytes):
         raise SetError(f"{path}: holds no list of images and list of flags")
-    encoded = [_bytes(image) for image in images]
-    if len(encoded) != 2 * len(same) or not same:
-        raise SetError(f"{path}: {len(encoded)} images for {len(same)} pairs")
-    for number, image in enumerate(encoded):
-        if not image:
+    if len(images) != 2 * len(same) or not same:
+        raise SetError(f"{path}: {len(images)} images for {len(same)} pairs")
+    encoded, total = [], 0
+    for number, image in enumerate(images):
+        encoded.append(_bytes(image))
+        if not encoded[-1]:
             raise SetError(f"{path}: item {number} is no encoded image")
+        total += len(encoded[-1])
+        if total > budget.whole:  # each of them is decoded and embedded
+            raise SetError(f"{path}: refused: its images, some of them many times, are larger than the file")
     if not all(isinstance(flag, bool | int) and flag in (0, 1) for flag in same):
         raise SetError(f"{path}: a flag is neither true nor false")
-    return VerificationSet(printable(path.stem), tuple(encoded), np.array(same, bool))
+    return VerificationSet(one_line(printable(path.stem)), tuple(encoded), np.array(list(same), bool))
 
 
 def set_names(paths: Sequence[Path]) -> list[str]:
@@ -225,7 +247,7 @@ def set_names(paths: Sequence[Path]) -> list[str]:
         depth = next(depth for depth in itertools.count(1) if len({part[-depth:] for part in parts}) == len(parts))
         for place, part in zip(places, parts, strict=True):
             found[place] = "/".join(part[-depth:])
-    return [printable(name) for name in found]
+    return [one_line(printable(name)) for name in found]
 
 
 def _bytes(image: Any) -> bytes:

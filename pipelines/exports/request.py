@@ -11,6 +11,7 @@ from typing import Any
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import check_seal, differences
+from faceshards.formats.json_files import read_json
 from pipelines.exports.base import ABOUT, ExportError, Request
 from pipelines.workspace import check_apart
 
@@ -53,10 +54,10 @@ def published(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """
     path = out / ABOUT
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
         check_seal(found)
         before = {name: found[name] for name in asked}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path}: damaged: {error}; remove {out} to export again") from None
     if different := differences(before, asked):
         changes = "; ".join(f"{name}: {then!r} there, {now!r} now" for name, then, now in different)

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import cv2
 import numpy as np
 
-from faceshards.formats.image_header import Header, image_header
+from faceshards.formats.encoded_image import Header, decode, image_header
 
 Verdict = tuple[str, str] | None
 """A drop reason and its detail, or None: the image stays."""
@@ -25,8 +25,8 @@ class Image:
     Args:
         encoded: the JPEG or PNG, (bytes,) uint8.
         size: height and width in pixels, as the header says them.
-        gray: the half-size decode that is made for the hash anyway, (about height / 2, about width / 2) uint8; turned
-            as Exif says.
+        gray: the half-size decode that is made for the hash anyway, (about height / 2, about width / 2) uint8; an
+            EXIF orientation is ignored.
 
     Attributes:
         measured: what filters measured of it, by name.
@@ -46,11 +46,8 @@ class Image:
     def bgr(self) -> np.ndarray:
         """The half-size colour decode, (about height / 2, about width / 2, 3) uint8, blue first; made when it is first
         asked for, which costs about as much as signing (docs/cleaning.md)."""
-        try:
-            found = cv2.imdecode(self.encoded, cv2.IMREAD_REDUCED_COLOR_2)
-        except cv2.error:
-            found = None
-        if found is None or found.size == 0:
+        found = decode(self.encoded, cv2.IMREAD_REDUCED_COLOR_2)
+        if found is None:
             raise UndecodableError
         return _locked(found)
 

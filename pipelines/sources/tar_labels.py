@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from faceshards.formats.json_files import parse_json
 
 _MAX_NAME = 1000  # characters
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.?[0-9]+)([eE][+-]?[0-9]{1,3})?|[+-]?(nan|inf)")
@@ -40,10 +41,9 @@ def _of_class(content: bytes) -> Label:
 def _of_json(content: bytes) -> Label:
     """Returns the label in a .json: its entry `label`, or else `identity`; a number or a name."""
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        cause = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
-        return Label(None, f"its .json cannot be read: {cause}")
+        found = parse_json(content)
+    except ValueError as error:
+        return Label(None, f"its .json cannot be read: {str(error).split(';')[0]}")
     if not isinstance(found, dict):
         return Label(None, "its .json is no object")
     value = next((found[name] for name in ("label", "identity") if found.get(name) is not None), None)

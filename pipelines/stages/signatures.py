@@ -14,7 +14,7 @@ import hashlib
 import cv2
 import numpy as np
 
-from faceshards.formats.image_header import image_size
+from faceshards.formats.encoded_image import decode, image_size, too_large
 from pipelines.config import BuildConfig
 from pipelines.filters.base import Image
 from pipelines.filters.screen import MEASURED, Screen
@@ -23,6 +23,7 @@ from pipelines.sources.base import Scanned
 SIDE = 16
 _SCALE = 1024  # of the integer cosines: 255 * 56 * 1024 < 2**24, exact in float32 for faces of 112 x 112
 _BATCH = 64  # images transformed at once: within the second-level cache
+_HALF_GRAY = cv2.IMREAD_REDUCED_GRAYSCALE_2  # always this one: another moves the hash by up to 32 bits
 _HELD = 16 << 20  # bytes of decoded images that may wait for others of their size
 
 
@@ -94,8 +95,8 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
         if refused := _refused(size, config):
             rows.drop(i, *refused)
             continue
-        gray = _decode(image)
-        if gray is None or gray.size == 0:
+        gray = decode(image, _HALF_GRAY)
+        if gray is None:
             rows.drop(i, "undecodable", "the decoder refuses it")
             continue
         hasher.add(i, gray)
@@ -117,20 +118,12 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
 
 def _refused(size: tuple[int, int], config: BuildConfig) -> tuple[str, str] | None:
     """Returns reason and detail if an image of this height and width is not to be decoded."""
-    if size[0] * size[1] > config.max_pixels:
-        return "too_large", f"{size[0]} x {size[1]} pixels, more than max_pixels {config.max_pixels}"
+    if cause := too_large(size, config.max_pixels):
+        return "too_large", cause
     wanted = config.image_size
     if wanted not in ((0, 0), size):
         return "wrong_size", f"{size[0]} x {size[1]} pixels, not {wanted[0]} x {wanted[1]}"
     return None
-
-
-def _decode(image: np.ndarray) -> np.ndarray | None:
-    """Returns the half-size gray image, or None; always in this mode, as another moves the hash by up to 32 bits."""
-    try:
-        return cv2.imdecode(image, cv2.IMREAD_REDUCED_GRAYSCALE_2)
-    except cv2.error:
-        return None
 
 
 class _Hasher:

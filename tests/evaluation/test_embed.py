@@ -87,7 +87,7 @@ def test_images_that_do_not_decode_have_their_reason():
     views, problems = Embedder(raw_pixels, batch=3).views(images)
     assert np.isnan(views[:, 1:3]).all()
     assert np.isfinite(views[:, [0, 3]]).all()
-    assert problems[1] == "4 bytes are no image that OpenCV decodes"
+    assert problems[1] == "4 bytes are no image: neither JPEG nor PNG"
     assert problems[2].startswith("an image of 50 x 50 pixels")
     both, left, pairs, lost = usable_pairs(views, problems)
     assert (both.shape, left.shape, pairs.tolist()) == ((0, views.shape[2]), (2, 0, views.shape[2]), [])
@@ -121,7 +121,7 @@ def test_a_set_a_folder_and_a_dataset(tmp_path):
         ("bob/1.jpg", "bob"),
     ]
     assert np.isnan(rows[1]["embedding"]).all()
-    assert rows[1]["cause"] == "4 bytes are no image that OpenCV decodes"
+    assert rows[1]["cause"] == "4 bytes are no image: neither JPEG nor PNG"
     assert_embedded(vectors([rows[0], rows[2]]), IMAGES[1:3])
 
 

@@ -90,7 +90,7 @@ def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path, narrow_weigh
     result = run("eval", *options, "--set", tmp_path / "odd.bin", "--set", pairs[0], "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert [line.split()[:2] for line in result.stdout.splitlines()[1:3]] == [["lfw", "20"], ["odd", "18"]]
-    assert "odd: pair 1 left out: image 3: 4 bytes are no image that OpenCV decodes" in result.stderr
+    assert "odd: pair 1 left out: image 3: 4 bytes are no image: neither JPEG nor PNG" in result.stderr
     assert "odd: pair 4 left out: image 8: an image of 50 x 50 pixels" in result.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())["sets"]
     assert [len(entry["excluded"]) for entry in report] == [0, 2]

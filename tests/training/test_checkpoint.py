@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from faceshards.files import sealed
 from faceshards.formats.safetensors import TensorFileError
 from tests.pipelines.build_fixtures import flip_bit
 from training import checkpoint
@@ -143,6 +144,33 @@ def test_damage_is_named(tmp_path):
         checkpoint.read_meta(path)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         checkpoint.read_meta(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"world": 20_000_000}, "world 20000000 is no whole number from 1 to 3"),
+        ({"world": 0}, "world 0 is no"),
+        ({"world": True}, "world True is no"),
+        ({"world": "2"}, "world 2 is no"),
+        ({"classes": 10**30}, "classes 1000000000000000000000000000000 is no"),
+        ({"lanes": -1}, "lanes -1 is no"),
+        ({"step": 1.5}, "step 1.5 is no"),
+        ({"files": {"a": [1]}}, "files: a has no size or checksum"),
+        ({"files": {"a": ["1", "0"]}}, "files: a has no size or checksum"),
+        ({"verification": {"lfw": "high"}}, "an accuracy or a threshold is no number"),
+        ({"loss_scale": [1.0]}, "losses or loss_scale is no pair"),
+        ({"pending": [None]}, "a loss or the loss scale is no number"),
+        ({"config": []}, "no config, or no fingerprint"),
+    ],
+)
+def test_a_number_that_is_none_or_immense(tmp_path, change, line):
+    """With a checksum that is right: nothing is counted up to it, as a list of 20,000,000 names would be."""
+    path = save(tmp_path, 1)
+    content = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(sealed({**content, **change})))
+    with pytest.raises(CheckpointError, match=rf"checkpoint.json: damaged: {line}"):
+        checkpoint.read_meta(path)
 
 
 def test_no_flipped_bit_of_checkpoint_json_passes(tmp_path):

@@ -76,6 +76,7 @@ class Stream:
         self._start, end = layout.span(rank)
         self._files = layout.files(rank)
         self._size: tuple[int, int] | None = None
+        self._max_pixels = data.max_pixels
         # Of row `start + i`: where its frame begins in its file, the bytes of its image, its identity.
         self._offsets = np.empty(end - self._start, np.int64)
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
@@ -202,7 +203,7 @@ class Stream:
         places, sizes = self._offsets[rows].tolist(), self._lengths[rows].tolist()
         for i, row in enumerate(rows.tolist()):
             try:
-                image = decode(self._frame(shards[i], places[i], sizes[i]), self._size)
+                image = decode(self._frame(shards[i], places[i], sizes[i]), self._size, self._max_pixels)
             except ImageError as error:
                 raise ShardError(*self._name(row, str(error))) from None
             except OSError as error:

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 
 from faceshards.errors import FaceshardsError
+from faceshards.formats import encoded_image
+from faceshards.formats.encoded_image import MAX_PIXELS
 
 SIZE = (112, 112)  # height and width in pixels of the faces that every backbone takes
 
@@ -31,25 +33,36 @@ class ImageError(FaceshardsError):
     """An image cannot be decoded, or has another size than the others."""
 
 
-def decode(image: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Returns an image as (H, W, 3) uint8, RGB.
+def decode(image: Any, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Returns an image as (H, W, 3) uint8, RGB; an EXIF orientation is ignored.
 
     Args:
-        image: encoded, a bytes-like object.
+        image: encoded, JPEG or PNG, a bytes-like object.
         size: height and width wanted, in pixels; None takes any.
+        max_pixels: larger images are not decoded.
 
     Raises:
         ImageError: not an image, or of another size. The caller knows which one it is.
     """
     data = np.frombuffer(image, np.uint8)
-    try:
-        found = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-    except cv2.error:
-        found = None
+    header_size(data, size, max_pixels)
+    found = encoded_image.decode(data, cv2.IMREAD_COLOR_RGB)
     if found is None:
         raise ImageError(f"{len(data)} bytes are no image that OpenCV decodes")
-    if size is not None and found.shape[:2] != size:
-        raise ImageError(f"an image of {found.shape[0]} x {found.shape[1]} pixels among {size[0]} x {size[1]}")
+    return found
+
+
+def header_size(image: Any, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Returns height and width of an image that decode() would take, as its header says; raises as it does."""
+    data = memoryview(image)
+    try:
+        found = encoded_image.image_size(data)
+    except ValueError as error:
+        raise ImageError(f"{len(data)} bytes are no image: {error}") from None
+    if size is not None and found != size:
+        raise ImageError(f"an image of {found[0]} x {found[1]} pixels among {size[0]} x {size[1]}")
+    if cause := encoded_image.too_large(found, max_pixels):
+        raise ImageError(f"an image of {cause}")
     return found
 
 

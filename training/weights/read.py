@@ -54,7 +54,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     kinds = Counter(array.dtype.names[0] if array.dtype.names else array.dtype.name for array in state.values())
     if found := [f"{count} of {kind}" for kind, count in kinds.items() if kind in _FLOATS]:
         log.warning("%s: arrays taken as float32: %s", path, ", ".join(found))
-    return {name: _as_float32(array) for name, array in state.items()}
+    return {name: _as_float32(state.pop(name)) for name in list(state)}  # of half precision, not held twice
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:

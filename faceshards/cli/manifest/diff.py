@@ -12,6 +12,7 @@ import click
 
 from faceshards.cli.options import PATH, Command, json_option
 from faceshards.cli.rows import FEW, print_rows
+from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text
 
@@ -68,7 +69,7 @@ def _print_json(found: Diff, limit: int) -> None:
     from faceshards.inspection.plain import write_json
 
     head = {"a": _side(found.a), "b": _side(found.b), "differs": found.differs, **found.about, "counts": found.counts}
-    out = sys.stdout.buffer
+    out = binary_stdout()
     out.write(json.dumps(head, ensure_ascii=False, indent=2).removesuffix("\n}").encode())
     for name in _SAID:
         if name != "images_same":
@@ -80,21 +81,21 @@ def _print_json(found: Diff, limit: int) -> None:
 
 def _print_lists(found: Diff, limit: int) -> None:
     for side, of in (("A", found.a), ("B", found.b)):
-        click.echo(f"{side}  {of.info['name']} at {of.path}")
+        echo(f"{side}  {of.info['name']} at {of.path}")
     for kind, entries in found.about.items():
         if entries:
-            click.echo(f"\n{kind} that differ")
+            echo(f"\n{kind} that differ")
         width = max((len(entry["name"]) for entry in entries), default=0)
         for entry in entries:
             a, b = _different(entry["a"], entry["b"])
-            click.echo(f"  {entry['name']:<{width}}  {_shown(a)} -> {_shown(b)}")
-    click.echo("")
+            echo(f"  {entry['name']:<{width}}  {_shown(a)} -> {_shown(b)}")
+    echo("")
     for name, count in found.counts.items():
-        click.echo(f"{count:>14,}  {_SAID[name]}")
+        echo(f"{count:>14,}  {_SAID[name]}")
     for name, count in found.counts.items():
         if name == "images_same" or not count:
             continue
-        click.echo(f"\n{_SAID[name]}")
+        echo(f"\n{_SAID[name]}")
         names = next(found.rows(name, 1)).schema.names
         print_rows(names, partial(found.rows, name, limit), count, limit, False)
 

@@ -9,6 +9,7 @@ import click
 from faceshards.cli.columns import cell
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_list, row_json
+from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
@@ -59,22 +60,22 @@ def _write(out: Path, data: bytes) -> None:
 def _print_json(one: Photograph, limit: int | None) -> None:
     """Prints an array of one object: the row, and what else is known of the photograph."""
     more = {"table": one.table, "kept_sid": one.kept_sid, "stands_for_it": one.stands}
-    click.echo("[\n" + row_json({**one.row, **more})[:-1], nl=False)
+    echo("[\n" + row_json({**one.row, **more})[:-1], nl=False)
     for name, table in one.lists().items():
-        click.echo(f', "{name}": ', nl=False)
+        echo(f', "{name}": ', nl=False)
         print_list(table, limit, True, end="")
-    click.echo("}\n]")
+    echo("}\n]")
 
 
 def _print(one: Photograph, limit: int | None) -> None:
     """Prints the row a line for each value, and what else is known of the photograph."""
     for key, value in {**one.row, "table": one.table, "kept_sid": one.kept_sid}.items():
-        click.echo(f"{key:<15} {cell(value)}")
+        echo(f"{key:<15} {cell(value)}")
     for number, row in enumerate(one.stands):
         state = f"dropped, {row['reason']}" if "reason" in row else "kept"
         where = f"{row['source']}:{row['key']} of {row['label_original']}"
-        click.echo(f"{'for that one' if number else 'stands for it':<15} sid {row['sid']}, {state}: {cell(where)}")
+        echo(f"{'for that one' if number else 'stands for it':<15} sid {row['sid']}, {state}: {cell(where)}")
     for name, table in one.lists().items():
-        click.echo(f"{name:<15} {len(table)}")
+        echo(f"{name:<15} {len(table)}")
         if len(table):
             print_list(table, limit, False)

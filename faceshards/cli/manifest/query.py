@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from faceshards.cli.options import PATH, Command, dataset_argument
 from faceshards.cli.rows import FEW, print_rows
+from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 
@@ -112,7 +113,7 @@ def _first(batches: Iterator[pa.RecordBatch], count: int, more: list[bool]) -> I
 
 def _say_more(more: bool, limit: int) -> None:
     if more:
-        click.echo(f"(the first {limit} rows; --limit 0 for all)", err=True)
+        echo(f"(the first {limit} rows; --limit 0 for all)", err=True)
 
 
 def _write(given: Answer, batches: Iterator[pa.RecordBatch], kind: str, out: Path | None) -> None:
@@ -126,7 +127,7 @@ def _write(given: Answer, batches: Iterator[pa.RecordBatch], kind: str, out: Pat
             write_json(batches, file)
 
     if out is None:
-        stream = sys.stdout.buffer
+        stream = binary_stdout()
         write(stream)
         stream.flush()
         return
@@ -151,11 +152,11 @@ def _print_table(given: Answer, limit: int) -> None:
     batches = map(as_text, _first(given.batches, limit or sys.maxsize, more))
     if given.plan:
         for batch in batches:
-            click.echo("\n".join(batch.column(1).to_pylist()))
+            echo("\n".join(batch.column(1).to_pylist()))
         return
     first = next(batches, None)
     if first is None:
-        click.echo("  ".join(given.schema.names))
+        echo("  ".join(given.schema.names))
         return
     with TemporaryFile(prefix="faceshards-query-") as file:
         total = 0

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
+from faceshards.errors import one_line
 from faceshards.files import bytes_text
 from faceshards.inspection.sizes import spread
 from pipelines.config import BuildConfig
@@ -29,7 +31,7 @@ def summary(path: Path, as_json: bool) -> None:
 def print_summary(found: Manifest, as_json: bool) -> None:
     """Prints what was scanned, kept and dropped, and from what."""
     facts = summary_facts(found)
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    echo(json.dumps(facts, indent=2) if as_json else "\n".join(map(one_line, _lines(facts))))
 
 
 def summary_facts(found: Manifest) -> dict[str, Any]:

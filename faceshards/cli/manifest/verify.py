@@ -14,6 +14,7 @@ import click
 
 from faceshards.cli.columns import cell
 from faceshards.cli.options import Command, dataset_argument, json_option, quiet_option
+from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
 
@@ -98,12 +99,12 @@ def verify(
         limit = limit if limit is not None else 0 if as_json else _SHOWN
         mismatches, foreign = _print(findings(found, chosen, progress.advance), about, progress, limit, as_json)
     if limit and mismatches + foreign > limit:
-        click.echo(f"({limit} of {mismatches + foreign} findings; --limit 0 for all)", err=True)
+        echo(f"({limit} of {mismatches + foreign} findings; --limit 0 for all)", err=True)
     if mismatches:
         raise click.ClickException(f"{path}: {mismatches} mismatches{f'; looked at {said}' if chosen else ''}")
     if not as_json:
         more = f"; {foreign} files or folders are no part of the dataset" if foreign else ""
-        click.echo(f"{path}: {said} are as the manifest says{more}")
+        echo(f"{path}: {said} are as the manifest says{more}")
 
 
 def _print(
@@ -120,16 +121,16 @@ def _print(
     """
     counts = [0, 0]
     if as_json:
-        click.echo(f'{json.dumps(about)[:-1]}, "findings": [', nl=False)
+        echo(f'{json.dumps(about)[:-1]}, "findings": [', nl=False)
     for finding in findings:
         counts[finding.foreign] += 1
         if limit and sum(counts) > limit:
             continue
         with progress.aside():
             if as_json:
-                click.echo(f"{',' if sum(counts) > 1 else ''}\n{json.dumps(dataclasses.asdict(finding))}", nl=False)
+                echo(f"{',' if sum(counts) > 1 else ''}\n{json.dumps(dataclasses.asdict(finding))}", nl=False)
             else:
-                click.echo(cell(str(finding)))
+                echo(cell(str(finding)))
     if as_json:
-        click.echo(f'\n], "mismatches": {counts[0]}, "foreign": {counts[1]}}}')
+        echo(f'\n], "mismatches": {counts[0]}, "foreign": {counts[1]}}}')
     return counts[0], counts[1]

@@ -22,6 +22,8 @@ from itertools import pairwise, repeat
 
 import numpy as np
 
+from faceshards.formats.json_files import parse_json
+
 PAGE_SIZES = tuple(1 << bits for bits in range(15, 29))  # bytes; MindSpore takes 32 KiB..256 MiB
 HEADER_SIZES = tuple(1 << bits for bits in range(14, 28))  # bytes; MindSpore takes 16 KiB..128 MiB
 RAW_FIXED = 19  # bytes of a framed raw row without its two integers: u64, 0x82, "label" and "sid" with a byte each
@@ -240,7 +242,7 @@ def read_header(name: str, data: bytes) -> tuple[int, int, list[Page]]:
         ValueError: the text differs in anything but these from what `header` writes for a shard of this name.
     """
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         pages = [
             Page(
                 kind=entry["page_type"],
@@ -254,7 +256,7 @@ def read_header(name: str, data: bytes) -> tuple[int, int, list[Page]]:
             for entry in content["page"]
         ]
         sizes = content["header_size"], content["page_size"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"no MindRecord JSON: {type(error).__name__} {error}") from None
     numbers = [*sizes]
     for page in pages:

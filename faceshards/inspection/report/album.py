@@ -9,12 +9,12 @@ from itertools import zip_longest
 from typing import Any
 
 import cv2
-import numpy as np
 from markupsafe import Markup
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import DROP_REASONS
 from faceshards.errors import SourceError
+from faceshards.formats.encoded_image import decode, image_size, too_large
 from faceshards.inspection.pictures import Pictures, ReadRecord
 from faceshards.inspection.report.sheets import Part, Row, Sheet, bits
 from faceshards.inspection.report.templates import environment
@@ -66,7 +66,7 @@ class Album:
     """
 
     def __init__(self, found: Manifest, rows: Mapping[int, Row], read: ReadRecord) -> None:
-        self._pictures, self._rows = Pictures(found, read), rows
+        self._pictures, self._rows, self._max_pixels = Pictures(found, read), rows, found.max_pixels
         self._explained = {"test_overlap", *found.reasons[len(DROP_REASONS) :]}  # whose details people want to see
 
     def part(self, part: Part, kind: str) -> list[Picture]:
@@ -81,11 +81,11 @@ class Album:
             notes.append(row["detail"])
         try:
             data = self._pictures.dropped(row) if "reason" in row else self._pictures.kept(row)
-            return Picture(row, tuple(notes), uri=_data_uri(data))
+            return Picture(row, tuple(notes), uri=_data_uri(data, self._max_pixels))
         except SourceError as error:
             return Picture(row, tuple(notes), cause=str(error).rpartition(" (sid ")[0] or str(error))
-        except (cv2.error, ValueError):
-            return Picture(row, tuple(notes), cause=f"{row['source']}: record {row['key']} cannot be decoded")
+        except (cv2.error, ValueError) as error:
+            return Picture(row, tuple(notes), cause=f"{row['source']}: record {row['key']} cannot be decoded: {error}")
 
 
 def fill(sheets: Sequence[Sheet], album: Album, room: int) -> tuple[list[Filled], list[str]]:
@@ -118,15 +118,18 @@ def fill(sheets: Sequence[Sheet], album: Album, room: int) -> tuple[list[Filled]
     return filled, unread
 
 
-def _data_uri(data: bytes) -> str:
+def _data_uri(data: bytes, max_pixels: int) -> str:
     """Returns an encoded image as an address: as it is if it is small, else as a thumbnail.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: it cannot be decoded, or has more pixels.
     """
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    size = image_size(data)
+    if cause := too_large(size, max_pixels):
+        raise ValueError(cause)
+    pixels = decode(data, cv2.IMREAD_COLOR)
     if pixels is None:
-        raise ValueError("it cannot be decoded")
+        raise ValueError("the decoder refuses it")
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     scale = min(1, _SIDE / max(pixels.shape[:2]))
     if len(data) > _AS_IS or scale < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -75,3 +76,25 @@ def test_a_cut_file_and_a_full_disk(tmp_path):
     link = tmp_path / "missing" / "x"
     with pytest.raises(TensorFileError, match="cannot be written: No such file"):
         write_arrays(link, {"a": np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "size", "message"),
+    [
+        ("F8_E4M3", [2], 2, "a is of F8_E4M3, which NumPy lacks; save it as float32"),
+        ("F8_E8M0", [2], 2, "a is of F8_E8M0, which NumPy lacks; save it as float32"),
+        ("F4", [2], 1, "a is of F4, which NumPy lacks; save it as float32"),
+        ("F99", [2], 2, "cannot be read: .*F99"),
+        ("F32", [1 << 62, 1 << 62], 4, "cannot be read: "),
+        ("F32", [], 4, "a is a number, no array"),
+    ],
+)
+def test_an_array_that_is_none_here_is_one_line(tmp_path, kind, shape, size, message):
+    header = json.dumps({"a": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    reads = [lambda file: file.rows("a", 0, 1), lambda file: list(file.blocks("a", 1))]
+    for read in reads + [lambda file: file.array("a")] * bool(shape):
+        with pytest.raises(TensorFileError, match=rf"x.safetensors: {message}") as failure, TensorFile(path) as file:
+            read(file)
+        assert "\n" not in str(failure.value)

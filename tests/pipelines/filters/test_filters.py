@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from faceshards.dataset.schema import DROP_REASONS, REASONS
 from faceshards.errors import BuildError, ConfigError
-from faceshards.formats.image_header import image_header
+from faceshards.formats.encoded_image import image_header
 from faceshards.settings import make_config
 from pipelines.config import BuildConfig
 from pipelines.filters import registry, screen
@@ -175,11 +175,12 @@ def test_colours_are_decoded_once_and_only_when_they_are_asked_for(monkeypatch):
     decoded = []
     real = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda data, mode: decoded.append(mode) or real(data, mode))
+    turned = cv2.IMREAD_IGNORE_ORIENTATION
     gray = encode(texture()[..., 0], ".jpg")
     sign(Scanned.of_images([gray]), BuildConfig(filters=ALL))
-    assert decoded == [cv2.IMREAD_REDUCED_GRAYSCALE_2]
+    assert decoded == [cv2.IMREAD_REDUCED_GRAYSCALE_2 | turned]
     sign(Scanned.of_images([encode(texture(), ".jpg")]), BuildConfig(filters=ALL))
-    assert decoded[1:] == [cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2]
+    assert decoded[1:] == [cv2.IMREAD_REDUCED_GRAYSCALE_2 | turned, cv2.IMREAD_REDUCED_COLOR_2 | turned]
     image = image_of(texture())
     assert image.bgr is image.bgr
     assert np.array_equal(image.bgr, real(encode(texture()), cv2.IMREAD_REDUCED_COLOR_2))
@@ -359,7 +360,7 @@ def test_a_broken_filter_is_named(monkeypatch, verdict, line):
 
 def test_colours_that_cannot_be_decoded_are_the_records_fault(monkeypatch):
     real = cv2.imdecode
-    refuse = cv2.IMREAD_REDUCED_COLOR_2
+    refuse = cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION
     monkeypatch.setattr(cv2, "imdecode", lambda data, mode: None if mode == refuse else real(data, mode))
     rows = Scanned.of_images([encode(texture())])
     sign(rows, BuildConfig(filters={"gray": {}}))

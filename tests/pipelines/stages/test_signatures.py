@@ -15,13 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from faceshards.dataset.schema import REASONS
+from faceshards.formats.encoded_image import image_size
 from pipelines.config import BuildConfig
 from pipelines.dedupe.hamming import MIRROR
 from pipelines.sources.base import Partition, Scanned
 from pipelines.sources.registry import scan
 from pipelines.stages import signatures
-from pipelines.stages.signatures import image_size, perceptual_hash, sign
-from tests.recs import encode, jpeg, png, texture
+from pipelines.stages.signatures import perceptual_hash, sign
+from tests.recs import encode, jpeg, png, texture, with_orientation, with_scans
 
 pytestmark = pytest.mark.numeric
 
@@ -469,3 +470,16 @@ def test_mirrored_real_faces_are_near_their_turned_hashes_and_no_other(face_data
     apart = np.unpackbits(turned(one)[:, None] ^ two[None], axis=2).sum(2)
     assert np.diag(apart).max() <= 24  # the default of near_across; the others are beyond it
     assert (apart + 256 * np.eye(len(apart), dtype=int)).min() > 24
+
+
+def test_an_exif_orientation_changes_no_signature():
+    plain = jpeg(1, 40, 60)
+    reasons, _, columns = signed([plain, with_orientation(plain)])
+    assert reasons == ["kept"] * 2
+    assert (columns["height"].tolist(), columns["width"].tolist()) == ([40] * 2, [60] * 2)
+    assert (columns["phash"][0] == columns["phash"][1]).all()
+
+
+def test_a_jpeg_of_a_thousand_scans_is_not_decoded(no_decoding):
+    image = encode(texture(1), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    assert signed([with_scans(image, 1000)])[:2] == (["undecodable"], ["JPEG of more than 100 scans"])

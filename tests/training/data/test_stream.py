@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import cv2
 import mindspore.dataset as msds
+import mindspore.dataset.vision as vision
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +23,10 @@ from hypothesis import strategies as st
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.errors import ShardError
 from tests.pipelines.build_fixtures import rewrite_info
+from tests.recs import encode, texture, with_orientation
 from training.data.layout import Layout, StreamError, lane_order
 from training.data.stream import Stream
-from training.data.transforms import SCALED
+from training.data.transforms import SCALED, decode
 
 
 def stream(data, world=1, rank=0, batch=16, **options):
@@ -61,6 +63,14 @@ def test_every_image_once_as_mindspore_reads_it(data, world):
     assert not got - want
     assert got.total() == batch * Layout(data, world, batch).steps_per_epoch
     assert want.total() - got.total() <= 16 * world + 8  # what the shards' different sizes leave over
+
+
+def test_mindspore_ignores_an_exif_orientation_too():
+    plain = encode(texture(1, 40, 60))
+    decoded = [vision.Decode()(np.frombuffer(data, np.uint8)) for data in (plain, with_orientation(plain))]
+    np.testing.assert_array_equal(*decoded)
+    np.testing.assert_array_equal(decode(with_orientation(plain)), decode(plain))
+    assert decode(plain).shape == decoded[0].shape == (40, 60, 3)
 
 
 def test_global_batches_do_not_depend_on_the_ranks(data):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+import struct
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.recs import encode, texture
+from tests.recs import encode, texture, with_scans
 from training.data.transforms import Augmentation, ImageError, augment, decode, scaled
 
 pytestmark = pytest.mark.numeric
@@ -144,3 +145,24 @@ def test_augmentations_follow_from_the_generator():
         assert one.shape == picture.shape
         assert one.dtype == np.uint8
     assert any(not np.array_equal(one, picture) for one in results[0])
+
+
+@pytest.mark.parametrize("size", [None, (112, 112)])
+def test_a_bomb_is_refused_by_its_header(monkeypatch, size):
+    def refuse(*_):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(cv2, "imdecode", refuse)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 32000, 32000, 8, 2, 0, 0, 0, 0)
+    with pytest.raises(ImageError, match="an image of 32000 x 32000 pixels"):
+        decode(bomb, size)
+    scans = with_scans(encode(texture(1), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), 3000)
+    with pytest.raises(ImageError, match="JPEG of more than 100 scans"):
+        decode(scans, size)
+
+
+def test_images_may_be_larger_where_the_build_let_them_in():
+    image = encode(texture(1, 20, 30))
+    assert decode(image, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="20 x 30 pixels, more than max_pixels 599"):
+        decode(image, max_pixels=599)
