@@ -109,7 +109,7 @@ def test_real_faces_train(tmp_path):
     faces = run_build(external("orl"), tmp_path / "data", BuildConfig(shards=8))
     verify = [str(external("orl/orl.bin"))]
     out = tmp_path / "run"
-    settings = {"backbone": "mbf_narrow", "epochs": 1, "lr": 0.02, "verify": verify}
+    settings = {"epochs": 1, "lr": 0.02, "verify": verify}
     done = train(faces.path, out, "--json", **settings)
     assert done.exit_code == 0, done.output
     losses = list(trace(out).values())
