@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from faceshards.dataset.manifest import Manifest
 
 
@@ -53,6 +55,17 @@ def tiny_digests(tiny_dataset: Manifest) -> dict[str, str]:
     from tests.pipelines.build_fixtures import digests
 
     return digests(tiny_dataset.path)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> Iterator[None]:
+    """Has this process know the backbone of few layers by the name mbf_tiny."""
+    from tests.training.tiny_backbone import TINY
+    from training.backbones.registry import BACKBONES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "mbf_tiny", TINY)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -328,10 +328,10 @@ def test_what_is_damaged_is_named(tmp_path, name, content, message):
     assert "\n" not in str(failure.value)
 
 
-def test_two_faces_compared(tmp_path, narrow_weights):
+def test_two_faces_compared(tmp_path, tiny_weights):
     for name, image in (("a.jpg", IMAGES[0]), ("b.jpg", jpeg(0, quality=60)), ("c.jpg", b"junk")):
         (tmp_path / name).write_bytes(image)
-    options = ("--model", narrow_weights, "--backbone", "mbf_narrow")
+    options = ("--model", tiny_weights, "--backbone", "mbf_tiny")
     found = run("compare", tmp_path / "a.jpg", tmp_path / "b.jpg", *options, "--threshold", "0.5", "--json")
     assert found.exit_code == 0, found.output
     result = json.loads(found.stdout)
@@ -350,16 +350,16 @@ def test_two_faces_compared(tmp_path, narrow_weights):
         assert len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_embed_from_the_command_line(tmp_path, narrow_weights):
+def test_embed_from_the_command_line(tmp_path, tiny_weights):
     path = tmp_path / "set.bin"
     write_bin(path, IMAGES[:4], [True, False])
-    found = run("embed", path, tmp_path / "out", "--model", narrow_weights, "--backbone", "mbf_narrow", "--quiet")
+    found = run("embed", path, tmp_path / "out", "--model", tiny_weights, "--backbone", "mbf_tiny", "--quiet")
     assert found.exit_code == 0, found.output
     assert found.stdout == f"{tmp_path / 'out'}: 4 embeddings of 4 images\n"
     assert vectors(table(tmp_path / "out")).shape == (4, 32)
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(IMAGES[0])
-    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--json")
+    options = ("--model", tiny_weights, "--backbone", "mbf_tiny", "--json")
     found = run("embed", tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "two", *options)
     assert json.loads(found.stdout) == {"images": 2, "embedded": 2, "left_out": 0}
     # Of another size: said before the model sees one, and before there is a folder.
@@ -368,10 +368,10 @@ def test_embed_from_the_command_line(tmp_path, narrow_weights):
         (tmp_path / "faces" / "ann" / f"{i}.jpg").write_bytes(jpeg(i, 160, 128))
     write_bin(tmp_path / "large.bin", [jpeg(i, 160, 128) for i in range(4)], [True, False])
     for source in (tmp_path / "faces", tmp_path / "large.bin"):
-        refused = run("embed", source, tmp_path / "c", "--model", narrow_weights, "--backbone", "mbf_narrow")
+        refused = run("embed", source, tmp_path / "c", "--model", tiny_weights, "--backbone", "mbf_tiny")
         assert refused.exit_code == 1
         assert "none is of 112 x 112 pixels, which models take (160 x 128: " in refused.stderr
         assert not (tmp_path / "c").exists()
-    refused = run("embed", tmp_path / "nothing", tmp_path / "b", "--model", narrow_weights, "--backbone", "mbf_narrow")
+    refused = run("embed", tmp_path / "nothing", tmp_path / "b", "--model", tiny_weights, "--backbone", "mbf_tiny")
     assert refused.exit_code == 1
     assert "nothing: no such file or folder" in refused.stderr

@@ -82,11 +82,11 @@ def test_the_sum_of_both_views_whatever_the_batch(pairs):
     np.testing.assert_allclose(whole[:, 0], alone, rtol=0, atol=tolerance)
 
 
-def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path, narrow_weights):
+def test_images_that_do_not_decode_cost_their_pair(pairs, tmp_path, tiny_weights):
     images = list(pairs[1])
     images[3], images[8] = b"junk", jpeg(1, 50, 50)
     write_bin(tmp_path / "odd.bin", images, pairs[2])
-    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--quiet")
+    options = ("--model", tiny_weights, "--backbone", "mbf_tiny", "--quiet")
     result = run("eval", *options, "--set", tmp_path / "odd.bin", "--set", pairs[0], "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert [line.split()[:2] for line in result.stdout.splitlines()[1:3]] == [["lfw", "20"], ["odd", "18"]]
@@ -121,9 +121,9 @@ def test_files_that_are_no_arrays(pairs, tmp_path, content):
     assert "e.npy: no array in NumPy's format" in result.stderr
 
 
-def test_a_set_without_a_pair_left_says_why(pairs, tmp_path, narrow_weights):
+def test_a_set_without_a_pair_left_says_why(pairs, tmp_path, tiny_weights):
     write_bin(tmp_path / "large.bin", [jpeg(i, 250, 250) for i in range(2 * PAIRS)], pairs[2])
-    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--quiet")
+    options = ("--model", tiny_weights, "--backbone", "mbf_tiny", "--quiet")
     result = run("eval", *options, "--set", tmp_path / "large.bin")
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
     assert "large.bin: 0 pairs do not make 10 folds; 20 of 20 pairs are left out, the first: pair 0" in result.stderr
@@ -158,13 +158,13 @@ def test_a_verifier_takes_black_images(pairs, tmp_path):
     assert Verifier([tmp_path / "black.bin"]).raw_pixels["black"] > 0.5
 
 
-def test_two_sets_of_one_name_are_told_apart_by_path(pairs, tmp_path, narrow_weights):
+def test_two_sets_of_one_name_are_told_apart_by_path(pairs, tmp_path, tiny_weights):
     for folder, kept in (("a/aligned", PAIRS), ("b/aligned", PAIRS - 10)):
         (tmp_path / folder).mkdir(parents=True)
         write_bin(tmp_path / folder / "lfw.bin", pairs[1][: 2 * kept], pairs[2][:kept])
     write_bin(tmp_path / "b" / "other.bin", pairs[1], pairs[2])
     paths = [tmp_path / "b" / "other.bin", *(tmp_path / name / "aligned" / "lfw.bin" for name in "ba")]
-    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--trained-on", "casia", "--quiet")
+    options = ("--model", tiny_weights, "--backbone", "mbf_tiny", "--trained-on", "casia", "--quiet")
     result = run("eval", *options, *(word for path in paths for word in ("--set", path)), "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     rows = [line.split()[:2] for line in result.stdout.splitlines()[1:4]]

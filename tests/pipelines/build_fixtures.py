@@ -71,6 +71,11 @@ def shared_worker() -> str:
     return str(found.scheduler_address)
 
 
+def by_shared_worker(partition_bytes: int = 0) -> Execution:
+    """Returns how tests build, plan, split and export unless it is about workers: by the shared one, in silence."""
+    return Execution(1, shared_worker(), partition_bytes, quiet=True)
+
+
 def run_build(
     source: Path,
     out: Path,

@@ -16,11 +16,11 @@ from faceshards.dataset.schema import DROP_REASONS, SCHEMAS
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError, SourceError
 from faceshards.formats.mindrecord.reader import Shard
-from pipelines.build import Execution, build
+from pipelines.build import build
 from pipelines.config import BuildConfig
 from pipelines.sources.catalog import Dataset
 from pipelines.sources.find import find_files
-from tests.pipelines.build_fixtures import CONFIG, external, read_defects, read_rec, run_build
+from tests.pipelines.build_fixtures import CONFIG, by_shared_worker, external, read_defects, read_rec, run_build
 
 # What is dropped for each planted kind: its reason, and whether its original goes with it.
 EXPECTED = {
@@ -264,7 +264,7 @@ def test_other_counts_than_the_publishers_are_a_warning(
 ) -> None:
     known = Dataset("tiny", "Tiny", "here", "none", "insightface", identities=99, images=1000)
     files, _ = find_files(tiny_source)
-    found = build("tiny", files, tmp_path / "out", CONFIG, Execution(workers=1, quiet=True), expected=known)
+    found = build("tiny", files, tmp_path / "out", CONFIG, by_shared_worker(), expected=known)
     assert found.info["warnings"] == found.info["unsound"]
     assert found.info["warnings"] == [
         "tiny: 12 of 272 records are broken and left out (undecodable 8, wrong_size 4)",
@@ -278,5 +278,5 @@ def test_a_source_that_goes_away_is_one_line(tmp_path: Path, tiny_source: Path) 
     files, _ = find_files(copy)
     shutil.rmtree(copy)
     with pytest.raises((BuildError, SourceError), match=r"train\.(rec|idx).*No such file"):
-        build("tiny", files, tmp_path / "out", CONFIG, Execution(workers=1, quiet=True))
+        build("tiny", files, tmp_path / "out", CONFIG, by_shared_worker())
     assert not (tmp_path / "out").exists()

@@ -21,13 +21,13 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError, EmptyDatasetError
 from faceshards.formats.verification_bin import SetError, read_bin, write_bin
-from pipelines.build import Execution, build
+from pipelines.build import build
 from pipelines.config import BuildConfig
 from pipelines.sources.find import find_files
 from pipelines.stages import route
 from pipelines.synthetic.write import SyntheticSpec
 from pipelines.workspace import work_folder
-from tests.pipelines.build_fixtures import digests, read_defects, read_rec, run_build, synthetic_set
+from tests.pipelines.build_fixtures import by_shared_worker, digests, read_defects, read_rec, run_build, synthetic_set
 
 SPEC = SyntheticSpec(identities=12, images=180, defects=2, mirrored=3, leaked=3, unseen=8, pairs=40, seed=5)
 CONFIG = BuildConfig(shards=2, near_mirror=24)
@@ -258,7 +258,7 @@ def test_an_identity_may_go_whole_and_all_may_go(source, test_set, tmp_path):
     kept_out = tmp_path / "first.bin"
     write_bin(kept_out, first[:4], [True, True])
     config = BuildConfig(shards=1)
-    found = build("mixed", find_files(mixed)[0], tmp_path / "out", config, Execution(1, quiet=True), exclude=[kept_out])
+    found = build("mixed", find_files(mixed)[0], tmp_path / "out", config, by_shared_worker(), exclude=[kept_out])
     gone = found.table("identities", where=ds.field("label_original") == "0").to_pylist()[0]
     assert (gone["label"], gone["kept"], gone["test_overlap"]) == (None, 0, 4)
     assert found.totals["identities"] == 2
@@ -266,7 +266,7 @@ def test_an_identity_may_go_whole_and_all_may_go(source, test_set, tmp_path):
     assert warning.startswith("1 identities are left out whole (0): they are in the sets kept out (test_overlap)")
     alone = rec_of(tmp_path / "alone", [first[:4]])
     with pytest.raises(EmptyDatasetError, match=r"4 records scanned, none kept \(test_overlap 4\)"):
-        build("alone", find_files(alone)[0], tmp_path / "none", config, Execution(1, quiet=True), exclude=[kept_out])
+        build("alone", find_files(alone)[0], tmp_path / "none", config, by_shared_worker(), exclude=[kept_out])
     assert not (tmp_path / "none").exists()
     assert not work_folder(tmp_path / "none").exists()
 

@@ -18,18 +18,26 @@ from faceshards.formats.verification_bin import write_bin
 from faceshards.inspection.sizes import spread
 from pipelines.config import BuildConfig
 from pipelines.plan import plan
-from pipelines.runner import Execution
 from pipelines.sources.base import in_sample
 from pipelines.sources.find import find_files
 from pipelines.synthetic.faces import encode_face
 from pipelines.workspace import work_folder
 from tests.faceshards.cli.test_cli import call, refusal
-from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests, external, read_rec, run_build
+from tests.pipelines.build_fixtures import (
+    CONFIG,
+    PARTITION_BYTES,
+    by_shared_worker,
+    digests,
+    external,
+    read_rec,
+    run_build,
+    shared_worker,
+)
 
 
 def run_plan(source: Path, out: Path, config: BuildConfig = CONFIG, **options: Any) -> dict[str, Any]:
     files, _ = find_files(source)
-    return plan("tiny", files, out, config, Execution(1, None, PARTITION_BYTES, quiet=True), **options)
+    return plan("tiny", files, out, config, by_shared_worker(PARTITION_BYTES), **options)
 
 
 def again(*_: object) -> None:
@@ -134,7 +142,7 @@ def test_an_interrupted_plan_goes_on(tiny_source, tiny_dataset, tmp_path, monkey
 def folder(tiny_source: Path, tiny_dataset: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images of the tiny set in a folder for each identity."""
     out = tmp_path_factory.mktemp("folder") / "tiny"
-    done = call("export-data", tiny_dataset.path, out, "--to", "folder", "--quiet", "--workers", "1")
+    done = call("export-data", tiny_dataset.path, out, "--to", "folder", "--quiet", "--scheduler", shared_worker())
     assert done.exit_code == 0, done.output
     return out
 
@@ -189,7 +197,7 @@ def test_a_sample_that_was_interrupted_is_nothing_to_a_build(tiny_source, tiny_d
 
 
 def test_what_a_build_would_refuse(tiny_source, tiny_dataset, tmp_path):
-    arguments = ("build", "--source", tiny_source, "--plan", "--quiet", "--workers", "1", "--strict")
+    arguments = ("build", "--source", tiny_source, "--plan", "--quiet", "--scheduler", shared_worker(), "--strict")
     result = call(*arguments, "--out", tmp_path / "new", "--json")
     assert (result.exit_code, result.stderr) == (1, "Error: a build would be refused\n")
     (said,) = json.loads(result.stdout)["refused"]

@@ -11,11 +11,11 @@ import pytest
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError, SourceError, UnsoundError
-from pipelines.build import Execution, build
+from pipelines.build import build
 from pipelines.config import BuildConfig
 from pipelines.sources.find import find_files
 from pipelines.stages.label_spaces import Space, overlap
-from tests.pipelines.build_fixtures import run_build, shared_worker
+from tests.pipelines.build_fixtures import by_shared_worker, run_build
 from tests.recs import jpeg, write_im2rec, write_insightface
 
 SMALL = BuildConfig(shards=1, min_images=1)
@@ -23,7 +23,7 @@ SMALL = BuildConfig(shards=1, min_images=1)
 
 def run(out: Path, config: BuildConfig, *sources: Path, **options) -> Manifest:
     files, warnings = find_files(*sources)
-    execution = Execution(1, shared_worker(), 2000, quiet=True)  # several partitions of each file
+    execution = by_shared_worker(2000)  # several partitions of each file
     return build("set", files, out, config, execution, warnings=warnings, **options)
 
 

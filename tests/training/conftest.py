@@ -7,21 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from faceshards.dataset.manifest import Manifest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _tiny_backbone() -> Iterator[None]:
-    """Has this process know the backbone of the tiny settings."""
-    from tests.training.runs import TINY
-    from training.backbones.registry import BACKBONES
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "mbf_tiny", TINY)
-        yield
+def _tiny_backbone(tiny_backbone: None) -> None:
+    """Has every test know the backbone of the tiny settings."""
 
 
 @pytest.fixture(scope="session")

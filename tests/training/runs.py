@@ -9,17 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from click.testing import CliRunner, Result
-from mindspore import nn
 
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from pipelines.config import BuildConfig
 from pipelines.synthetic.write import SyntheticSpec
-from tests.pipelines.build_fixtures import run_build, synthetic_set
-from training.backbones.mobilefacenet import Gdc, MobileFaceNet, conv_block
-from training.backbones.spec import Spec
+from tests.pipelines.build_fixtures import ROOT, run_build, synthetic_set
 
 LIMIT = 600  # seconds until a process counts as lost; beside other work they take a few times what they take alone
 SETTINGS = {
@@ -36,17 +32,6 @@ SETTINGS = {
     "log_steps": 1,
     "threads": 1,
 }
-
-
-def tiny_backbone(embedding_size: int, seed: int, recompute: bool) -> nn.Cell:
-    """Returns a MobileFaceNet with one layer of each kind: what a run costs here is the compilation of its graphs."""
-    rng = np.random.default_rng(seed)
-    return MobileFaceNet(
-        [conv_block(rng, 3, 16, 16, 16)], conv_block(rng, 16, 32, 1), Gdc(rng, 32, 7, embedding_size), recompute
-    )
-
-
-TINY = Spec(tiny_backbone, "features.layers.3", values=(14_736, 36))  # in BACKBONES as mbf_tiny
 
 
 def tiny_dataset(folder: Path, seed: int = 3) -> Manifest:
@@ -69,10 +54,10 @@ def train(data: Path, out: Path, *options: str, **settings: object) -> Result:
 
 
 def start(data: Path, out: Path, *options: str, **settings: object) -> subprocess.Popen[str]:
-    """Starts ``faceshards train`` with the tiny settings, and a backbone that another process knows too."""
-    settings = {"backbone": "mbf_narrow", **settings}
+    """Starts ``faceshards train`` with the tiny settings, in an environment where their backbone is installed."""
     command = [sys.executable, "-m", "faceshards", "train", *arguments(data, out, *options, **settings)]
-    environment = {**os.environ, "GLOG_v": "3"}
+    paths = filter(None, (str(ROOT / "tests/training/plugin"), str(ROOT), os.environ.get("PYTHONPATH")))
+    environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

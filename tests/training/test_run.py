@@ -25,8 +25,6 @@ from training.config import TrainConfig, verification_sets
 
 pytestmark = pytest.mark.slow
 
-WHOLE = {"backbone": "mbf_narrow"}  # here a user's own; start() takes it by itself
-
 
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory):
@@ -40,7 +38,7 @@ def straight(data, tmp_path_factory):
 # Training amplifies rounding: AdamW, say, makes whole steps of gradients that are nothing but noise around zero. So the
 # losses of a run are what they are within a distance that grows with the steps and depends on the processor. It is
 # measured: first weights that are changed by 1e-7 show how far a run of one rank parts from itself.
-CALM = {**WHOLE, "optimizer": "adamw", "lr": 3e-4, "global_batch": 32, "checkpoint_steps": 5, "keep": 9}
+CALM = {"optimizer": "adamw", "lr": 3e-4, "global_batch": 32, "checkpoint_steps": 5, "keep": 9}
 NUDGES, FACTOR = 2, 10
 
 
@@ -48,7 +46,7 @@ NUDGES, FACTOR = 2, 10
 def calm(data, tmp_path_factory):
     """Losses of one rank, one array; and of others that began 1e-7 beside it, (NUDGES, steps)."""
     folder = tmp_path_factory.mktemp("calm")
-    first = create_backbone(CALM["backbone"], SETTINGS["embedding_size"], seed=0).parameters_dict()
+    first = create_backbone(SETTINGS["backbone"], SETTINGS["embedding_size"], seed=0).parameters_dict()
     traces = []
     for number in range(1 + NUDGES):
         rng = np.random.default_rng(number)
@@ -79,7 +77,7 @@ def test_a_run_learns_and_says_so(straight, data):
     assert np.mean(list(losses.values())[-5:]) < 0.9 * losses[1]
     assert "rank 0: centres 12 of 12 from 0 on" in errors
     assert "images/s  ETA 0:" in errors
-    assert (out / "config.yaml").read_text().startswith("backbone: mbf_narrow")
+    assert (out / "config.yaml").read_text().startswith("backbone: mbf_tiny")
     assert len(list((out / "tensorboard").glob("events.out.tfevents.*"))) == 1
     assert checkpoint.known(out / "checkpoints")[-1].name == f"step-{result['steps']:09d}"
 
@@ -90,7 +88,7 @@ def test_a_finished_run_is_known_wherever_it_is(straight, data, tmp_path, monkey
     written = json.loads((tmp_path / "moved" / "run" / "result.json").read_text())
     assert written["checkpoint"] == f"checkpoints/{Path(result['checkpoint']).name}"
     monkeypatch.chdir(tmp_path)
-    done = train(data.path, Path("moved/run"), "--resume", "--json", checkpoint_steps=5, keep=9, **WHOLE)
+    done = train(data.path, Path("moved/run"), "--resume", "--json", checkpoint_steps=5, keep=9)
     assert done.exit_code == 0, done.output
     assert "moved/run: finished already; this is its result" in caplog.messages
     assert json.loads(done.stdout) == result | {"checkpoint": f"moved/run/{written['checkpoint']}"}
@@ -111,7 +109,7 @@ def test_real_faces_train(tmp_path):
     faces = run_build(external("orl"), tmp_path / "data", BuildConfig(shards=8))
     verify = [str(external("orl/orl.bin"))]
     out = tmp_path / "run"
-    settings = {**WHOLE, "epochs": 1, "lr": 0.02, "verify": verify}
+    settings = {"epochs": 1, "lr": 0.02, "verify": verify}
     done = train(faces.path, out, "--json", **settings)
     assert done.exit_code == 0, done.output
     losses = list(trace(out).values())
@@ -130,7 +128,7 @@ def test_real_faces_train(tmp_path):
     assert load_model(out).origin().chosen_on == {"orl": read_bin(verify[0]).digest()}
 
 
-def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp_path):
+def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp_path, caplog):
     out = tmp_path / "run"
     job = start(data.path, out, checkpoint_steps=5, keep=9)
     wait_for_step(job, out, 8)
@@ -138,9 +136,9 @@ def test_killed_in_an_epoch_it_goes_on_with_identical_losses(straight, data, tmp
     job.communicate()
     done = steps(out)
     assert done < len(trace(straight[0]))
-    code, _, errors = finish(start(data.path, out, "--resume", checkpoint_steps=5, keep=9))
-    assert code == 0, errors
-    assert "going on from" in errors
+    resumed = train(data.path, out, "--resume", checkpoint_steps=5, keep=9)
+    assert resumed.exit_code == 0, resumed.output
+    assert "going on from" in caplog.text
     assert trace(out) == trace(straight[0])
 
 

@@ -440,14 +440,14 @@ def test_an_embedding_that_is_not_finite_costs_its_image(kept, benchmark):
         kept("broken", wrong=range(128))
 
 
-def test_a_model_from_the_command_line_twice(benchmark, narrow_weights):
+def test_a_model_from_the_command_line_twice(benchmark, tiny_weights):
     path = benchmark / "meta" / "ijbc_name_5pts_score.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line.rsplit(" ", 1)[0] + " 0" if i < 3 else line for i, line in enumerate(lines)))
     (benchmark / "loose_crop" / "4.jpg").unlink()
     with (benchmark / "meta" / "ijbc_template_pair_label.txt").open("a") as file:
         file.write("77 78 0\n1 77 1\n")
-    options = ("--model", narrow_weights, "--backbone", "mbf_narrow", "--out", benchmark / "out", "--quiet", "--json")
+    options = ("--model", tiny_weights, "--backbone", "mbf_tiny", "--out", benchmark / "out", "--quiet", "--json")
     first = run("ijb", benchmark, *options)
     assert first.exit_code == 0, first.output
     assert first.stderr == (
@@ -457,7 +457,7 @@ def test_a_model_from_the_command_line_twice(benchmark, narrow_weights):
     )
     result = json.loads(first.stdout)
     assert (result["pairs"], result["dropped_pairs"]) == (55, 13)
-    assert result["model"]["sha256"] == hashlib.sha256(narrow_weights.read_bytes()).hexdigest()
+    assert result["model"]["sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
     assert json.loads((benchmark / "out" / "ijb.json").read_text())["left_out"] == ["4.jpg: No such file or directory"]
     shutil.copytree(benchmark / "out" / "embeddings", benchmark / "before")
     second = run("ijb", benchmark, *options)

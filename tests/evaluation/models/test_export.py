@@ -86,9 +86,15 @@ def test_there_and_back(tmp_path, name, suffix):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(
         [path.name, out.name, f"{out.name}.json", f"{out.name}.md"]
     )
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
-    want, again = load_model(path, name).forward(images), load_model(out)
+    again = load_model(out)
     assert again.backbone == name
+    if suffix == ".safetensors":  # the same arrays under the same names: the same embeddings
+        before, after = load_file(path), load_file(out)
+        assert before.keys() == after.keys()
+        assert all(np.array_equal(before[key], after[key]) for key in before)
+        return
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
+    want = load_model(path, name).forward(images)
     np.testing.assert_allclose(again.forward(images), want, atol=1e-5 * np.abs(want).max())
 
 
@@ -101,14 +107,6 @@ def test_onnx_takes_any_number_of_images(tmp_path):
     whole = session.run(None, {"images": images})[0]
     one = np.concatenate([session.run(None, {"images": images[i : i + 1]})[0] for i in range(5)])
     np.testing.assert_allclose(whole, one, atol=1e-5 * np.abs(whole).max())
-
-
-def test_weights_go_out_under_the_names_of_pytorch(tmp_path):
-    path, out = weights(tmp_path, "mbf_narrow"), tmp_path / "out.safetensors"
-    assert run("export", path, out, "--backbone", "mbf_narrow").exit_code == 0
-    before, after = load_file(path), load_file(out)
-    assert before.keys() == after.keys()
-    assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
 def test_what_is_refused(tmp_path):

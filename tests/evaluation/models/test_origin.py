@@ -94,10 +94,10 @@ def test_what_is_exported_knows_it_too(trained, tmp_path):
     assert load_model(tmp_path / "model.safetensors").origin().chosen_on == {"lfw": "", "orl": ""}
 
 
-def test_a_model_from_elsewhere_says_what_is_known(narrow_weights):
-    origin = load_model(narrow_weights, "mbf_narrow").origin("ms1mv3")
+def test_a_model_from_elsewhere_says_what_is_known(tiny_weights):
+    origin = load_model(tiny_weights, "mbf_tiny").origin("ms1mv3")
     assert origin.lines()[:2] == [
-        f"model {narrow_weights}: mbf_narrow, sha256 {origin.sha256[:12]}",
+        f"model {tiny_weights}: mbf_tiny, sha256 {origin.sha256[:12]}",
         "trained on ms1mv3, as --trained-on says",
     ]
     assert (origin.step, origin.dataset, origin.chosen_on) == (None, "", {})

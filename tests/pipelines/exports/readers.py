@@ -10,8 +10,7 @@ from evaluation.models import mxnet_import
 from faceshards.dataset.manifest import Manifest
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
-from pipelines.runner import Execution
-from tests.pipelines.build_fixtures import shared_worker
+from tests.pipelines.build_fixtures import by_shared_worker
 
 
 class Found(NamedTuple):
@@ -23,8 +22,7 @@ class Found(NamedTuple):
 
 def exported(dataset: Manifest, out: Path, to: str, *, partition_bytes: int = 100_000, **request: Any) -> Path:
     """Returns the folder of an export, in several pieces."""
-    execution = Execution(1, shared_worker(), partition_bytes, quiet=True)
-    export(dataset.path, out, Request(to, **request), execution)
+    export(dataset.path, out, Request(to, **request), by_shared_worker(partition_bytes))
     return out
 
 

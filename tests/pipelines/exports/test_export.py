@@ -23,7 +23,7 @@ from pipelines.config import BuildConfig
 from pipelines.exports import rec_parts
 from pipelines.exports.base import ExportError
 from pipelines.exports.registry import EXPORTS
-from tests.pipelines.build_fixtures import flip_bit, run_build
+from tests.pipelines.build_fixtures import by_shared_worker, flip_bit, run_build, shared_worker
 from tests.pipelines.exports.readers import (
     Found,
     by_folders,
@@ -74,7 +74,7 @@ def rebuilt(out: Path) -> Manifest:
 
 def refusal(*arguments: str | Path, code: int = 1) -> str:
     """Returns the one line that the command refuses with; nothing is left behind."""
-    result = CliRunner().invoke(main, ["export-data", *map(str, arguments), "--workers", "1", "--quiet"])
+    result = CliRunner().invoke(main, ["export-data", *map(str, arguments), "--scheduler", shared_worker(), "--quiet"])
     assert (result.exit_code, result.stdout) == (code, ""), result.output
     (line,) = result.stderr.splitlines()[-1:] if code == 2 else result.stderr.splitlines()
     return line.removeprefix("Error: ")
@@ -217,7 +217,7 @@ def test_webdataset_reads_what_was_written(faces: Manifest, tmp_path: Path) -> N
     assert all(int(name[6:12]) == shard for name, shard, _ in seen)
 
 
-def test_tars_are_as_large_as_asked_for(tiny_dataset: Manifest, tmp_path: Path) -> None:
+def test_tars_are_as_large_as_asked_for(tiny_dataset: Manifest, numbered: Manifest, tmp_path: Path) -> None:
     out = exported(tiny_dataset, tmp_path / "out", "webdataset", shard_bytes=150_000)
     tars = sorted(out.glob("*.tar"))
     sizes = [path.stat().st_size for path in tars]
@@ -231,8 +231,8 @@ def test_tars_are_as_large_as_asked_for(tiny_dataset: Manifest, tmp_path: Path) 
         found.sha256 for found in expected(tiny_dataset)
     )
     # Two bytes are less than any image takes: then each has a file of its own.
-    alone = exported(tiny_dataset, tmp_path / "alone", "webdataset", shard_bytes=2)
-    assert len(list(alone.glob("*.tar"))) == tiny_dataset.totals["kept"]
+    alone = exported(numbered, tmp_path / "alone", "webdataset", shard_bytes=2)
+    assert len(list(alone.glob("*.tar"))) == numbered.totals["kept"] > 1
 
 
 # --- all of them
@@ -265,7 +265,15 @@ def test_bytes_do_not_depend_on_how_it_is_cut(tiny_dataset: Manifest, tmp_path: 
 
 
 def test_export_json_says_where_it_came_from(tiny_dataset: Manifest, tmp_path: Path) -> None:
-    arguments = [str(tiny_dataset.path), str(tmp_path / "out"), "--to", "recordio", "--workers", "1", "--json"]
+    arguments = [
+        str(tiny_dataset.path),
+        str(tmp_path / "out"),
+        "--to",
+        "recordio",
+        "--scheduler",
+        shared_worker(),
+        "--json",
+    ]
     result = CliRunner().invoke(main, ["export-data", *arguments, "--quiet"])
     assert result.exit_code == 0, result.output
     about = json.loads((tmp_path / "out" / "export.json").read_text())
@@ -293,11 +301,11 @@ def test_export_json_says_where_it_came_from(tiny_dataset: Manifest, tmp_path: P
 
 
 def test_terms_of_known_sets_go_with_them(tiny_source: Path, tmp_path: Path) -> None:
-    from pipelines.build import Execution, build
+    from pipelines.build import build
     from pipelines.sources.find import find_files
 
     files, _ = find_files(tiny_source)
-    dataset = build("casia", files, tmp_path / "set", BuildConfig(shards=1), Execution(1, quiet=True))
+    dataset = build("casia", files, tmp_path / "set", BuildConfig(shards=1), by_shared_worker())
     out = exported(dataset, tmp_path / "out", "im2rec")
     assert json.loads((out / "export.json").read_text())["terms"] == {"casia": "non-commercial research only"}
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from distributed import LocalCluster
 
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest, ManifestError
@@ -26,7 +27,15 @@ from pipelines.filters.registry import FILTERS
 from pipelines.synthetic.spoiled import SPOILED
 from pipelines.synthetic.write import SyntheticSpec
 from pipelines.workspace import work_folder
-from tests.pipelines.build_fixtures import digests, read_defects, read_rec, rewrite_info, run_build, synthetic_set
+from tests.pipelines.build_fixtures import (
+    digests,
+    read_defects,
+    read_rec,
+    rewrite_info,
+    run_build,
+    shared_worker,
+    synthetic_set,
+)
 
 SPEC = SyntheticSpec(identities=12, images=180, defects=0, spoiled=3, unseen=0, pairs=0, seed=7)
 CONFIG = BuildConfig(image_size=(0, 0), shards=2, filters={name: {} for name in FILTERS})
@@ -128,8 +137,8 @@ def test_a_set_without_filters_has_none_of_it(tiny_dataset):
 
 
 def test_a_plan_shows_how_the_values_lie(source, tmp_path):
-    ask = ["build", "--source", source, "--out", tmp_path / "out", "--set", "image_size=[0,0]", "--workers", 1]
-    ask += ["--set", "filters=[blur,size]", "--quiet", "--plan"]
+    ask = ["build", "--source", source, "--out", tmp_path / "out", "--set", "image_size=[0,0]"]
+    ask += ["--set", "filters=[blur,size]", "--scheduler", shared_worker(), "--quiet", "--plan"]
     told = json.loads(call(*ask, "--json"))
     assert told["dropped"]["small"] == told["dropped"]["narrow"] == 3
     rows = {(row["filter"], row["measure"]): row for row in told["measured"]}
@@ -283,8 +292,15 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
 
 
+@pytest.fixture
+def workers(package):
+    """The address of two workers that know the package."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0") as found:
+        yield found.scheduler_address
+
+
 @pytest.mark.slow
-def test_a_filter_of_another_package_fails_is_mended_and_goes_on(package, source, tmp_path):
+def test_a_filter_of_another_package_fails_is_mended_and_goes_on(workers, source, tmp_path):
     flag = tmp_path / "fail"
     flag.touch()
     sizes = [len(image) for image in images_of(source)]
@@ -295,19 +311,19 @@ def test_a_filter_of_another_package_fails_is_mended_and_goes_on(package, source
     out = tmp_path / "out"
     where = rf"train\.rec: record {sizes.index(max(sizes)) + 1}: filter heavy: RuntimeError: no more$"
     with pytest.raises(BuildError, match=where):
-        run_build(source, out, config, workers=2)
+        run_build(source, out, config, scheduler=workers)
     assert not out.exists()
     assert any((work_folder(out) / "records").iterdir())  # what the build goes on from
     flag.unlink()
     other = BuildConfig(image_size=(0, 0), shards=2, filters={"heavy": {**filters["heavy"], "max_bytes": limit + 1}})
     with pytest.raises(BuildError, match=r"has another request .config: .*; repeat it as it was, or pass --restart"):
-        run_build(source, out, other, workers=2)
-    found = run_build(source, out, config, workers=2)
+        run_build(source, out, other, scheduler=workers)
+    found = run_build(source, out, config, scheduler=workers)
     assert found.totals["dropped"]["heavy"] == 1
     (row,) = (row for row in found.table("dropped").to_pylist() if row["reason"] == "heavy")
     assert row["detail"] == f"{max(sizes)} bytes > {limit}"
     assert list(verify(found)) == []
-    assert digests(run_build(source, tmp_path / "at once", config, workers=2).path) == digests(out)
+    assert digests(run_build(source, tmp_path / "at once", config, scheduler=workers).path) == digests(out)
 
 
 def images_of(source: Path) -> list[bytes]:

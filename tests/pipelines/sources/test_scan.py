@@ -8,6 +8,7 @@ import struct
 import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,9 +26,9 @@ from pipelines.sources.find import cut, find_files
 from pipelines.sources.folder import walk_images
 from pipelines.sources.registry import SOURCES, read_image, scan
 from pipelines.stages.signatures import sign
-from tests.recs import jpeg, pack, pack_flag, png, write_im2rec, write_insightface, write_rec
+from tests.recs import encode, jpeg, pack, pack_flag, png, texture, write_im2rec, write_insightface, write_rec
 
-SIZES = [0, 4, 4096, 10_000, 1 << 30]
+SIZES = [0, 4, 1000, 2500, 1 << 30]
 
 
 def scan_all(source, work, partition_bytes=1 << 30):
@@ -66,7 +67,9 @@ def scan_all(source, work, partition_bytes=1 << 30):
 
 @pytest.fixture(scope="module")
 def faces():
-    return [[jpeg(10 * identity + n, 32, 32) for n in range(3)] for identity in range(4)]
+    """Twelve pictures of 8 x 8 pixels in some 300 bytes each: files of a few kilobytes are cut every 4 bytes below."""
+    options = (cv2.IMWRITE_JPEG_QUALITY, 50, cv2.IMWRITE_JPEG_OPTIMIZE, 1)
+    return [[encode(texture(10 * identity + n, 8, 8), ".jpg", *options) for n in range(3)] for identity in range(4)]
 
 
 # ------------------------------------------------------------------------------------------------------ layouts

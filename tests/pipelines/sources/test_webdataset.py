@@ -21,10 +21,9 @@ from faceshards.errors import SourceError
 from faceshards.formats.tar import BLOCK
 from pipelines.build import build
 from pipelines.config import BuildConfig
-from pipelines.runner import Execution
 from pipelines.sources.find import cut, find_files, set_names
 from pipelines.sources.registry import identity_names, labels, read_record, scan
-from tests.pipelines.build_fixtures import CONFIG, external, read_rec, shared_worker
+from tests.pipelines.build_fixtures import CONFIG, by_shared_worker, external, read_rec
 from tests.pipelines.exports.readers import exported
 from tests.recs import jpeg, png
 
@@ -76,8 +75,7 @@ def brief(rows: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
 
 def built(out: Path, config: BuildConfig, *sources: Path) -> Manifest:
     files, warnings = find_files(*sources)
-    execution = Execution(1, shared_worker(), 200_000, quiet=True)
-    return build("tars", files, out, config, execution, warnings=warnings)
+    return build("tars", files, out, config, by_shared_worker(200_000), warnings=warnings)
 
 
 def content(dataset: Manifest, *names: str) -> Counter[tuple[Any, ...]]:

@@ -8,18 +8,17 @@ import pytest
 
 from faceshards.dataset.manifest import Manifest
 from pipelines.config import BuildConfig
-from pipelines.runner import Execution
 from pipelines.split.plan import Request
 from pipelines.split.split import split
 from pipelines.synthetic.write import SyntheticSpec
-from tests.pipelines.build_fixtures import run_build, synthetic_set
+from tests.pipelines.build_fixtures import by_shared_worker, run_build, synthetic_set
 
 REQUEST = Request("45%", 400, seed=3)
 
 
 def run_split(dataset: Manifest, out: Path, request: Request = REQUEST, **options: bool) -> Manifest:
     """Returns the dataset split off in this process."""
-    return split(dataset.path, out, request, Execution(1, quiet=True), **options)
+    return split(dataset.path, out, request, by_shared_worker(), **options)
 
 
 @pytest.fixture(scope="session")

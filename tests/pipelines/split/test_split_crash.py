@@ -14,7 +14,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import BuildError
 from pipelines.runner import Runner
 from pipelines.split.plan import Request
-from tests.pipelines.build_fixtures import digests, finish, kill_group, run, start, wait_for
+from tests.pipelines.build_fixtures import digests, finish, kill_group, run_here, start, wait_for
 from tests.pipelines.split.conftest import REQUEST, run_split
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_killed_and_run_again_is_as_if_never_killed(
     wait_for(lambda: STAGES[stage](work), first)
     kill_group(first)
     assert not out.exists() or digests(out) == digests(child.path)
-    code, _, err = run([*command(parent.path, out), *more])
+    code, _, err = run_here([*command(parent.path, out), *more])
     assert code == 0, err
     assert digests(out) == digests(child.path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -89,7 +89,7 @@ def test_a_full_disk_is_one_line_and_resumable(
 
     out, work = small_disk / "out", small_disk / ".out.splitting"
     resize("1m")
-    code, _, err = run(command(parent.path, out))
+    code, _, err = run_here(command(parent.path, out))
     assert (code, len(err.splitlines())) == (1, 1)
     assert "MB free, the split needs about" in err
     assert list(small_disk.iterdir()) == []
@@ -103,6 +103,6 @@ def test_a_full_disk_is_one_line_and_resumable(
     assert "disk full; free some space and run the same command to go on" in err
     assert not os.path.lexists(out)
     resize("16m")
-    code, _, err = run(command(parent.path, out))
+    code, _, err = run_here(command(parent.path, out))
     assert (code, err) == (0, "")
     assert digests(out) == digests(child.path)

@@ -206,7 +206,7 @@ def accuracy(embedding: np.ndarray, same: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_unseen_identities_can_be_learned_but_not_read_off_the_pixels(tmp_path: Path) -> None:
-    spec = SyntheticSpec(identities=200, images=3000, defects=0, unseen=60, pairs=800, seed=1)
+    spec = SyntheticSpec(identities=120, images=1200, defects=0, unseen=40, pairs=400, seed=1)
     write_set(tmp_path / "set", spec)
     recordio = mxnet_import.load().recordio
     reader = recordio.MXRecordIO(str(tmp_path / "set" / "train.rec"), "r")
@@ -224,6 +224,6 @@ def test_unseen_identities_can_be_learned_but_not_read_off_the_pixels(tmp_path: 
     mirrored = model.transform(np.array([pixels(picture[:, ::-1]) for picture in pictures]))
     raw = accuracy(np.array([picture.ravel() for picture in pictures], np.float32), np.array(same))
     learned = accuracy(straight + mirrored, np.array(same))
-    # measured 0.54 and 0.81 (a small convolutional network reaches 0.95 after 200 identities)
+    # measured 0.59 and 0.84 (a small convolutional network reaches 0.95 after 200 identities)
     assert 0.5 < raw < 0.65
     assert learned > max(0.74, raw + 0.15)

@@ -37,22 +37,46 @@ COUNTS = {
     Attention: of_attention,
 }
 
+STEPS = ("kernel_size", "stride", "padding", "dilation", "group")
+
+
+def structure(cell):
+    """Returns what decides the shapes within a cell: kinds of cells, shapes of parameters, steps of convolutions."""
+    return tuple(
+        (type(found), *(p.shape for p in found._params.values()), *(getattr(found, name, None) for name in STEPS))
+        for _, found in cell.cells_and_names()
+    )
+
 
 def count_flops(cell, size=112):
     """Returns the multiply-adds of one image's forward pass: convolutions, linear layers and attention products.
 
     Norms, activations, biases and sums are not counted, as is usual. The backbone may be adapted to a CPU: the
-    convolution within an adapted one is never called, so nothing counts twice.
+    convolution within an adapted one is never called, so nothing counts twice. A cell that is made like one before it,
+    for an input of the same shape, is not computed again, but counts again: a deep backbone costs what a shallow one
+    does. The cells are for nothing else after it.
     """
     total = 0
+    known = {}  # output and multiply-adds, by how a cell is made and the shape of its input
 
-    def hook(layer, _, out):
-        nonlocal total
-        total += COUNTS[type(layer)](layer, out.shape)
+    def counted(layer):
+        construct, made = layer.construct, structure(layer)
 
-    hooks = [layer.register_forward_hook(hook) for _, layer in cell.cells_and_names() if type(layer) in COUNTS]
+        def run(x):
+            nonlocal total
+            if (made, x.shape) not in known:
+                before, out = total, construct(x)
+                count = COUNTS.get(type(layer), lambda layer, out: 0)
+                known[made, x.shape] = out, total - before + count(layer, out.shape)
+                total = before
+            out, more = known[made, x.shape]
+            total += more
+            return out
+
+        return run
+
     cell.set_train(False)
+    for _, layer in cell.cells_and_names():
+        layer.construct = counted(layer)
     cell(ms.Tensor(np.zeros((1, 3, size, size), np.float32)))
-    for entry in hooks:
-        entry.remove()
     return total

@@ -24,7 +24,7 @@ from tests.training.head.adaface_problem import STEPS as ADAFACE_STEPS
 from tests.training.head.adaface_problem import Training, worst
 from tests.training.linear import DIM as LINEAR
 from tests.training.linear import INPUTS, integers, linear_step, momentum
-from tests.training.runs import tiny_backbone
+from tests.training.tiny_backbone import tiny_backbone
 from training import checkpoint
 from training.centers.class_centers import ClassCenters, slice_of
 from training.centers.rules import RULES
