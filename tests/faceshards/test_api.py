@@ -96,7 +96,10 @@ def test_images_are_the_sources_kept_or_dropped(data, tiny_source):
     assert (pixels.shape, pixels.dtype) == ((row["height"], row["width"], 3), np.uint8)
     assert repr(data.image(row["sid"])) == f"<Image sid {row['sid']}: train.rec:{row['key']}, label {row['label']}>"
     undecodable = {row["detail"]: row["sid"] for row in dropped if row["reason"] == "undecodable"}
-    for detail, line in (("empty image", "has no image: empty"), ("neither JPEG nor PNG", "are no image: neither JPEG nor PNG")):
+    for detail, line in (
+        ("empty image", "has no image: empty"),
+        ("neither JPEG nor PNG", "are no image: neither JPEG nor PNG"),
+    ):
         image = data.image(undecodable[detail])
         assert repr(image).endswith("dropped, undecodable>")
         with pytest.raises(faceshards.FaceshardsError, match=line):
