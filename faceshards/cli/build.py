@@ -16,14 +16,13 @@ from faceshards.cli.options import (
     PATH,
     SHARE,
     Command,
+    cluster_options,
     dashboard_option,
     data_root_option,
     json_option,
     partition_bytes_option,
     quiet_option,
-    scheduler_option,
     settings_option,
-    workers_option,
 )
 from faceshards.cli.plan import print_plan
 from faceshards.errors import FaceshardsError
@@ -46,8 +45,7 @@ from pipelines.sources.find import find_files
 @data_root_option
 @click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
 @settings_option
-@workers_option
-@scheduler_option
+@cluster_options
 @partition_bytes_option
 @dashboard_option
 @click.option(
@@ -74,6 +72,7 @@ def build(
     settings: dict[str, Any],
     workers: int,
     scheduler: str | None,
+    tls: dict[str, Path] | None,
     partition_bytes: int,
     dashboard: bool,
     exclude: tuple[Path, ...],
@@ -111,11 +110,12 @@ def build(
         raise click.UsageError("--report shows a dataset, and --plan publishes none")
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.build import build as make
+    from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
 
     if page is not None:
         check_report(page, out)  # before hours of building
-    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
     expected = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,12 +174,38 @@ class _Share(click.ParamType):
 SHARE = _Share()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=PATH)
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core."
-)
-scheduler_option = click.option(
-    "--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system."
-)
+_TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what says where a command's work is done: --workers, --scheduler, and --tls-ca and the like.
+
+    The command gets `workers`, `scheduler`, and `tls`, keywords of pipelines.cluster.Tls, or None.
+    """
+
+    @click.option("--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core.")
+    @click.option(
+        "--scheduler",
+        metavar="tls://HOST:PORT",
+        help="Use this Dask cluster, which shares the file system. tcp://HOST:PORT: unencrypted, for trusted networks.",
+    )
+    @functools.wraps(command)
+    def with_tls(*args: Any, scheduler: str | None, **options: Any) -> Any:
+        given = {name: path for name in _TLS if (path := options.pop(f"tls_{name}")) is not None}
+        if given and not (scheduler or "").startswith("tls://"):
+            raise click.UsageError(f"--tls-{next(iter(given))} belongs to --scheduler tls://HOST:PORT")
+        if given and not {"ca", "cert"} <= given.keys():
+            raise click.UsageError(
+                "--scheduler tls:// needs --tls-ca and --tls-cert, and --tls-key where CERT has none"
+            )
+        return command(*args, scheduler=scheduler, tls=given or None, **options)
+
+    found: Callable[..., Any] = with_tls
+    for name, what in reversed(_TLS.items()):
+        found = click.option(f"--tls-{name}", type=PATH, metavar="FILE", help=f"For tls://: {what} (PEM).")(found)
+    return found
+
+
 partition_bytes_option = click.option(
     "--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input."
 )
