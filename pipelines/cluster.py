@@ -35,6 +35,8 @@ GO_ON = "run the same command to go on"
 # What Dask raises when it is the cluster that failed (a TimeoutError and its CommClosedError are OSErrors).
 FAILURES = (OSError, RuntimeError, ValueError, asyncio.CancelledError, concurrent.futures.CancelledError, TimeoutError)
 
+# Dask gives some of its loggers a level of their own.
+_TALKATIVE = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
 # glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
 # again, about a tenth of a worker's time. A worker keeps up to 256 MiB instead.
 _MALLOC = {
@@ -135,7 +137,7 @@ def connected(workers: int, scheduler: str | None, dashboard: bool, tls: Tls | N
     security = tls.security() if tls else None
     with ExitStack() as stack:
         # They report every connection, and a death as a traceback of its own; what matters is said here.
-        for logger in ("distributed", "tornado", "asyncio"):
+        for logger in _TALKATIVE:
             stack.enter_context(logging_at(logger, logging.CRITICAL))
         stack.enter_context(dask.config.set(settings))  # until the end: workers that died are started again by it
         with _interrupt_afterwards():
@@ -151,6 +153,10 @@ def _client(cluster: LocalCluster | None, scheduler: str | None, security: Secur
     where = name_of(scheduler)
     try:
         client = Client(cluster or scheduler, timeout=30, set_as_default=False, security=security)
+    except TypeError:  # says that it lacks an SSL context
+        raise ConfigError(
+            f"{where}: needs certificates: --tls-ca, --tls-cert and --tls-key, or Dask's settings distributed.comm.tls"
+        ) from None
     except FAILURES as error:
         raise ClusterError(f"{where}: {one_line(error)}") from None
     try:

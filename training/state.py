@@ -12,6 +12,8 @@ from faceshards.files import check_seal, sealed
 FORMAT = 2
 """Format 1 is the same without a checksum of checkpoint.json itself, and is read too."""
 
+GO_ON = "--resume goes on from the last checkpoint"
+
 
 @dataclass
 class RunState:

@@ -24,7 +24,8 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
-from faceshards.files import check_writable, exclusive_folder
+from faceshards.files import check_writable
+from faceshards.locks import exclusive_folder
 from faceshards.progress import logging_at
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, disk_full, why
 from faceshards.extensions import ExtensionError, load, registered
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; raises ClickException for what a user can put right."""
         try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise click.ClickException("the folder that this was started in is gone: cd to another") from None
+        try:
             return super().invoke(ctx)
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
@@ -59,6 +64,10 @@ class Command(click.Command):
             raise click.ClickException(
                 f"{ctx.info_name} needs {error.name}, which is not installed: pip install {wanted}"
             ) from None
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise click.ClickException(f"{error.filename or 'writing'}: {why(error)}") from None
         except KeyboardInterrupt:
             raise click.ClickException(f"interrupted{self.go_on}") from None
 
