@@ -271,7 +271,7 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path, monkeypatch):
     before = all_rows(held)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(center_stores.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
-    with pytest.raises(StoreError, match=r"full: \d+ new class centres need 67\.\d MB, 0\.001 MB free") as failure:
+    with pytest.raises(StoreError, match=r"full: \d+ new class centres need 68\.\d MB, 0\.001 MB free") as failure:
         held.update(np.arange(CLASSES), np.ones((CLASSES, DIM), np.float32), 0.1)
     assert str(failure.value).startswith(str(tmp_path))
     known = np.concatenate(list(held.store.ledger.blocks(CLASSES)))
