@@ -81,10 +81,10 @@ def _try_lock(path: Path) -> int | None:
     ours = False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.stat(path), os.fstat(lock))
-        if ours:
+        if os.path.samestat(os.stat(path), os.fstat(lock)):
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
+            ours = True
     except FileNotFoundError:
         return None
     except BlockingIOError:

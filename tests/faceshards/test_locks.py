@@ -83,6 +83,18 @@ def test_an_error_of_the_work_inside_is_one_line(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path / 'none'}: No such file or directory"
 
 
+def test_a_lock_that_a_full_disk_does_not_take_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(FaceshardsError, match="disk full; free some space"), exclusive_folder(tmp_path):
+            pass
+    with exclusive_folder(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_not_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
