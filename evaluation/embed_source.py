@@ -20,8 +20,9 @@ from evaluation.embedder import Embedder
 from evaluation.image_sources import Images, open_source
 from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
-from faceshards.files import differences, exclusive_folder, replacing, write_json
+from faceshards.files import differences, replacing, write_json
 from faceshards.formats.json_files import read_json
+from faceshards.locks import exclusive_folder
 from training.data.transforms import SIZE, ImageError, header_size
 
 LOOKED_AT = 32  # images of a block, before all are embedded

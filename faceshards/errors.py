@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,17 @@ def first_few(things: Iterable[str]) -> str:
     """Returns the first three of a list for a message, and how many there are more."""
     found = list(things)
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def disk_full(error: OSError) -> bool:
+    """Returns whether an error of the system is that of a full disk, or of a user's share of it."""
+    short = error.errno is None and " requested and " in str(error)  # how NumPy says that a write was cut short
+    return short or error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def why(error: OSError) -> str:
+    """Returns the cause of an error of the system, for a message that names the file."""
+    return "disk full; free some space" if disk_full(error) else str(error.strerror or error)
 
 
 class FaceshardsError(Exception):

@@ -1,9 +1,8 @@
-"""Files that are whole or absent, their digests, folders that one process has to itself, and "the same request?"."""
+"""Files that are whole or absent, their digests, and "the same request?"."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,6 @@ from faceshards.errors import FaceshardsError
 ROW_GROUP = 65536  # rows
 _BLOCK = 1 << 20  # bytes read at a time
 _NOT_REGULAR = "no regular file"
-_TRIES = 100  # to lock a folder that others remove: each try is another process that has just left it
 
 
 @contextmanager
@@ -230,77 +228,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
     now = json.loads(json.dumps(now))
     names = dict.fromkeys((*now, *before))
     return [Difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
-
-
-class BusyError(FaceshardsError):
-    """Another process has a folder to itself.
-
-    Args:
-        folder: the folder.
-        holder: number of that process, as it wrote it down.
-    """
-
-    def __init__(self, folder: Path, holder: str) -> None:
-        super().__init__(f"{folder}: another process ({holder}) is at work there")
-        self.holder = holder
-
-
-@contextmanager
-def exclusive_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Makes a folder and keeps it from a second process until this one leaves it or dies.
-
-    Args:
-        folder: the folder; whoever has it may remove it.
-        name: of the lock file in it, which says the number of the process.
-
-    Raises:
-        BusyError: another process has it.
-        FaceshardsError: it cannot be made; an OSError of the work inside likewise, as one line.
-    """
-    try:
-        lock = _lock(folder, name)
-        try:
-            yield
-        finally:
-            os.close(lock)
-    except OSError as error:
-        raise FaceshardsError(f"{error.filename or folder}: {error.strerror or error}") from None
-
-
-def _lock(folder: Path, name: str) -> int:
-    """Returns the lock file of a folder, open and locked."""
-    for _ in range(_TRIES):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            if os.path.lexists(folder):
-                raise
-            continue  # it was there, and is not any more
-        lock = _try_lock(folder / name)
-        if lock is not None:
-            return lock
-    raise FaceshardsError(f"{folder}: other processes made and removed it {_TRIES} times; try again")
-
-
-def _try_lock(path: Path) -> int | None:
-    """Returns a file, made, open and locked; None if it was removed meanwhile, with its folder, by who had it."""
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except FileNotFoundError:
-        return None
-    ours = False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.stat(path), os.fstat(lock))
-        if ours:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise BusyError(path.parent, holder) from None
-    finally:
-        if not ours:
-            os.close(lock)
-    return lock if ours else None

@@ -106,7 +106,7 @@ class _Build:
     def run(self) -> None:
         """Leaves a complete dataset in the work folder."""
         execution = self.execution
-        with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
+        with execution.runner() as runner:
             found = self.survey.run(runner)
             unsound, odd = self._doubts(found)
             self._route(runner, found.partitions, found.facts)

@@ -27,7 +27,7 @@ from faceshards.inspection.sizes import spread
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.filters.quantiles import quantiles
-from pipelines.runner import Execution, Runner
+from pipelines.runner import Execution
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.balance import shard_count
@@ -92,7 +92,7 @@ def plan(
             workspace.clear(work)
         workspace.claim(work, asked.request if share == 1 else {**asked.request, "sample": share}, what)
         survey = Survey(asked, files, work, config, execution, warnings, share)
-        with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
+        with execution.runner() as runner:
             try:
                 found = survey.run(runner)
             except EmptyDatasetError as error:

@@ -1,39 +1,44 @@
 """The engine: runs stage functions over partitions on Dask, survives dying workers, and finds the record that kills.
 
-The only module that knows Dask. A LocalCluster of single-threaded processes by default, or any scheduler that shares
-the file system.
+With cluster.py the only module that knows Dask. A LocalCluster of single-threaded processes by default, or any
+scheduler that shares the file system.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import pickle
-import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
-import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
+from distributed import Future, KilledWorker
 
-from faceshards.errors import BuildError
-from faceshards.progress import logging_at
+from faceshards.errors import BuildError, ConfigError
+from pipelines.cluster import (
+    FAILURES,
+    WAIT,
+    ClusterError,
+    Tls,
+    await_worker,
+    check_dashboard,
+    connected,
+    lost,
+    name_of,
+    no_worker,
+    one_line,
+)
 
 log = logging.getLogger(__name__)
 
 Task = tuple[Any, ...]
 
-# glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
-# again, about a tenth of a worker's time. A worker keeps up to 256 MiB instead.
-_MALLOC = {
-    "MALLOC_TRIM_THRESHOLD_": 256 << 20,
-    "MALLOC_MMAP_THRESHOLD_": 64 << 20,
-    "MALLOC_TOP_PAD_": 64 << 20,
-}
+_LOOK = 5  # seconds without a result after which it is looked whether there are workers
 
 
 class WorkerKilledError(BuildError):
@@ -41,25 +46,6 @@ class WorkerKilledError(BuildError):
 
     def __init__(self) -> None:
         super().__init__("the worker died (killed, out of memory, or a crash in the decoder)")
-
-
-class _Behave(WorkerPlugin):
-    """What holds in the processes of a local cluster, which are ours as a whole."""
-
-    def setup(self, worker: Worker) -> None:
-        # Ctrl-C in a terminal reaches every process; it is for the build to answer, which then ends its workers.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
-
-
-def check_dashboard() -> None:
-    """Refuses a dashboard that cannot be served.
-
-    Raises:
-        BuildError: Bokeh, which draws it, is not installed.
-    """
-    if importlib.util.find_spec("bokeh") is None:
-        raise BuildError("--dashboard needs bokeh, which is not installed: pip install 'faceshards[dashboard]'")
 
 
 @dataclass(frozen=True)
@@ -72,9 +58,11 @@ class Execution:
         partition_bytes: aimed size of a partition in bytes, 0 to choose.
         dashboard: serve Dask's dashboard.
         quiet: no progress.
+        tls: how a `scheduler` at tls:// is known; None leaves it to Dask's own settings.
 
     Raises:
         BuildError: a dashboard is wanted that this machine cannot serve.
+        ConfigError: `tls` is no use, or its files are not.
     """
 
     workers: int = 0
@@ -82,10 +70,19 @@ class Execution:
     partition_bytes: int = 0
     dashboard: bool = False
     quiet: bool = False
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         if self.dashboard and self.scheduler is None:
             check_dashboard()
+        if self.tls is not None:
+            if not (self.scheduler or "").startswith("tls://"):
+                raise ConfigError("certificates are for a scheduler at tls://HOST:PORT")
+            self.tls.security()
+
+    def runner(self) -> Runner:
+        """Returns the workers."""
+        return Runner(self.workers, self.scheduler, self.dashboard, self.tls)
 
 
 class _Failure:
@@ -115,14 +112,6 @@ def _guarded(function: Callable[..., Any], *task: Any) -> Any:
         return _Failure(error)
 
 
-def _result(future: Future) -> Any:
-    """Returns what a finished task returned, or raises what it raised."""
-    result = future.result()
-    if isinstance(result, _Failure):
-        result.reraise()
-    return result
-
-
 class Runner:
     """A pool of workers; a context manager, which leaves Dask's settings and the logging as they were.
 
@@ -130,56 +119,27 @@ class Runner:
         workers: processes of a local cluster; 0 takes one per core this process may use.
         scheduler: address of an existing scheduler, instead of a local cluster.
         dashboard: serve Dask's dashboard (local cluster), and log where it is.
+        tls: how a scheduler at tls:// is known.
 
     Raises:
-        BuildError: the scheduler cannot be reached, or has no workers.
+        ClusterError: the scheduler cannot be reached, or there is no worker; later, that either was lost.
     """
 
-    def __init__(self, workers: int = 0, scheduler: str | None = None, dashboard: bool = False) -> None:
+    def __init__(
+        self, workers: int = 0, scheduler: str | None = None, dashboard: bool = False, tls: Tls | None = None
+    ) -> None:
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._scheduler, self._dashboard = scheduler, dashboard
+        self._scheduler, self._dashboard, self._tls = scheduler, dashboard, tls
         self._open = ExitStack()
 
     def __enter__(self) -> Runner:
-        # A task whose worker died is retried by `map`, alone; the profiler would cost 2 % of every worker.
-        settings = {
-            "distributed.scheduler.allowed-failures": 0,
-            "distributed.worker.profile.enabled": False,
-            "distributed.nanny.pre-spawn-environ": {
-                **dask.config.get("distributed.nanny.pre-spawn-environ"),
-                **_MALLOC,
-            },
-        }
         with ExitStack() as stack:
-            # It reports every connection, and a death as a traceback of its own; what matters is said here.
-            stack.enter_context(logging_at("distributed", logging.CRITICAL))
-            stack.enter_context(dask.config.set(settings))  # until the end: workers that died are started again by it
-            try:
-                cluster = stack.enter_context(self._local_cluster()) if self._scheduler is None else None
-                self._client = stack.enter_context(Client(cluster or self._scheduler, timeout=30, set_as_default=False))
-                self._client.wait_for_workers(1, timeout=60)
-                if cluster is not None:
-                    self._client.register_plugin(_Behave())
-            except (OSError, TimeoutError, ValueError) as error:
-                where = self._scheduler or "of this machine"
-                raise BuildError(f"scheduler {where}: {error or 'no workers'}") from None
+            asked = (self._workers, self._scheduler, self._dashboard, self._tls)
+            self._client = stack.enter_context(connected(*asked))
             if self._dashboard:
                 log.warning("dashboard: %s", self._client.dashboard_link)
             self._open = stack.pop_all()
         return self
-
-    def _local_cluster(self) -> LocalCluster:
-        return LocalCluster(
-            n_workers=self._workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address=":0" if self._dashboard else None,
-            # Without a dashboard too the scheduler serves HTTP: on a fixed port, unless told otherwise, that a second
-            # build would complain about.
-            scheduler_kwargs={} if self._dashboard else {"dashboard_address": "127.0.0.1:0"},
-            silence_logs=logging.CRITICAL,
-        )
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -187,7 +147,20 @@ class Runner:
     @property
     def workers(self) -> int:
         """Number of workers asked for; of an existing cluster, those it has now."""
-        return self._workers if self._scheduler is None else len(self._client.scheduler_info(-1)["workers"])
+        return self._workers if self._scheduler is None else self._present()
+
+    def _present(self) -> int:
+        """Returns the number of workers there are now."""
+        with self._loss():
+            return len(self._client.scheduler_info(-1)["workers"])
+
+    @contextmanager
+    def _loss(self) -> Iterator[None]:
+        """Has what Dask raises when the scheduler is lost say so."""
+        try:
+            yield
+        except FAILURES:
+            raise lost(name_of(self._scheduler)) from None
 
     def map(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         """Yields (task, function(*task)) as they finish, in any order.
@@ -197,39 +170,71 @@ class Runner:
 
         Raises:
             WorkerKilledError: (yielded in place of the result) the task killed its worker when it ran alone.
+            ClusterError: the scheduler is lost, or no worker is left.
             Exception: whatever the function raises.
         """
         name = f"{function.__name__}-{uuid.uuid4().hex}"
-        futures = {
-            self._client.submit(_guarded, function, *task, key=f"{name}-{i}", pure=False): task
-            for i, task in enumerate(tasks)
-        }
+        with self._loss():
+            futures = {
+                self._client.submit(_guarded, function, *task, key=f"{name}-{i}", pure=False): task
+                for i, task in enumerate(tasks)
+            }
         suspects: list[Task] = []
         try:
-            for future in as_completed(list(futures), loop=self._client.loop):
+            for future in self._finished(list(futures)):
                 task = futures.pop(future)
-                if future.status == "error" and isinstance(future.exception(), KilledWorker):
+                result = self._result(future)
+                if isinstance(result, WorkerKilledError):
                     log.warning("a worker died; its task is run again alone")
                     suspects.append(task)
                 else:
-                    yield task, _result(future)
+                    yield task, result
                 future.release()
         finally:
-            for future in futures:
-                future.cancel()
+            with suppress(*FAILURES):
+                self._client.cancel(list(futures))
         for task in suspects:
             yield task, self.alone(function, task)
 
     def alone(self, function: Callable[..., Any], task: Task) -> Any:
         """Returns function(*task), run with nothing beside it, or a WorkerKilledError as a value."""
-        self._client.wait_for_workers(1, timeout=60)
-        future = self._client.submit(
-            _guarded, function, *task, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False
-        )
-        try:
-            return _result(future)
-        except KilledWorker:
+        await_worker(self._client, name_of(self._scheduler))
+        key = f"{function.__name__}-{uuid.uuid4().hex}"
+        with self._loss():
+            future = self._client.submit(_guarded, function, *task, key=key, pure=False)
+        (future,) = self._finished([future])
+        return self._result(future)
+
+    def _finished(self, futures: Sequence[Future]) -> Iterator[Future]:
+        """Yields futures as they finish; raises ClusterError when there is no worker for too long."""
+        done: SimpleQueue[Future] = SimpleQueue()
+        for future in futures:
+            future.add_done_callback(done.put)
+        for _ in futures:
+            alone_since = None
+            while True:
+                try:
+                    future = done.get(timeout=_LOOK)
+                    break
+                except Empty:
+                    now = time.monotonic()
+                    alone_since = None if self._present() else alone_since or now
+                    if alone_since and now - alone_since > WAIT:
+                        raise no_worker(name_of(self._scheduler)) from None
+            yield future
+
+    def _result(self, future: Future) -> Any:
+        """Returns what a task returned, or raises what it raised; a WorkerKilledError as a value."""
+        with self._loss():
+            error = future.exception() if future.status == "error" else None
+            result = future.result() if error is None else None
+        if isinstance(error, KilledWorker):
             return WorkerKilledError()
+        if error is not None:  # of Dask: the function's own come as values
+            raise ClusterError(f"{name_of(self._scheduler)}: a worker cannot run this: {one_line(error)}")
+        if isinstance(result, _Failure):
+            result.reraise()
+        return result
 
     def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
         """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -15,10 +14,11 @@ from typing import Any
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
-from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError
-from faceshards.files import BusyError, bytes_text, differences, exclusive_folder, fsync, fsync_tree, write_json
+from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError, disk_full, why
+from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
+from faceshards.locks import BusyError, exclusive_folder
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
 from pipelines.stages.doubts import broken
@@ -244,10 +244,8 @@ def resumable(work: Path, begun: str = "records/part-*") -> Iterator[None]:
 
 def explain_os_error(error: OSError, work: Path) -> BuildError:
     """Returns the one line for an OSError that ended a build."""
-    short = error.errno is None and " requested and " in str(error)  # how NumPy says that a write was cut short
-    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BuildError(f"{error.filename or work}: disk full; free some space and run the same command to go on")
-    return BuildError(f"{error.filename or work}: {error.strerror or error}")
+    go_on = " and run the same command to go on" if disk_full(error) else ""
+    return BuildError(f"{error.filename or work}: {why(error)}{go_on}")
 
 
 def clear(work: Path) -> None:

@@ -20,13 +20,13 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from faceshards.errors import FaceshardsError, WeightsError
+from faceshards.errors import FaceshardsError, WeightsError, why
 from faceshards.files import file_digest, fsync, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
 from training.centers.class_centers import ClassCenters, slice_of
 from training.device.distributed import Group
-from training.state import FORMAT, Meta
+from training.state import FORMAT, GO_ON, Meta
 from training.weights.assign import set_parameters
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ def save(
         fsync(folder)
 
     try:
-        _together(group, prepare if group.rank == 0 else None)
-        parts = _together(group, write)
-        _together(group, publish if group.rank == 0 else None)
+        _together(group, folder, prepare if group.rank == 0 else None)
+        parts = _together(group, folder, write)
+        _together(group, folder, publish if group.rank == 0 else None)
     except CheckpointError:
         if group.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -103,16 +103,18 @@ def save(
     return final
 
 
-def _together(group: Group, act: Callable[[], Any] | None) -> list[Any]:
+def _together(group: Group, folder: Path, act: Callable[[], Any] | None) -> list[Any]:
     """Returns what `act` gave on every rank; if it failed on one, all raise what that one says."""
     try:
         mine: tuple[Any, str] = (act() if act else None, "")
-    except (OSError, FaceshardsError) as error:
-        mine = (None, f"the checkpoint could not be written: {error}")
+    except OSError as error:
+        mine = (None, f"{error.filename or folder}: {why(error)}")
+    except FaceshardsError as error:
+        mine = (None, str(error))
     everyone = group.gather_object(mine)
     for _, failure in everyone:
         if failure:
-            raise CheckpointError(failure)
+            raise CheckpointError(f"the checkpoint could not be written: {failure}; {GO_ON}")
     return [value for value, _ in everyone]
 
 

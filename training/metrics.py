@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, why
 from faceshards.files import replacing
 from faceshards.progress import peak_memory
 from training.loggers.base import Logger, first_line
+from training.state import GO_ON
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class RunLog:
                 temporary.write_text("".join(f"{line}\n" for line in lines if _step(line) <= start), encoding="utf-8")
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
         except OSError as error:
-            raise FaceshardsError(f"{path}: {error.strerror}") from None
+            raise FaceshardsError(f"{path}: {why(error)}") from None
 
     def step(self, step: int, loss: float, lr: float, norm: float, scaling: tuple[float, int] | None = None) -> None:
         """Counts a step that is done; `step` counts from 1.
@@ -105,7 +106,10 @@ class RunLog:
         """Writes values of a step to metrics.jsonl, and tells the loggers."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise FaceshardsError(f"{self._file.name}: {why(error)}; {GO_ON}") from None
         for name, logger in [*self._loggers.items()]:
             if not _told(name, partial(logger.write, step, values)):
                 del self._loggers[name]

@@ -13,8 +13,9 @@ from typing import Any
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from faceshards.files import exclusive_folder, write_json
+from faceshards.files import write_json
 from faceshards.formats.json_files import read_json
+from faceshards.locks import exclusive_folder
 from faceshards.progress import logging_at
 from faceshards.settings import make_config
 from faceshards.versions import stamp

@@ -13,6 +13,8 @@ _LARGEST = (1 << 63) - 1
 FORMAT = 2
 """Format 1 is the same without a checksum of checkpoint.json itself, and is read too."""
 
+GO_ON = "--resume goes on from the last checkpoint"
+
 
 @dataclass
 class RunState:

@@ -14,14 +14,13 @@ from faceshards.cli.options import (
     PATH,
     SHARE,
     Command,
+    cluster_options,
     dashboard_option,
     data_root_option,
     json_option,
     partition_bytes_option,
     quiet_option,
-    scheduler_option,
     settings_option,
-    workers_option,
 )
 from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
@@ -42,8 +41,7 @@ from pipelines.config import BuildConfig
 @data_root_option
 @click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
 @settings_option
-@workers_option
-@scheduler_option
+@cluster_options
 @partition_bytes_option
 @dashboard_option
 @click.option(
@@ -70,6 +68,7 @@ def build(
     settings: dict[str, Any],
     workers: int,
     scheduler: str | None,
+    tls: dict[str, Path] | None,
     partition_bytes: int,
     dashboard: bool,
     exclude: tuple[Path, ...],
@@ -107,12 +106,13 @@ def build(
         raise click.UsageError("--report shows a dataset, and --plan publishes none")
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.build import build as make
+    from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
     from pipelines.wanted import find_wanted
 
     if page is not None:
         check_report(page, out)  # before hours of building
-    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
     wanted = find_wanted(name, sources, data_root, exclude, quiet, workers)

@@ -10,14 +10,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from faceshards.cli.options import (
     PATH,
     Command,
+    cluster_options,
     dashboard_option,
     dataset_argument,
     json_option,
     partition_bytes_option,
     quiet_option,
-    scheduler_option,
     show,
-    workers_option,
 )
 from pipelines.exports.base import Request
 from pipelines.exports.registry import EXPORTS
@@ -40,8 +39,7 @@ from pipelines.exports.registry import EXPORTS
     default=0,
     help="Of webdataset: aimed size of a .tar; 0: one for each shard.",
 )
-@workers_option
-@scheduler_option
+@cluster_options
 @partition_bytes_option
 @dashboard_option
 @click.option("--restart", is_flag=True, help="Throw away an interrupted export instead of going on with it.")
@@ -55,6 +53,7 @@ def export_data(
     shard_bytes: int,
     workers: int,
     scheduler: str | None,
+    tls: dict[str, Path] | None,
     partition_bytes: int,
     dashboard: bool,
     restart: bool,
@@ -81,10 +80,11 @@ def export_data(
     """
     if shard_bytes and to != "webdataset":
         raise click.UsageError(f"--shard-bytes belongs to --to webdataset; {to} has no shards")
+    from pipelines.cluster import Tls
     from pipelines.exports.export import export  # Dask takes a second to import
     from pipelines.runner import Execution
 
-    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet)
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None)
     with logging_redirect_tqdm():
         about = export(path, out, Request(to, labels, shard_bytes), execution, restart=restart)
     totals = about["totals"]

@@ -25,7 +25,8 @@ from faceshards.cli.options import (
     trained_on_option,
 )
 from faceshards.cli.terminal import echo
-from faceshards.files import check_writable, exclusive_folder
+from faceshards.files import check_writable
+from faceshards.locks import exclusive_folder
 from faceshards.progress import logging_at
 
 

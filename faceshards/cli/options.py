@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import click
 import yaml
 
 from faceshards.cli.terminal import echo
-from faceshards.errors import FaceshardsError, harmless, one_line
+from faceshards.errors import FaceshardsError, disk_full, harmless, one_line, why
 from faceshards.extensions import ExtensionError, load, registered
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; raises ClickException for what a user can put right."""
         try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise click.ClickException("the folder that this was started in is gone: cd to another") from None
+        try:
             return super().invoke(ctx)
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
@@ -59,6 +65,10 @@ class Command(click.Command):
             raise click.ClickException(
                 f"{ctx.info_name} needs {error.name}, which is not installed: pip install {wanted}"
             ) from None
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise click.ClickException(f"{error.filename or 'writing'}: {why(error)}") from None
         except KeyboardInterrupt:
             raise click.ClickException(f"interrupted{self.go_on}") from None
 
@@ -182,12 +192,38 @@ class _Share(click.ParamType):
 SHARE = _Share()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=PATH)
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core."
-)
-scheduler_option = click.option(
-    "--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask cluster, which shares the file system."
-)
+_TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what says where a command's work is done: --workers, --scheduler, and --tls-ca and the like.
+
+    The command gets `workers`, `scheduler`, and `tls`, keywords of pipelines.cluster.Tls, or None.
+    """
+
+    @click.option("--workers", type=click.IntRange(min=0), default=0, help="Local worker processes; 0: one per core.")
+    @click.option(
+        "--scheduler",
+        metavar="tls://HOST:PORT",
+        help="Use this Dask cluster, which shares the file system. tcp://HOST:PORT: unencrypted, for trusted networks.",
+    )
+    @functools.wraps(command)
+    def with_tls(*args: Any, scheduler: str | None, **options: Any) -> Any:
+        given = {name: path for name in _TLS if (path := options.pop(f"tls_{name}")) is not None}
+        if given and not (scheduler or "").startswith("tls://"):
+            raise click.UsageError(f"--tls-{next(iter(given))} belongs to --scheduler tls://HOST:PORT")
+        if given and not {"ca", "cert"} <= given.keys():
+            raise click.UsageError(
+                "--scheduler tls:// needs --tls-ca and --tls-cert, and --tls-key where CERT has none"
+            )
+        return command(*args, scheduler=scheduler, tls=given or None, **options)
+
+    found: Callable[..., Any] = with_tls
+    for name, what in reversed(_TLS.items()):
+        found = click.option(f"--tls-{name}", type=PATH, metavar="FILE", help=f"For tls://: {what} (PEM).")(found)
+    return found
+
+
 partition_bytes_option = click.option(
     "--partition-bytes", type=click.IntRange(min=0), default=0, help="Aimed size of a task's input."
 )

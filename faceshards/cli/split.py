@@ -10,13 +10,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from faceshards.cli.options import (
     PATH,
     Command,
+    cluster_options,
     dashboard_option,
     dataset_argument,
     json_option,
     quiet_option,
-    scheduler_option,
     show,
-    workers_option,
 )
 
 
@@ -44,8 +43,7 @@ from faceshards.cli.options import (
     show_default=True,
     help="Decides which identities and pictures.",
 )
-@workers_option
-@scheduler_option
+@cluster_options
 @dashboard_option
 @click.option("--restart", is_flag=True, help="Throw away an interrupted split instead of going on with it.")
 @quiet_option
@@ -58,6 +56,7 @@ def split(
     seed: int,
     workers: int,
     scheduler: str | None,
+    tls: dict[str, Path] | None,
     dashboard: bool,
     restart: bool,
     quiet: bool,
@@ -78,7 +77,8 @@ def split(
       faceshards train --data data/shards/casia_train --out data/runs/casia
       faceshards eval --model data/runs/casia --set data/shards/casia_train/unseen.bin
     """
-    from pipelines.runner import Execution  # Dask takes a second to import
+    from pipelines.cluster import Tls  # Dask takes a second to import
+    from pipelines.runner import Execution
     from pipelines.split import split as engine
     from pipelines.split.plan import Request, SplitError
 
@@ -86,7 +86,7 @@ def split(
         request = Request(unseen, pairs, seed)
     except SplitError as error:
         raise click.UsageError(str(error)) from None
-    execution = Execution(workers, scheduler, 0, dashboard, quiet)
+    execution = Execution(workers, scheduler, 0, dashboard, quiet, Tls(**tls) if tls else None)
     with logging_redirect_tqdm():
         found = engine.split(path, out, request, execution, restart=restart)
     totals, about = found.totals, found.info["unseen"]

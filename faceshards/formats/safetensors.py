@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, why
 from faceshards.formats.json_files import parse_json
 from faceshards.formats.pickles import shown
 from faceshards.formats.torch_pickle import BFLOAT16
@@ -77,7 +77,7 @@ def write_blocks(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], 
                 written += rows.nbytes
             os.fsync(file.fileno())
     except OSError as error:
-        raise TensorFileError(f"{path}: cannot be written: {error.strerror}") from None
+        raise TensorFileError(f"{path}: cannot be written: {why(error)}") from None
     if written != size:
         raise TensorFileError(f"{path}: {written} bytes of {size} were given")
 

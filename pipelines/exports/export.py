@@ -123,7 +123,7 @@ class _Export:
     def run(self) -> dict[str, Any]:
         """Returns what export.json says, after leaving a complete export in the work folder."""
         bounds = self._plan()
-        with Runner(self.execution.workers, self.execution.scheduler, self.execution.dashboard) as runner:
+        with self.execution.runner() as runner:
             self._route(runner)
             self._write(runner, bounds)
         for left in (self.work / "export").glob(

@@ -145,7 +145,7 @@ class _Split:
         parts = (self.data / "manifest" / "images.parquet", self.data / "shards")
         origin = Shards(path, self.names)
         execution = self.execution
-        with Runner(execution.workers, execution.scheduler, execution.dashboard) as runner:
+        with execution.runner() as runner:
             shared = (path, self.decisions, self.names)
             self._stage(runner, "route", route, [(path, i, *shared[1:], routed[i], held[i]) for i in range(len(old))])
             self._stage(runner, "drop", drop, [(path, i, held, dropped[i]) for i in windows])

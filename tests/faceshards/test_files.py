@@ -1,26 +1,20 @@
-"""Folders that one process has to itself, requests compared, and files that are what is written of them."""
+"""Requests compared, and files that are what is written of them."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from faceshards.errors import FaceshardsError
 from faceshards.files import (
-    BusyError,
     Difference,
     bytes_text,
     check_writable,
     difference,
     differences,
-    exclusive_folder,
     file_digest,
     fsync_tree,
     replacing,
@@ -37,71 +31,6 @@ def test_links_and_devices_are_written_through_not_replaced(tmp_path: Path, name
     assert Path("/dev/null").is_char_device()
     assert (tmp_path / "file").read_text() == ("after" if name == "link" else "before, and longer")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
-
-
-def test_a_folder_is_had_by_one_process_at_a_time(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "er"
-    with exclusive_folder(folder):
-        assert (folder / ".lock").read_text() == str(os.getpid())
-        with pytest.raises(BusyError) as caught, exclusive_folder(folder):
-            pass
-        assert str(caught.value) == f"{folder}: another process ({os.getpid()}) is at work there"
-        assert caught.value.holder == str(os.getpid())
-    with exclusive_folder(folder):
-        pass
-
-
-def test_a_folder_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
-    code = "import os, sys; from pathlib import Path; from faceshards.files import exclusive_folder\n"
-    code += "with exclusive_folder(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
-    with exclusive_folder(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
-
-
-def test_a_folder_that_its_last_holder_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, real, removed = tmp_path / "work", fcntl.flock, []
-
-    def flock(lock: int, how: int) -> None:
-        if len(removed) < 3:  # between our opening of the file and our lock on it
-            shutil.rmtree(folder)
-            removed.append(lock)
-        real(lock, how)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with exclusive_folder(folder):
-        assert (folder / ".lock").read_text() == str(os.getpid())
-    assert len(removed) == 3
-
-
-def test_a_folder_that_is_always_removed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "work"
-    monkeypatch.setattr(fcntl, "flock", lambda *_: shutil.rmtree(folder))
-    before = len(os.listdir("/proc/self/fd"))
-    line = "other processes made and removed it 100 times; try again"
-    with pytest.raises(FaceshardsError, match=line), exclusive_folder(folder):
-        pass
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-@pytest.mark.parametrize(
-    ("folder", "line"),
-    [
-        ("/proc/x/y", "/proc/x: No such file or directory"),
-        ("/dev/null", "/dev/null: File exists"),
-        ("/dev/null/x", "/dev/null/x: Not a directory"),
-    ],
-)
-def test_a_folder_that_cannot_be_made_is_one_line(folder: str, line: str) -> None:
-    with pytest.raises(FaceshardsError) as caught, exclusive_folder(Path(folder)):
-        pass
-    assert str(caught.value) == line
-
-
-def test_an_error_of_the_work_inside_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FaceshardsError) as caught, exclusive_folder(tmp_path):
-        (tmp_path / "none").read_text()
-    assert str(caught.value) == f"{tmp_path / 'none'}: No such file or directory"
 
 
 def test_requests_differ_where_json_does() -> None:

@@ -185,7 +185,7 @@ def test_a_second_build_into_one_place_refuses(tiny_source: Path, tmp_path: Path
 def test_a_place_that_can_never_be_made_is_one_line(tiny_source: Path) -> None:
     code, out, err = run_here(command(tiny_source, Path("/proc/x/tiny")))
     assert (code, out) == (1, "")
-    assert err.splitlines() == ["Error: /proc/x: No such file or directory"]
+    assert err.splitlines() == ["Error: /proc/x: cannot be made: No such file or directory"]
 
 
 def test_going_on_with_another_setting_refuses(

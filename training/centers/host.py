@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from faceshards.errors import why
+from faceshards.files import bytes_text
 from training.centers.store import First, Floats, Ledger, Rows, StoreError
 
 CHUNK = 256  # rows moved at a time, 1 MB at D = 512: stays in the cache; a whole sample at once is six times slower
@@ -71,7 +73,7 @@ class HostStore:
                 advice = "MADV_RANDOM"  # reading ahead would fetch the rows between the sampled ones
         except OSError as error:
             where = f"{self.folder}: " if self.folder else "memory: "
-            raise StoreError(f"{where}cannot keep {size / 1e9:.2f} GB of class centres: {error.strerror}") from error
+            raise StoreError(f"{where}cannot keep {bytes_text(size)} of class centres: {why(error)}") from error
         if hasattr(mmap, advice):
             area.madvise(getattr(mmap, advice))
         self._maps.append(area)
@@ -150,7 +152,7 @@ class HostStore:
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise StoreError(
-                f"{self.folder}: disk full: {rows} new class centres need {need / 1e6:.0f} MB, {free / 1e6:.0f} MB free"
+                f"{self.folder}: disk full: {rows} new class centres need {bytes_text(need)}, {bytes_text(free)} free"
             )
 
     def linear(self, rows: Rows, factors: Floats, grads: Any = None, lr: float = 0.0) -> None:

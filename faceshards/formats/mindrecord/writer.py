@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import sqlite3
@@ -30,6 +29,7 @@ from faceshards.formats.mindrecord.layout import (
 )
 
 DEFAULT_PAGE = 4 << 20  # bytes; half of one is the usual waste, at the end of the last blob page
+_PROBE = 1 << 17  # bytes; more than SQLite writes at a time
 FORBIDDEN = set("\\/:*?\"<>|`&';")  # in file names, by MindSpore
 
 
@@ -93,10 +93,25 @@ def write_shard(
         columns = np.stack([sizes + 8, raw_sizes, labels])  # (3, N)
         db = _write_index(path, (group.index_rows(*columns[:, group.start : group.end]) for group in groups))
     except (OSError, sqlite3.Error) as error:
-        full = isinstance(error, sqlite3.Error) and "disk is full" in str(error)  # its code is new in Python 3.11
-        number = errno.ENOSPC if full else getattr(error, "errno", 0) or 0
+        number = _refusal(path) if isinstance(error, sqlite3.Error) else error.errno or 0
         raise ShardError(path, f"cannot be written: {error}", number) from None
     return ShardInfo(len(sizes), size, digest.hexdigest(), len(db), hashlib.sha256(db).hexdigest())
+
+
+def _refusal(path: Path) -> int:
+    """Returns the errno with which the disk refuses a few pages at a path now, 0 if it takes them.
+
+    SQLite says "database or disk is full" of one kind of full disk, "disk I/O error" of others (a quota), "unable to
+    open database file" of one without inodes, and an errno of none.
+    """
+    try:
+        with open(f"{path}.db", "ab") as file:  # behind what is there: to cut it off would make room
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def shard_bytes(sizes: np.ndarray, labels: np.ndarray, sids: np.ndarray) -> int:

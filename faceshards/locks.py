@@ -1,0 +1,103 @@
+"""Folders that one process has to itself."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from faceshards.errors import FaceshardsError, why
+
+_TRIES = 100  # to lock a folder that others remove: each try is another process that has just left it
+# How file systems say that they lock no files: NFS without its lock daemon, some mounts of FUSE and Lustre.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+class BusyError(FaceshardsError):
+    """Another process has a folder to itself.
+
+    Args:
+        folder: the folder.
+        holder: number of that process, as it wrote it down.
+    """
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(f"{folder}: another process ({holder}) is at work there")
+        self.holder = holder
+
+
+@contextmanager
+def exclusive_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Makes a folder and keeps it from a second process until this one leaves it or dies.
+
+    Args:
+        folder: the folder; whoever has it may remove it.
+        name: of the lock file in it, which says the number of the process.
+
+    Raises:
+        BusyError: another process has it.
+        FaceshardsError: it cannot be made, or its file system has no locks; an OSError of the work inside likewise, as
+            one line.
+    """
+    try:
+        lock = _lock(folder, name)
+    except OSError as error:
+        raise FaceshardsError(f"{error.filename or folder}: cannot be made: {why(error)}") from None
+    try:
+        try:
+            yield
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise FaceshardsError(f"{error.filename or folder}: {why(error)}") from None
+
+
+def _lock(folder: Path, name: str) -> int:
+    """Returns the lock file of a folder, open and locked."""
+    for _ in range(_TRIES):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if os.path.lexists(folder):
+                raise
+            continue  # it was there, and is not any more
+        lock = _try_lock(folder / name)
+        if lock is not None:
+            return lock
+    if folder.is_dir():
+        raise FaceshardsError(f"{folder / name}: cannot be made: {os.strerror(errno.ENOENT)}")
+    raise FaceshardsError(f"{folder}: other processes made and removed it {_TRIES} times; try again")
+
+
+def _try_lock(path: Path) -> int | None:
+    """Returns a file, made, open and locked; None if it was removed meanwhile, with its folder, by who had it."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    ours = False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.stat(path), os.fstat(lock)):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            ours = True
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise BusyError(path.parent, holder) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise FaceshardsError(
+            f"{path.parent}: its file system locks no files ({error.strerror}), so that a second process could write "
+            "there at once; choose a folder on another disk, or have it mounted with locks"
+        ) from None
+    finally:
+        if not ours:
+            os.close(lock)
+    return lock if ours else None
