@@ -222,7 +222,7 @@ class Runner:
 
     def alone(self, function: Callable[..., Any], task: Task) -> Any:
         """Returns function(*task), run with nothing beside it, or a WorkerKilledError as a value."""
-        self._client.wait_for_workers(1, timeout=60)
+        self._wait_for_worker()
         future = self._client.submit(
             _guarded, function, *task, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False
         )
@@ -230,6 +230,17 @@ class Runner:
             return _result(future)
         except KilledWorker:
             return WorkerKilledError()
+
+    def _wait_for_worker(self) -> None:
+        """Returns when there is a worker; adds one to a cluster of our own whose killed ones do not come back."""
+        try:
+            self._client.wait_for_workers(1, timeout=30)
+        except TimeoutError:
+            cluster = self._client.cluster
+            if cluster is None:
+                raise BuildError("no worker of the cluster came back within 30 s") from None
+            cluster.scale(len(cluster.worker_spec) + 1)
+            self._client.wait_for_workers(1, timeout=60)
 
     def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
         """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.
