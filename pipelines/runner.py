@@ -13,12 +13,13 @@ import pickle
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed
+from distributed import TimeoutError as DaskTimeoutError
 
 from faceshards.errors import BuildError
 from faceshards.progress import logging_at
@@ -26,6 +27,7 @@ from faceshards.progress import logging_at
 log = logging.getLogger(__name__)
 
 Task = tuple[Any, ...]
+_PATIENCE = 60  # seconds for a worker to come
 
 # glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
 # again, about a tenth of a worker's time. A worker keeps up to 256 MiB instead.
@@ -157,12 +159,14 @@ class Runner:
             try:
                 cluster = stack.enter_context(self._local_cluster()) if self._scheduler is None else None
                 self._client = stack.enter_context(Client(cluster or self._scheduler, timeout=30, set_as_default=False))
-                self._client.wait_for_workers(1, timeout=60)
+                self._client.wait_for_workers(1, timeout=_PATIENCE)
                 if cluster is not None:
                     self._client.register_plugin(_Behave())
-            except (OSError, TimeoutError, ValueError) as error:
+            except (OSError, DaskTimeoutError, ValueError) as error:
                 where = self._scheduler or "of this machine"
-                raise BuildError(f"scheduler {where}: {error or 'no workers'}") from None
+                # Dask says "60: 1" for no worker of one that was wanted.
+                cause = f"no worker came within {_PATIENCE} s" if hasattr(error, "expected_workers") else error
+                raise BuildError(f"scheduler {where}: {cause or 'no workers'}") from None
             if self._dashboard:
                 log.warning("dashboard: %s", self._client.dashboard_link)
             self._open = stack.pop_all()
@@ -232,15 +236,23 @@ class Runner:
             return WorkerKilledError()
 
     def _wait_for_worker(self) -> None:
-        """Returns when there is a worker; adds one to a cluster of our own whose killed ones do not come back."""
-        try:
-            self._client.wait_for_workers(1, timeout=30)
-        except TimeoutError:
-            cluster = self._client.cluster
-            if cluster is None:
-                raise BuildError("no worker of the cluster came back within 30 s") from None
+        """Returns when there is a worker; adds one to a cluster of our own whose killed ones do not come back.
+
+        Raises:
+            BuildError: none comes.
+        """
+        with suppress(DaskTimeoutError):
+            self._client.wait_for_workers(1, timeout=_PATIENCE)
+            return
+        if (cluster := self._client.cluster) is not None:
             cluster.scale(len(cluster.worker_spec) + 1)
-            self._client.wait_for_workers(1, timeout=60)
+            with suppress(DaskTimeoutError):
+                self._client.wait_for_workers(1, timeout=_PATIENCE)
+                return
+        raise BuildError(f"no worker came back within {_PATIENCE} s; run the same command to go on")
+
+    def _kills(self, function: Callable[..., Any], task: Task) -> bool:
+        return isinstance(self.alone(function, task), WorkerKilledError)
 
     def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
         """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.
@@ -252,9 +264,11 @@ class Runner:
         stack = [(low, high)]
         while stack:
             low, high = stack.pop()
-            if low >= high or not isinstance(self.alone(function, (*task, low, high)), WorkerKilledError):
+            if low >= high or not self._kills(function, (*task, low, high)):
                 continue
             if high - low == 1:
+                if not self._kills(function, (*task, low, high)):
+                    continue  # its worker was lost to something else: the record is sound
                 killers.append(low)
                 if len(killers) > 64:
                     raise BuildError("the worker dies on one record after another; it is not the data")
