@@ -23,6 +23,7 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin
+from distributed import TimeoutError as DaskTimeoutError
 
 from faceshards.errors import BuildError, ConfigError
 from faceshards.progress import logging_at
@@ -32,8 +33,12 @@ log = logging.getLogger(__name__)
 
 WAIT = 60  # seconds without a worker, at the start and in the middle, after which none is waited for
 GO_ON = "run the same command to go on"
-# What Dask raises when it is the cluster that failed (a TimeoutError and its CommClosedError are OSErrors).
-FAILURES = (OSError, RuntimeError, ValueError, asyncio.CancelledError, concurrent.futures.CancelledError, TimeoutError)
+# What Dask raises when it is the cluster that failed (its CommClosedError is an OSError; so is its TimeoutError, from
+# Python 3.11).
+FAILURES = (
+    *(OSError, RuntimeError, ValueError, DaskTimeoutError),
+    *(asyncio.CancelledError, concurrent.futures.CancelledError),
+)
 
 # Dask gives some of its loggers a level of their own.
 _TALKATIVE = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
@@ -168,7 +173,7 @@ def _client(cluster: LocalCluster | None, scheduler: str | None, security: Secur
 
 
 def await_worker(client: Client, where: str) -> None:
-    """Returns when there is a worker.
+    """Returns when there is a worker; adds one to a cluster of our own whose killed ones do not come back.
 
     Args:
         client: of the cluster.
@@ -177,12 +182,23 @@ def await_worker(client: Client, where: str) -> None:
     Raises:
         ClusterError: none comes, or the scheduler is gone.
     """
+    if _worker_comes(client, where):
+        return
+    if client.cluster is not None:  # of our own: its killed workers did not come back
+        client.cluster.scale(len(client.cluster.worker_spec) + 1)
+        if _worker_comes(client, where):
+            return
+    raise no_worker(where)
+
+
+def _worker_comes(client: Client, where: str) -> bool:
     try:
         client.wait_for_workers(1, timeout=WAIT)
-    except TimeoutError:
-        raise no_worker(where) from None
+    except DaskTimeoutError:
+        return False
     except FAILURES:
         raise lost(where) from None
+    return True
 
 
 def no_worker(where: str) -> ClusterError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +21,6 @@ from distributed import Future, KilledWorker
 from faceshards.errors import BuildError, ConfigError
 from pipelines.cluster import (
     FAILURES,
-    WAIT,
     ClusterError,
     Tls,
     await_worker,
@@ -30,7 +28,6 @@ from pipelines.cluster import (
     connected,
     lost,
     name_of,
-    no_worker,
     one_line,
 )
 
@@ -211,16 +208,13 @@ class Runner:
         for future in futures:
             future.add_done_callback(done.put)
         for _ in futures:
-            alone_since = None
             while True:
                 try:
                     future = done.get(timeout=_LOOK)
                     break
                 except Empty:
-                    now = time.monotonic()
-                    alone_since = None if self._present() else alone_since or now
-                    if alone_since and now - alone_since > WAIT:
-                        raise no_worker(name_of(self._scheduler)) from None
+                    if not self._present():
+                        await_worker(self._client, name_of(self._scheduler))
             yield future
 
     def _result(self, future: Future) -> Any:
@@ -236,6 +230,9 @@ class Runner:
             result.reraise()
         return result
 
+    def _kills(self, function: Callable[..., Any], task: Task) -> bool:
+        return isinstance(self.alone(function, task), WorkerKilledError)
+
     def find_killers(self, function: Callable[..., Any], task: Task, low: int, high: int) -> list[int]:
         """Returns which rows in [low, high) kill the worker, by bisection: function(*task, low, high) is run on each.
 
@@ -246,9 +243,11 @@ class Runner:
         stack = [(low, high)]
         while stack:
             low, high = stack.pop()
-            if low >= high or not isinstance(self.alone(function, (*task, low, high)), WorkerKilledError):
+            if low >= high or not self._kills(function, (*task, low, high)):
                 continue
             if high - low == 1:
+                if not self._kills(function, (*task, low, high)):
+                    continue  # its worker was lost to something else: the record is sound
                 killers.append(low)
                 if len(killers) > 64:
                     raise BuildError("the worker dies on one record after another; it is not the data")

@@ -84,7 +84,7 @@ def parse(words: list[str]) -> None:
     command: click.Command | None = main
     context = None
     while isinstance(command, click.Group):
-        context = click.Context(command, parent=context)
+        context = click.Context(command, parent=context, **command.context_settings)
         _, command, words = command.resolve_command(context, words)
     assert command is not None
     command.make_context(command.name, list(words), parent=context)
@@ -119,7 +119,11 @@ def options(command: click.Command, context: click.Context) -> Iterator[tuple[st
 
 def test_every_option_and_setting_has_its_place_on_a_page() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in READ)
-    unsaid = [name for name, opts in options(main, click.Context(main)) if not any(opt in text for opt in opts)]
+    unsaid = [
+        name
+        for name, opts in options(main, click.Context(main, **main.context_settings))
+        if not any(opt in text for opt in opts)
+    ]
     assert [name for name in unsaid if name.split()[-1] not in ("help", "version")] == []
     for field in dataclasses.fields(BuildConfig):  # in a row of a table, or set
         assert re.search(rf"^\| (\w+, )?{field.name}\b|\b{field.name}=", text, re.MULTILINE), field.name

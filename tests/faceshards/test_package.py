@@ -75,7 +75,7 @@ def test_settings_that_come_with_the_package_can_be_read():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_its_name(name):
-    command = main.get_command(click.Context(main), name)
+    command = main.get_command(click.Context(main, **main.context_settings), name)
     assert command is not None
     assert command.name == name
 

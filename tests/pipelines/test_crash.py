@@ -96,7 +96,7 @@ def held_in_sign(source: Path, dataset: Manifest, out: Path, *more: str) -> subp
     mark = bytes_of(source, clean_row(source, dataset))[-64:]
     held = out.with_name("held")
     held.touch()
-    environment = preload(out.parent, "pipelines.stages.signatures:_decode", mark, "hold", held)
+    environment = preload(out.parent, "pipelines.stages.signatures:decode", mark, "hold", held)
     process = start(command(source, out, *more), **environment)
     assert wait_for(lambda: STAGES["sign"](workspace.work_folder(out)), process)
     return process
@@ -274,7 +274,7 @@ def test_a_record_that_kills_its_worker_is_quarantined(
     victim = clean_row(tiny_source, tiny_dataset)
     mark = bytes_of(tiny_source, victim)[-64:]
     out = tmp_path / "tiny"
-    environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "kill")
+    environment = preload(tmp_path, "pipelines.stages.signatures:decode", mark, "kill")
     code, _, err = run(command(tiny_source, out, "--workers", "2"), **environment)
     assert code == 0, err
     found = Manifest(out)
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_once_is_survived(
 ) -> None:
     mark = bytes_of(tiny_source, clean_row(tiny_source, tiny_dataset))[-64:]
     died = tmp_path / "died"
-    environment = preload(tmp_path, "pipelines.stages.signatures:_decode", mark, "kill_once", died)
+    environment = preload(tmp_path, "pipelines.stages.signatures:decode", mark, "kill_once", died)
     code, _, err = run(command(tiny_source, tmp_path / "tiny"), **environment)
     assert code == 0, err
     assert died.exists()

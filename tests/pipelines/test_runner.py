@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed
 import pytest
 from click.testing import CliRunner
 
 from faceshards.cli.main import main
 from faceshards.errors import BuildError
-from pipelines.runner import Runner
+from pipelines.runner import Runner, WorkerKilledError
 
 
 def double(value: int) -> int:
@@ -70,3 +71,35 @@ def test_a_dashboard_without_bokeh_is_refused_before_any_work(tmp_path: Path, mo
         "Error: --dashboard needs bokeh, which is not installed: pip install 'faceshards[dashboard]'"
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+class Empty:
+    """A client of a cluster whose workers are gone for good."""
+
+    cluster = None
+
+    def wait_for_workers(self, count, timeout):
+        raise distributed.TimeoutError
+
+
+def test_workers_that_do_not_come_back_are_one_line():
+    runner = Runner(1)
+    runner._client = Empty()
+    with pytest.raises(BuildError, match=r"^no worker came back within 60 s; run the same command to go on$"):
+        runner.alone(abs, (-1,))
+
+
+def test_a_record_whose_worker_was_lost_to_something_else_is_sound(monkeypatch):
+    runner, asked = Runner(1), []
+
+    def alone(function, task):
+        """Record 5 kills each worker; the first that has record 2 alone is lost to something else."""
+        asked.append(task)
+        low, high = task
+        lost = task == (2, 3) and asked.count(task) == 1
+        return WorkerKilledError() if low <= 5 < high or lost else high - low
+
+    monkeypatch.setattr(runner, "alone", alone)
+    assert runner.find_killers(abs, (), 0, 8) == [5]
+    assert runner.find_killers(abs, (), 2, 3) == []
+    assert asked[-2:] == [(2, 3), (2, 3)]

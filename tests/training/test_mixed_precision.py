@@ -145,7 +145,7 @@ def test_where_the_scale_cannot_shrink_the_step_is_returned_and_moves_nothing(ba
 
 def test_a_checkpoint_without_a_loss_scale_still_loads():
     state = RunState(step=7, losses=(3.0, 2.0), loss_scale=(4096.0, 12), skipped=4)
-    meta = Meta(state, lanes=8, fingerprint="f", classes=3, world=1, config={})
+    meta = Meta(state, lanes=8, fingerprint="f", classes=3, world=1, config={}, files={"centers-0": [1, "f"]})
     content = json.loads(json.dumps(meta.to_json()))
     assert Meta.from_json(content) == meta
     del content["sha256"]
