@@ -178,7 +178,6 @@ def test_what_a_worker_cannot_load_is_one_line(outside: LocalCluster) -> None:
 
 def test_a_cluster_without_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT", 1)
-    monkeypatch.setattr(runner, "WAIT", 0)
     monkeypatch.setattr(runner, "_LOOK", 0.1)
     with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0") as empty:
         address = empty.scheduler_address
@@ -190,6 +189,15 @@ def test_a_cluster_without_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             workers._client = client
             with pytest.raises(ClusterError, match=line):
                 list(workers.map(double, [(1,)]))
+
+
+def test_a_cluster_of_our_own_whose_workers_do_not_come_back_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WAIT", 2)
+    with LocalCluster(n_workers=0, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as own:
+        workers = Runner(1)
+        with cluster.Client(own, set_as_default=False) as client:
+            workers._client = client
+            assert workers.alone(abs, (-3,)) == 3
 
 
 def test_a_scheduler_that_is_lost_is_one_line_and_another_goes_on(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import distributed
 import pytest
 from click.testing import CliRunner
 
@@ -71,22 +70,6 @@ def test_a_dashboard_without_bokeh_is_refused_before_any_work(tmp_path: Path, mo
         "Error: --dashboard needs bokeh, which is not installed: pip install 'faceshards[dashboard]'"
     ]
     assert list(tmp_path.iterdir()) == []
-
-
-class Empty:
-    """A client of a cluster whose workers are gone for good."""
-
-    cluster = None
-
-    def wait_for_workers(self, count, timeout):
-        raise distributed.TimeoutError
-
-
-def test_workers_that_do_not_come_back_are_one_line():
-    runner = Runner(1)
-    runner._client = Empty()
-    with pytest.raises(BuildError, match=r"^no worker came back within 60 s; run the same command to go on$"):
-        runner.alone(abs, (-1,))
 
 
 def test_a_record_whose_worker_was_lost_to_something_else_is_sound(monkeypatch):
