@@ -16,8 +16,10 @@ from faceshards.cli.options import (
     PATH,
     SHARE,
     Command,
+    Interrupted,
     dashboard_option,
     data_root_option,
+    goes_on,
     json_option,
     partition_bytes_option,
     quiet_option,
@@ -27,13 +29,14 @@ from faceshards.cli.options import (
 )
 from faceshards.cli.plan import print_plan
 from faceshards.errors import FaceshardsError
+from faceshards.progress import bar
 from faceshards.settings import load_yaml, make_config
 from pipelines.config import BuildConfig
 from pipelines.sources.catalog import dataset_folder
 from pipelines.sources.find import find_files
 
 
-@click.command(cls=Command, go_on="; the same command goes on where it stopped")
+@click.command(cls=Command, go_on=goes_on)
 @click.argument("name", required=False)
 @click.option("--out", required=True, type=PATH, help="Folder to publish the dataset in.")
 @click.option(
@@ -86,10 +89,10 @@ def build(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build the known set NAME, or any set by --source, and publish it at --out.
+    """Build the known set NAME, or any set by --source, into --out.
 
-    Interrupted at any moment, the same command goes on where it stopped. With --plan it stops before anything is
-    written, and the same command without it goes on from there.
+    What is published at --out appears whole or not at all. Interrupted at any moment, the same command goes on where it
+    stopped. With --plan it stops before anything is written, and the same command without it goes on from there.
 
     \b
     Examples:
@@ -143,7 +146,10 @@ def build(
         found = make(title, files, out, config, execution, **options)
     print_summary(found, as_json)
     if page is not None:
-        written = write_report(page, found)
+        try:
+            written = write_report(page, found)
+        except KeyboardInterrupt:
+            raise Interrupted(f"the dataset is published; faceshards manifest report {out} --out {page}") from None
         if not as_json:
             click.echo(report_line(page, written))
 
@@ -152,8 +158,6 @@ def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, worke
     """Renders a synthetic set, unless it is there; not if a set to exclude is unusable that is no part of it."""
     if folder.exists():
         return
-    from tqdm import tqdm
-
     from faceshards.formats.verification_bin import read_bin
     from pipelines.synthetic.spec import SETS
     from pipelines.synthetic.write import write_set
@@ -162,9 +166,12 @@ def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, worke
         if not path.absolute().is_relative_to(folder.absolute()):
             read_bin(path)
     spec = SETS[name]
-    with tqdm(desc="render  ", total=spec.records, unit=" images", disable=quiet, mininterval=0.5) as bar:
+    try:
+        with bar("render  ", spec.records, quiet) as shown:
 
-        def progress(count: int) -> None:
-            bar.update(count)
+            def progress(count: int) -> None:
+                shown.update(count)
 
-        write_set(folder, spec, progress, workers or len(os.sched_getaffinity(0)))
+            write_set(folder, spec, progress, workers or len(os.sched_getaffinity(0)))
+    except KeyboardInterrupt:
+        raise Interrupted(f"the same command renders {name} again from the beginning") from None

@@ -50,7 +50,9 @@ def evaluate(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure a model on verification sets: 10-fold accuracy, VAL, TAR@FAR, EER, AUC.
+    """Measure a model on verification sets: accuracy, TAR at FAR.
+
+    By 10 folds, as the field does; with VAL, equal error rate and area under the curve, and intervals of 95 %.
 
     \b
     Examples:

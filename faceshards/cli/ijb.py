@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +17,7 @@ from faceshards.cli.options import (
     channels_option,
     embeddings_option,
     far_option,
+    goes_on,
     input_range_option,
     json_option,
     loaded,
@@ -28,7 +31,12 @@ from faceshards.files import check_writable, exclusive_folder
 from faceshards.progress import logging_at
 
 
-@click.command(cls=ModelCommand, go_on="; with --out the same command goes on where it stopped")
+def _go_on(params: Mapping[str, Any]) -> str:
+    """Returns how to go on when interrupted: without --out nothing is kept."""
+    return goes_on(params) if params.get("out") else ""
+
+
+@click.command(cls=ModelCommand, go_on=_go_on)
 @click.argument("root", type=PATH)
 @model_option
 @backbone_option
@@ -53,7 +61,9 @@ def ijb(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure a model on IJB-B or IJB-C at ROOT (meta/ and loose_crop/): TAR at FAR of pairs of templates.
+    """Measure a model on IJB-B or IJB-C by pairs of templates.
+
+    ROOT holds meta/ and loose_crop/.
 
     \b
     Examples:

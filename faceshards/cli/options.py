@@ -6,15 +6,14 @@ import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
-from faceshards.errors import FaceshardsError
+from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.extensions import ExtensionError, load, registered
 
 if TYPE_CHECKING:
@@ -33,14 +32,42 @@ EXTRAS = {
 OTHERS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
+class WrongUsage(click.ClickException):
+    """What a ConfigError ends as: one line, since the command's usage says nothing of names, keys and values."""
+
+    exit_code = 2
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C; the exit code is that of a process which SIGINT ended, as a shell says it."""
+
+    exit_code = 130
+
+    def __init__(self, go_on: str = "") -> None:
+        super().__init__("interrupted" + (go_on and f"; {go_on}"))
+
+
+GoOn = Callable[[Mapping[str, Any]], str]
+
+
+def goes_on(params: Mapping[str, Any]) -> str:
+    """Returns how to go on with an interrupted command that keeps its work until it is whole."""
+    without = " without --restart" if params.get("restart") else ""
+    return f"the same command{without} goes on where it stopped"
+
+
 class Command(click.Command):
     """A command whose users see one line for whatever they can put right.
 
+    A ConfigError is wrong usage, exit code 2: a name, key or value that was typed, or stands in a file of settings, is
+    none that there is, or none that can be. Whatever else is wrong (a file is missing or damaged, a disk is full) is a
+    failure, exit code 1.
+
     Args:
-        go_on: what to say when it was interrupted: how to go on.
+        go_on: gives of the values of its options what to say when it was interrupted: how to go on; "" for nothing.
     """
 
-    def __init__(self, *args: Any, go_on: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, go_on: GoOn | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.go_on = go_on
 
@@ -48,6 +75,8 @@ class Command(click.Command):
         """Runs the command; raises ClickException for what a user can put right."""
         try:
             return super().invoke(ctx)
+        except ConfigError as error:
+            raise WrongUsage(" ".join(str(error).split())) from None
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except ModuleNotFoundError as error:
@@ -59,7 +88,7 @@ class Command(click.Command):
                 f"{ctx.info_name} needs {error.name}, which is not installed: pip install {wanted}"
             ) from None
         except KeyboardInterrupt:
-            raise click.ClickException(f"interrupted{self.go_on}") from None
+            raise Interrupted(self.go_on(ctx.params) if self.go_on else "") from None
 
 
 class ModelCommand(Command):
@@ -89,16 +118,23 @@ class Commands(click.Group):
 
     command_class = Command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that was typed; Ctrl-C ends it alike before it runs."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
 
 class LazyCommands(Commands):
-    """A group whose commands are imported when they are called for.
+    """A group whose commands are imported when they are called for; those of the house not for the list of them.
 
     Args:
-        places: "module:name" of each command, by the name that is typed.
+        places: "module:name" of each command and the first sentence of its help, by the name that is typed.
         family: name of the family to which other packages add commands (faceshards.extensions); "" for none.
     """
 
-    def __init__(self, *args: Any, places: Mapping[str, str], family: str = "", **options: Any) -> None:
+    def __init__(self, *args: Any, places: Mapping[str, tuple[str, str]], family: str = "", **options: Any) -> None:
         super().__init__(*args, **options)
         self.places, self.family = places, family
 
@@ -113,11 +149,26 @@ class LazyCommands(Commands):
             if cmd_name in others:
                 return load(others[cmd_name], click.Command)
             if cmd_name in self.places:
-                module, _, name = self.places[cmd_name].partition(":")
+                module, _, name = self.places[cmd_name][0].partition(":")
                 return getattr(importlib.import_module(module), name)
             return None
         except ExtensionError as error:  # of this command, or of a family that one of the house has imported
             return _broken(cmd_name, error)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands; imports those of other packages alone."""
+        names = self.list_commands(ctx)
+        limit = formatter.width - 6 - max(map(len, names))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._short_help(ctx, name).get_short_help_str(limit)) for name in names])
+
+    def _short_help(self, ctx: click.Context, name: str) -> click.Command:
+        """Returns a command, or in place of one of the house what has its help."""
+        if name in self.places:
+            return click.Command(name, help=self.places[name][1])
+        found = self.get_command(ctx, name)
+        assert found is not None
+        return found
 
     def _others(self) -> dict[str, EntryPoint]:
         """Returns the entry points of other packages by name."""
@@ -141,6 +192,8 @@ def _broken(name: str, error: ExtensionError) -> click.Command:
 
 
 def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    import yaml  # not for every command
+
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")

@@ -14,7 +14,15 @@ from pipelines.config import BuildConfig
 @click.command(cls=Command)
 @json_option
 def settings(as_json: bool) -> None:
-    """List the settings that --set and --config take, with their defaults; those of filters hold once one is on."""
+    """List the settings that --set and --config take.
+
+    Those of filters hold once one is on.
+
+    \b
+    Examples:
+      faceshards settings
+      faceshards settings --json
+    """
     values = {field.name: getattr(BuildConfig(), field.name) for field in dataclasses.fields(BuildConfig)}
     if as_json:
         click.echo(json.dumps(values, indent=2))

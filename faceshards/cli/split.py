@@ -12,6 +12,7 @@ from faceshards.cli.options import (
     Command,
     dashboard_option,
     dataset_argument,
+    goes_on,
     json_option,
     quiet_option,
     scheduler_option,
@@ -20,7 +21,7 @@ from faceshards.cli.options import (
 )
 
 
-@click.command("split", cls=Command, go_on="; the same command goes on where it stopped")
+@click.command("split", cls=Command, go_on=goes_on)
 @dataset_argument
 @click.option("--out", type=PATH, required=True, help="Folder to publish.")
 @click.option(
@@ -63,7 +64,7 @@ def split(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Hold identities of the dataset PATH out: what is left to train on, and pairs of those that training never sees.
+    """Hold identities of the dataset PATH out, to measure on.
 
     OUT is a dataset as any: the images of the other identities, byte for byte, under labels 0..C-1; every image held
     out is in its table `dropped` with the reason held_out. OUT/unseen.bin is the verification set: ten folds, each

@@ -10,10 +10,18 @@ from typing import Any
 import click
 
 from evaluation.origin import MARK, NOTE, Origin
-from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
+from faceshards.cli.options import (
+    PATH,
+    Command,
+    Interrupted,
+    data_root_option,
+    json_option,
+    settings_option,
+    show,
+)
 
 
-@click.command(cls=Command, go_on="; with --resume the command goes on from the last checkpoint")
+@click.command(cls=Command)
 @click.argument("recipe")
 @click.option("--data", type=PATH, help="A published dataset.  [required, --explain apart]")
 @click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
@@ -48,7 +56,9 @@ def train(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE (a name that comes with faceshards, or a YAML file) on the dataset at --data.
+    """Train by RECIPE on the dataset at --data.
+
+    RECIPE is a name that comes with faceshards, or a YAML file.
 
     \b
     Examples:
@@ -67,6 +77,7 @@ def train(
     if data is None or out is None:
         raise click.MissingParameter(param_hint="'--out'" if data else "'--data'", param_type="option")
     request = run.Request(recipe, settings, data, out, resume, finetune, data_root)
+    request.resolved()  # refuses what is wrong usage before it looks at files
     if run.job_role() is not None:
         run.run_role(request, _verifier)
         return
@@ -75,10 +86,23 @@ def train(
         raise click.UsageError(f"--host-rank {host_rank}: --hosts has {len(names)}")
     where = run.Hosts(devices, names, host_rank, port, rank_table)
     if dry_run:
-        for line in run.dry_run(request, where, _verifier):
-            click.echo(line)
+        plan = run.dry_run(request, where, _verifier, (lambda line: None) if as_json else click.echo)
+        show(plan, [], as_json)
         return
-    show_result(run.run(request, where, _verifier), as_json)
+    try:
+        result = run.run(request, where, _verifier)
+    except KeyboardInterrupt:
+        raise Interrupted(_go_on(out)) from None
+    show_result(result, as_json)
+
+
+def _go_on(out: Path) -> str:
+    """Returns how to go on with a run that was interrupted."""
+    from training.checkpoint import known
+
+    if found := known(out / "checkpoints")[-1:]:
+        return f"with --resume the command goes on from {found[0]}"
+    return "before the first checkpoint: the command begins again"
 
 
 def _verifier(paths: Sequence[Path]) -> Any:

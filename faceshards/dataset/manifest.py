@@ -14,15 +14,18 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, complete, schema_with
 from faceshards.errors import FaceshardsError, ShardError
 from faceshards.files import check_seal, dead_link, difference, open_regular
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,8 @@ class Manifest:
             _check_info(self.info)
         except FileNotFoundError:
             link = dead_link(file)
-            cause = f"{link} is a link that leads nowhere" if link else "no dataset.json"
+            cause = "no dataset.json" if self.path.exists() else "no such folder"
+            cause = f"{link} is a link that leads nowhere" if link else cause
             raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None
@@ -173,6 +177,8 @@ class Manifest:
         Raises:
             ManifestError: the table is missing or damaged.
         """
+        import pyarrow.dataset as ds  # it imports pandas: not for every --help
+
         names = self.files(table, shard)
         self._check(names)
         try:
@@ -184,7 +190,7 @@ class Manifest:
         self,
         table: str,
         columns: Sequence[str] | None = None,
-        where: ds.Expression | None = None,
+        where: pc.Expression | None = None,
         shard: int | None = None,
     ) -> pa.Table:
         """Returns a table, or some of its columns and rows; see dataset().
@@ -206,7 +212,7 @@ class Manifest:
         self,
         table: str,
         columns: Sequence[str] | None = None,
-        where: ds.Expression | None = None,
+        where: pc.Expression | None = None,
         shard: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Yields a table's rows in order, a few thousand at a time; see table(). No more than a row group is held.
@@ -227,7 +233,7 @@ class Manifest:
         except (OSError, KeyError, pa.ArrowException) as error:
             raise self._unreadable(table, error) from None
 
-    def count(self, table: str, where: ds.Expression | None = None) -> int:
+    def count(self, table: str, where: pc.Expression | None = None) -> int:
         """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
         if where is not None and table in LATER:
             return len(self.table(table, where=where))

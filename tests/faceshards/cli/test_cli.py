@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,21 +19,6 @@ from faceshards.dataset.manifest import Manifest
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import read_rec
 
-COMMANDS = (
-    [],
-    ["build"],
-    ["settings"],
-    ["datasets"],
-    ["manifest"],
-    *(
-        ["manifest", name]
-        for name in (
-            *("summary", "identities", "image", "drops", "conflicts", "links", "overlap", "report", "shards"),
-            "verify",
-        )
-    ),
-)
-
 
 def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -45,22 +30,12 @@ def refusal(*arguments: str | Path, code: int = 1) -> str:
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     lines = result.stderr.splitlines()
-    if code == 2:  # click shows the usage before it
-        assert lines[0].startswith("Usage: ")
+    if lines[0].startswith("Usage: "):  # click shows the usage before its own
+        assert code == 2
         lines = lines[-1:]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     return lines[0].removeprefix("Error: ")
-
-
-@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
-def test_every_command_explains_itself(names: Sequence[str]) -> None:
-    result = call(*names, "--help")
-    assert result.exit_code == 0
-    assert "Usage: " in result.stdout
-    if names in ([], ["build"], ["manifest"]):
-        assert "Examples:\n" in result.stdout
-    assert call(*names, "-h").stdout == result.stdout
 
 
 def test_summary(tiny_dataset: Manifest) -> None:
@@ -229,7 +204,7 @@ def test_verify_names_what_is_damaged(
 def test_a_folder_without_a_dataset(name: str, tmp_path: Path) -> None:
     expected = f"{tmp_path}: no dataset published there (no dataset.json)"
     assert refusal("manifest", name, tmp_path) == expected
-    assert refusal("manifest", name, tmp_path / "nowhere").endswith("no dataset published there (no dataset.json)")
+    assert refusal("manifest", name, tmp_path / "nowhere").endswith("no dataset published there (no such folder)")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +233,7 @@ def test_name_or_source(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_sets(tmp_path: Path) -> None:
-    line = refusal("build", "vggface9", "--out", tmp_path / "out")
+    line = refusal("build", "vggface9", "--out", tmp_path / "out", code=2)
     assert line.startswith("unknown dataset 'vggface9'; known: casia, ms1mv2, ")
     line = refusal("build", "glint360k", "--out", tmp_path / "out", "--data-root", tmp_path / "raw")
     assert str(tmp_path / "raw" / "glint360k") in line
@@ -301,7 +276,9 @@ def test_a_root_that_holds_no_people_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_are_none(setting: str, line: str, tiny_source: Path, tmp_path: Path) -> None:
-    assert refusal("build", "--source", tiny_source, "--out", tmp_path / "out", "--set", setting).startswith(line)
+    assert refusal("build", "--source", tiny_source, "--out", tmp_path / "out", "--set", setting, code=2).startswith(
+        line
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,7 +287,7 @@ def test_settings_that_cannot_be_read(tiny_source: Path, tmp_path: Path) -> None
     assert refusal(*build, "--set", "seed", code=2) == "--set seed: not KEY=VALUE"
     assert refusal(*build, "--set", "seed=[", code=2) == "--set seed=[: the value is not YAML"
     file = tmp_path / "settings.yaml"
-    assert refusal(*build, "--config", file) == f"{file}: No such file or directory"
+    assert refusal(*build, "--config", file, code=2) == f"{file}: No such file or directory"
     for text, line in (
         ("colour: red", "unknown key 'colour'"),
         ("seed: [", "not YAML"),
@@ -318,7 +295,7 @@ def test_settings_that_cannot_be_read(tiny_source: Path, tmp_path: Path) -> None
         ("min_images: 2.5", "min_images: 2.5 is not of type int"),
     ):
         file.write_text(text)
-        assert refusal(*build, "--config", file).startswith(f"{file}: {line}")
+        assert refusal(*build, "--config", file, code=2).startswith(f"{file}: {line}")
 
 
 @pytest.mark.parametrize("name", ["a;b", "what?", "it's", "a:b", "a|b"])
