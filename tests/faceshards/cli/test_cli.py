@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,8 +17,11 @@ from evaluation.origin import NOTE
 from faceshards.cli.main import main
 from faceshards.cli.train import show_result
 from faceshards.dataset.manifest import Manifest
+from faceshards.errors import ConfigError
+from faceshards.settings import make_config
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import read_rec
+from training.config import TrainConfig
 
 
 def call(*arguments: str | Path) -> Result:
@@ -331,12 +335,32 @@ def test_datasets(tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
+    """A number past each end of its range is refused, and so is what is not in a list of choices; the ends are not."""
     found = json.loads(call("settings", "--json").stdout)
-    assert BuildConfig(**{**found, "image_size": tuple(found["image_size"])}) == BuildConfig()
-    lines = [line.split()[0] for line in call("settings").stdout.splitlines()]
-    assert lines[: len(found)] == list(found)
-    assert "filters.blur.min_variance" in lines[len(found) :]
-    assert all(line.startswith("filters.") for line in lines[len(found) :])
+    for name, config in (("build", BuildConfig()), ("train", TrainConfig())):
+        own = {row["key"]: row for row in found[name] if not row["key"].startswith("filters.")}
+        assert list(own) == [field.name for field in dataclasses.fields(config)]
+        assert make_config({key: row["default"] for key, row in own.items()}, "", config) == config
+        for key, row in own.items():
+            assert row["meaning"], key
+            numbers = row["type"] in ("integer", "number")
+            assert (row["range"] is not None) == numbers, key
+            if numbers:
+                for value in (row["range"][0] - 1, row["range"][1] * 2 + 1):
+                    with pytest.raises(ConfigError, match=f"^{key}: {key}: .* is outside"):
+                        make_config({key: value}, key, config)
+            for value in row["choices"] or ():
+                make_config({key: value}, key, config)
+            if row["choices"]:
+                with pytest.raises(ConfigError, match=f"{key}: 'neither' is not one of "):
+                    make_config({key: "neither"}, key, config)
+    lines = call("settings").stdout.splitlines()
+    assert "  filters.blur.min_variance=30  (number from 0 to 1000000)" in lines
+    assert "  check_shards=background  (true or false or name: background, true, false)" in lines
+    assert "  seed=0  (integer from 0 to 9223372036854775807)" in lines
+    assert [row["key"] for row in found["train"]] == [
+        line.split("=")[0].strip() for line in call("settings", "train").stdout.splitlines()[1:] if line[2] != " "
+    ]
 
 
 def test_train_tells_the_last_checkpoint_from_the_best(capsys):
