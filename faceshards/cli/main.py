@@ -12,7 +12,7 @@ import sys
 import click
 
 from faceshards import __version__
-from faceshards.cli.options import LazyCommands
+from faceshards.cli.groups import LazyCommands
 
 # Where each command is, and the first sentence of its help, so that `faceshards --help` imports none; one is imported
 # when it is called for. Packages that take seconds, or that an extra brings, are imported inside the commands.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from faceshards.cli.options import LazyCommands
+from faceshards.cli.groups import LazyCommands
 
 COMMANDS = {
     "conflicts": (

@@ -22,8 +22,9 @@ from click.testing import CliRunner, Result
 
 import faceshards.cli.build
 from faceshards import progress
+from faceshards.cli.groups import LazyCommands
 from faceshards.cli.main import main
-from faceshards.cli.options import Command, LazyCommands, goes_on
+from faceshards.cli.options import Command, goes_on
 from faceshards.dataset.manifest import Manifest
 from tests.pipelines.build_fixtures import ROOT
 
