@@ -22,7 +22,6 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
-from faceshards.files import check_writable
 
 
 @click.command("eval", cls=ModelCommand)
@@ -66,6 +65,7 @@ def evaluate(
     from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
     from evaluation.report.table import table
     from evaluation.report.write import content, write
+    from faceshards.files import check_writable
 
     if out is not None:
         check_writable(out)  # before hours of embedding

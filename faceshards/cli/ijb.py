@@ -27,8 +27,6 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
-from faceshards.files import check_writable, exclusive_folder
-from faceshards.progress import logging_at
 
 
 def _go_on(params: Mapping[str, Any]) -> str:
@@ -71,6 +69,9 @@ def ijb(
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
     one_of_model_and_embeddings(model, embeddings, channels, input_range)
+    from faceshards.files import check_writable, exclusive_folder
+    from faceshards.progress import logging_at
+
     if out is not None:
         check_writable(out)  # before anything is read
     from evaluation.ijb.embeddings import embed_protocol

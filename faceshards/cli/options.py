@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +92,41 @@ class Command(click.Command):
             raise Interrupted(self.go_on(ctx.params) if self.go_on else "") from None
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Has Ctrl-C raise KeyboardInterrupt while the work inside runs models.
+
+    MindSpore puts a handler of its own in place with every graph, which ends the process by SIGTERM (measured: 2.10).
+    So SIGINT is blocked, in the threads and processes that are made inside too, and one thread waits for it. It has to
+    come before NumPy is imported, whose threads would get the signal else.
+    """
+    before, done = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), threading.Event()
+
+    def wait() -> None:
+        while not done.is_set():
+            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+                _thread.interrupt_main()
+
+    waiting = threading.Thread(target=wait, name="ctrl-c", daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        done.set()
+        waiting.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class ModelCommand(Command):
     """A command that runs a model: what MindSpore leaves when a graph fails goes into a temporary folder, not into the
     one that the user stands in; without a failure nothing of it stays."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; Ctrl-C ends it as any."""
+        with interruptible():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         """Runs the command, and says where MindSpore left something."""
         from training.device.diagnostics import diagnostics_in
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from faceshards.cli.options import (
     Command,
     Interrupted,
     data_root_option,
+    interruptible,
     json_option,
     settings_option,
     show,
@@ -39,7 +41,9 @@ from faceshards.cli.options import (
     "--explain", is_flag=True, help="Print each setting, where it comes from and whose figure it is, and stop."
 )
 @json_option
+@click.pass_context
 def train(
+    ctx: click.Context,
     recipe: str,
     data: Path | None,
     out: Path | None,
@@ -68,6 +72,8 @@ def train(
       faceshards train webface42m --data /mnt/wf42m --out /mnt/runs/b --set backbone=vit_b --dry-run
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
+    if devices == 1 and not hosts and "MS_ROLE" not in os.environ:  # ranks of several get Ctrl-C from their launcher
+        ctx.with_resource(interruptible())
     from training import run  # MindSpore takes seconds
 
     if explain:

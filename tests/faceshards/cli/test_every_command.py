@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import json
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -83,7 +83,12 @@ except SystemExit:
 
 
 @pytest.mark.parametrize(
-    ("words", "needs"), [((), ()), (("manifest",), ()), (("build",), ("numpy", "pyarrow", "yaml", "tqdm"))]
+    ("words", "needs"),
+    [
+        ((), ()),
+        *(((name,), ()) for name in ("manifest", "train", "eval", "embed", "compare", "export", "ijb")),
+        (("build",), ("numpy", "pyarrow", "yaml", "tqdm")),
+    ],
 )
 def test_help_imports_little(words: tuple[str, ...], needs: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-c", HELP, *words, "--help"], capture_output=True, text=True, check=True)
@@ -202,17 +207,49 @@ def test_ctrl_c(restart: tuple[str, ...], without: str) -> None:
     @click.command(cls=Command, go_on=goes_on)
     @click.option("--restart", is_flag=True)
     def stop(restart: bool) -> None:
-        signal.raise_signal(signal.SIGINT)
+        _thread.interrupt_main()
 
     result = CliRunner().invoke(stop, restart)
     assert result.exit_code == 130
     assert result.stderr == f"Error: interrupted; the same command{without} goes on where it stopped\n"
 
 
+MODEL = """
+import os, signal, sys
+import click
+from faceshards.cli.options import ModelCommand, goes_on
+
+@click.command(cls=ModelCommand, go_on=goes_on)
+def stop():
+    assert "numpy" not in sys.modules
+    import mindspore
+
+    @mindspore.jit
+    def add(x):
+        return x + 1
+
+    add(mindspore.Tensor([1.0])).asnumpy()
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        add(mindspore.Tensor([1.0])).asnumpy()
+
+stop([])
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_model_runs(tmp_path: Path) -> None:
+    """MindSpore has put its own handler in place by then, which would end the process by SIGTERM."""
+    (tmp_path / "stop.py").write_text(MODEL)  # MindSpore reads the source
+    done = subprocess.run([sys.executable, tmp_path / "stop.py"], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "Error: interrupted; the same command goes on where it stopped"
+
+
 def test_ctrl_c_before_a_command_runs() -> None:
     class Slow(LazyCommands):
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-            signal.raise_signal(signal.SIGINT)  # as if it came while the command is imported
+            _thread.interrupt_main()  # as if it came while the command is imported
             return None
 
     result = CliRunner().invoke(Slow(places={}), ["build"])
@@ -222,7 +259,7 @@ def test_ctrl_c_before_a_command_runs() -> None:
 def test_ctrl_c_while_a_set_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bar(name: str, total: int | None, quiet: bool) -> Any:
         shown = progress.bar(name, total, quiet)
-        shown.update = lambda count: signal.raise_signal(signal.SIGINT)
+        shown.update = lambda count: _thread.interrupt_main()
         return shown
 
     monkeypatch.setattr(faceshards.cli.build, "bar", bar)
