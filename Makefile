@@ -23,7 +23,7 @@ EXTRAS_docs := [docs]
 EXTRAS_dev := [all,dev]
 INSTALLED = .venv/installed-$(VERSION)
 .DEFAULT_GOAL := help
-.PHONY: help install shards manifest export train eval docs lint test test-isa smoke bench clean
+.PHONY: help install shards manifest export train sets eval docs lint test test-isa smoke bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,7 +52,10 @@ export: $(INSTALLED)-base ## write the shards of DATASET as TO (recordio, im2rec
 train: $(INSTALLED)-train ## train by RECIPE (default: DATASET) on its shards with DEVICES ranks; goes on where it stopped
 	$(BIN)/faceshards train $(RECIPE) --data $(OUT) --out $(RUN) --data-root $(DATA_ROOT) --devices $(DEVICES) --resume $(ARGS)
 
-eval: $(INSTALLED)-eval ## measure the run of DATASET on its verification SETS, report in EVAL
+sets:
+	@[ -n "$(strip $(SETS))" ] || { echo "no verification set: put .bin files into $(DATA_ROOT)/$(DATASET), or say SETS='a.bin b.bin'; faceshards make-bin makes one of pictures and pairs" >&2; exit 1; }
+
+eval: sets $(INSTALLED)-eval ## measure the run of DATASET on its verification SETS, report in EVAL
 	$(BIN)/faceshards eval --model $(RUN) $(foreach set,$(SETS),--set $(set)) --out $(EVAL) $(ARGS)
 
 docs: $(INSTALLED)-docs ## make the site of docs/ in build/site; a broken link or a warning fails

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from evaluation.embedder import Embedder
 from evaluation.image_sources import Images, open_source
@@ -23,6 +22,7 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import differences, replacing, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.locks import exclusive_folder
+from faceshards.progress import bar
 from training.data.transforms import SIZE, ImageError, header_size
 
 LOOKED_AT = 32  # images of a block, before all are embedded
@@ -108,7 +108,7 @@ def _request(facts: Path) -> dict[str, Any]:
 def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool) -> dict[str, int]:
     """Writes the parts that are not there yet; returns the counts over all."""
     images = lost = 0
-    with tqdm(desc="embed", unit=" images", total=total or None, disable=quiet, mininterval=0.5) as bar:
+    with bar("embed", total or None, quiet) as shown:
         for number, read in enumerate(blocks):
             path = out / f"part-{number:05d}.parquet"
             if path.exists():
@@ -118,14 +118,14 @@ def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool)
                     cause = " ".join(str(error).split())[:200]
                     raise FaceshardsError(f"{path}: damaged: {cause}; remove this file") from None
                 count, without = len(missing), len(missing) - missing.null_count
-                bar.update(count)
+                shown.update(count)
             else:
-                count, without = _write(path, read(images), embedder, bar)
+                count, without = _write(path, read(images), embedder, shown)
             images, lost = images + count, lost + without
     return {"images": images, "embedded": images - lost, "left_out": lost}
 
 
-def _write(path: Path, block: Images, embedder: Embedder, bar: Any) -> tuple[int, int]:
+def _write(path: Path, block: Images, embedder: Embedder, shown: Any) -> tuple[int, int]:
     """Writes the part of a block; returns its images and how many have no embedding."""
     rows: list[np.ndarray] = []
     causes: list[str | None] = [cause or None for cause in block.causes]
@@ -134,7 +134,7 @@ def _write(path: Path, block: Images, embedder: Embedder, bar: Any) -> tuple[int
         rows.append(views[0] + views[1])  # (n, D)
         for place, cause in problems.items():
             causes[start + place] = causes[start + place] or cause
-        bar.update(len(rows[-1]))
+        shown.update(len(rows[-1]))
     found = np.concatenate(rows) if rows else np.zeros((0, embedder.dim), np.float32)  # (N, D)
     without = np.array([cause is not None for cause in causes], bool)
     found[without] = np.nan  # Parquet's lists of a fixed size cannot be null

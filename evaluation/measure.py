@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.embedder import Embedder, left_out, lost_lines, usable_pairs
 from evaluation.models.model import Model
@@ -22,6 +21,7 @@ from evaluation.report.table import Entry
 from faceshards.errors import FaceshardsError
 from faceshards.files import file_digest
 from faceshards.formats.verification_bin import VerificationSet, printable, read_bin, set_names
+from faceshards.progress import bar, counted
 from training.data.transforms import SIZE, ImageError, decode
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -134,8 +134,8 @@ def embed_set(source: VerificationSet, embedder: Embedder, quiet: bool = True) -
     Raises:
         FaceshardsError: what is left of the set measures nothing, or the model gives a value that is not finite.
     """
-    images = tqdm(source.images, desc=source.name, unit=" images", disable=quiet, mininterval=0.5)
-    views, problems = embedder.views(images)  # (2, 2P, D)
+    with bar(source.name, len(source.images), quiet) as shown:
+        views, problems = embedder.views(counted(source.images, shown))  # (2, 2P, D)
     found = EmbeddedSet(source, *usable_pairs(views, problems))
     with found.named():
         check_pairs(found.same)
@@ -203,7 +203,9 @@ def read_array(path: Path, count: int, name: str) -> np.ndarray:
     """
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise FaceshardsError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise FaceshardsError(f"{path}: no array in NumPy's format: {error}") from None
     if not isinstance(found, np.ndarray) or found.ndim != 2 or len(found) != count or found.dtype.kind != "f":
         shape = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "no single array"

@@ -4,11 +4,50 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+_Image = TypeVar("_Image")
+_LINE = 30  # seconds between two lines where there is no terminal
+
+
+class _Lines:
+    """Makes lines on stderr of what a bar writes: no carriage returns, and nothing of what only clears one."""
+
+    def write(self, text: str) -> None:
+        """Writes a state of the bar as a line."""
+        if line := text.strip():
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        """Flushes stderr."""
+        sys.stderr.flush()
+
+
+def bar(name: str, total: int | None, quiet: bool) -> tqdm:
+    """Returns a bar that counts images on stderr; where that is no terminal, a line every 30 s and one in the end.
+
+    Args:
+        name: of the stage.
+        total: images, if that is known.
+        quiet: show nothing.
+    """
+    shared: Any = {"desc": name, "unit": " images", "total": total, "disable": quiet}
+    if sys.stderr.isatty():
+        return tqdm(**shared, mininterval=0.5, dynamic_ncols=True)
+    # Work that ends before the first line is due has none.
+    return tqdm(**shared, file=_Lines(), ascii=True, ncols=79, mininterval=_LINE, maxinterval=_LINE, delay=_LINE)
+
+
+def counted(images: Iterable[_Image], shown: tqdm) -> Iterator[_Image]:
+    """Yields images, each counted by a bar as it is taken."""
+    for image in images:
+        yield image
+        shown.update()
 
 
 class Progress:
@@ -22,7 +61,7 @@ class Progress:
 
     def __init__(self, stage: str, total: int, quiet: bool) -> None:
         self._work, self._done = total, 0
-        self._bar = tqdm(desc=f"{stage:<8}", unit=" images", disable=quiet, mininterval=0.5, dynamic_ncols=True)
+        self._bar = bar(f"{stage:<8}", None, quiet)
 
     def __enter__(self) -> Progress:
         return self

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import inspect
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -108,6 +110,42 @@ def _plain(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
+def within(default: Any, low: float, high: float) -> Any:
+    """Returns a setting's field: its default, and the least and largest number it may be; see check_settings()."""
+    return dataclasses.field(default=default, metadata={"range": (low, high)})
+
+
+def one_of(default: Any, *others: Any) -> Any:
+    """Returns a setting's field: its default, which is the first of the values that it may have."""
+    return dataclasses.field(default=default, metadata={"choices": (default, *others)})
+
+
+def choices_of(config: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the values that settings may have, for those that have a list of them."""
+    return {each.name: each.metadata["choices"] for each in dataclasses.fields(config) if "choices" in each.metadata}
+
+
+def check_settings(config: Any) -> None:
+    """Checks that numbers lie in their ranges, both ends allowed, and that other values are of their lists.
+
+    Args:
+        config: a dataclass, whose fields say so by within() and one_of().
+
+    Raises:
+        ConfigError: naming the key, the value and the range or list.
+    """
+    for name, known in choices_of(config).items():
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name}: '{getattr(config, name)}' is not one of {', '.join(map(plain_text, known))}")
+    ranges = {each.name: each.metadata["range"] for each in dataclasses.fields(config) if "range" in each.metadata}
+    check_ranges(config, ranges)
+
+
+def plain_text(value: Any) -> str:
+    """Returns a value as YAML has it: true for True."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
     """Checks that numbers lie in their ranges, both ends allowed.
 
@@ -118,6 +156,49 @@ def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise ConfigError(f"{name}: {value} is outside {low}..{high}")
+
+
+def describe(config: Any, before: str = "") -> list[dict[str, Any]]:
+    """Returns of each setting its key, type, default, range, choices and meaning, as JSON has them.
+
+    Types are those of the fields, ranges and choices theirs too (None where there are none); meanings are those of the
+    class's docstring.
+
+    Args:
+        config: a dataclass of settings that holds their defaults.
+        before: what is put before each key.
+    """
+    hints, meanings = get_type_hints(type(config)), _meanings(inspect.getdoc(type(config)) or "")
+    return [
+        {
+            "key": before + each.name,
+            "type": _type_text(hints[each.name]),
+            "default": getattr(config, each.name),
+            "range": list(each.metadata["range"]) if "range" in each.metadata else None,
+            "choices": list(each.metadata["choices"]) if "choices" in each.metadata else None,
+            "meaning": meanings.get(each.name, ""),
+        }
+        for each in dataclasses.fields(config)
+    ]
+
+
+def _meanings(doc: str) -> dict[str, str]:
+    """Returns what a docstring in Google form says of each argument."""
+    arguments = re.search(r"^Args:\n((?:(?: .*)?\n?)*)", doc, re.MULTILINE)
+    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", arguments[1] if arguments else "", re.MULTILINE)
+    return {name: " ".join(text.split()).replace("``", "") for name, text in found}
+
+
+def _type_text(kind: Any) -> str:
+    """Returns a type as a user reads it."""
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_type_text, get_args(kind)))
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        return f"list of {NAMES[inner[0]]}"
+    if get_origin(kind) is dict:
+        return "mapping"
+    return {int: "integer", float: "number", str: "name", bool: "true or false"}[kind]
 
 
 class _Loader(yaml.SafeLoader):

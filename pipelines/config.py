@@ -7,10 +7,7 @@ from typing import Any
 
 from faceshards.errors import ConfigError
 from faceshards.formats.encoded_image import MAX_PIXELS
-from faceshards.settings import check_ranges
-
-POLICIES = ("drop", "keep-larger", "keep")
-LABELS = ("disjoint", "shared", "separate")
+from faceshards.settings import check_settings, one_of, within
 
 
 @dataclass(frozen=True)
@@ -42,43 +39,26 @@ class BuildConfig:
     """
 
     image_size: tuple[int, int] = (112, 112)
-    max_pixels: int = MAX_PIXELS
-    near_within: int = 24
-    near_across: int = 24
-    near_mirror: int = -1
-    recall: float = 0.95
-    conflict_policy: str = "drop"
-    min_images: int = 2
-    max_images: int = 0
-    shards: int = 0
-    shard_bytes: int = 256 << 20
-    seed: int = 0
+    max_pixels: int = within(MAX_PIXELS, 1, 1 << 30)
+    near_within: int = within(24, -1, 64)
+    near_across: int = within(24, -1, 64)
+    near_mirror: int = within(-1, -1, 64)
+    recall: float = within(0.95, 0.5, 0.9999)
+    conflict_policy: str = one_of("drop", "keep-larger", "keep")
+    min_images: int = within(2, 1, 1 << 31)
+    max_images: int = within(0, 0, 1 << 31)
+    shards: int = within(0, 0, 100_000)
+    shard_bytes: int = within(256 << 20, 1 << 20, 1 << 40)
+    seed: int = within(0, 0, (1 << 63) - 1)
     nested: bool = False
-    labels: str = "disjoint"
+    labels: str = one_of("disjoint", "shared", "separate")
     filters: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         size = self.image_size
         if len(size) != 2 or min(size) < 0 or (min(size) == 0) != (max(size) == 0):
             raise ConfigError(f"image_size: {list(size)} is not [height, width] in pixels (or [0, 0] for any)")
-        check_ranges(
-            self,
-            {
-                "max_pixels": (1, 1 << 30),
-                "near_within": (-1, 64),
-                "near_across": (-1, 64),
-                "near_mirror": (-1, 64),
-                "min_images": (1, 1 << 31),
-                "max_images": (0, 1 << 31),
-                "shards": (0, 100_000),
-                "shard_bytes": (1 << 20, 1 << 40),
-                "seed": (0, (1 << 63) - 1),
-                "recall": (0.5, 0.9999),
-            },
-        )
-        for name, known in (("conflict_policy", POLICIES), ("labels", LABELS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
+        check_settings(self)
         if self.filters:
             from pipelines.filters.registry import settle  # OpenCV, and packages that bring filters
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import read_bin
+from faceshards.progress import bar
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset, dataset_folder
 from pipelines.sources.find import find_files
@@ -74,9 +73,9 @@ def _render(name: str, folder: Path, exclude: Sequence[Path], quiet: bool, worke
         if not path.absolute().is_relative_to(folder.absolute()):
             read_bin(path)
     spec = SETS[name]
-    with tqdm(desc="render  ", total=spec.records, unit=" images", disable=quiet, mininterval=0.5) as bar:
+    with bar("render  ", spec.records, quiet) as shown:
 
         def progress(count: int) -> None:
-            bar.update(count)
+            shown.update(count)
 
         write_set(folder, spec, progress, workers or len(os.sched_getaffinity(0)))

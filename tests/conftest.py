@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -89,3 +89,21 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts whole runs of training first: begun last, they are what one worker still does when all others are done."""
     items.sort(key=lambda item: "training" not in item.path.parts)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, as the system has it; .ci/run demands it where it could install it."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        if os.environ.get("FACESHARDS_BROWSER") == "required":
+            pytest.fail("no browser, and FACESHARDS_BROWSER=required")
+        pytest.skip("no browser: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], ignore_default_args=["--hide-scrollbars"]
+        )
+        yield launched
+        launched.close()

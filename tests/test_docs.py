@@ -129,6 +129,20 @@ def test_every_option_and_setting_has_its_place_on_a_page() -> None:
         assert re.search(rf"^\| (\w+, )?{field.name}\b|\b{field.name}=", text, re.MULTILINE), field.name
 
 
+def test_the_table_of_settings_has_their_defaults() -> None:
+    table = re.search(
+        r"^\| setting \| default .*\n((?:\|.*\n)*)", (ROOT / "docs" / "datasets.md").read_text(), re.MULTILINE
+    )
+    assert table is not None
+    said = {}
+    for row in table[1].splitlines()[1:]:
+        names, defaults = (cell.strip() for cell in row.split("|")[1:3])
+        said |= dict(zip(names.split(", "), yaml.safe_load(f"[{defaults}]"), strict=True))
+    config = dataclasses.asdict(BuildConfig())
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    assert said == {name: value for name, value in wanted.items() if name != "filters"}  # a page of its own
+
+
 def test_the_reference_has_the_public_names() -> None:
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     for module, name in faceshards._PUBLIC.values():

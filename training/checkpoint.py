@@ -186,7 +186,8 @@ def read_meta(path: Path) -> Meta:
             raise CheckpointError(f"{path}: not of format 1 or {FORMAT}, which this release reads")
         meta = Meta.from_json(content)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no checkpoint there (no checkpoint.json)") from None
+        cause = "no checkpoint.json" if path.exists() else "no such file or folder"
+        raise CheckpointError(f"{path}: no checkpoint there ({cause})") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path / 'checkpoint.json'}: damaged: {error}") from None
     wanted = {rank_file(rank, meta.world) for rank in range(meta.world)}

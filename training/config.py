@@ -7,20 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from faceshards.errors import ConfigError
-from faceshards.settings import CONFIGS, check_ranges
+from faceshards.settings import CONFIGS, check_ranges, check_settings, choices_of, one_of, within
 from training.recipes import read_recipe, resolve
 
 RECIPES = CONFIGS / "train"
-
-CHOICES = {
-    "centers": ("memory", "disk", "device"),
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("polynomial", "multistep", "cosine"),
-    "amp": ("O0", "O2", "O3"),
-    "sampling": ("instance", "identity", "sqrt"),
-    "device": ("auto", "Ascend", "GPU", "CPU"),
-}
-CHECKS = ("background", True, False)  # of check_shards; YAML reads true and false as truth values
 
 
 @dataclass(frozen=True)
@@ -79,81 +69,49 @@ class TrainConfig:
     """
 
     backbone: str = "r50"
-    embedding_size: int = 512
-    drop_path: float = 0.1
-    mask_ratio: float = 0.1
+    embedding_size: int = within(512, 2, 1 << 14)  # one component has no direction
+    drop_path: float = within(0.1, 0, 0.99)
+    mask_ratio: float = within(0.1, 0, 0.99)
     recompute: bool = False
     sync_bn: bool = False
     margin: tuple[float, ...] | str | dict[str, float | str] = (1.0, 0.5, 0.0)
-    scale: float = 64.0
-    interclass_threshold: float = 0.0
-    sample_rate: float = 1.0
-    centers: str = "memory"
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    lr_batch: int = 1024
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "polynomial"
-    power: float = 1.0
+    scale: float = within(64.0, 1e-3, 1e4)
+    interclass_threshold: float = within(0.0, 0, 1)
+    sample_rate: float = within(1.0, 1e-6, 1)
+    centers: str = one_of("memory", "disk", "device")
+    optimizer: str = one_of("sgd", "adamw")
+    lr: float = within(0.1, 0, 1e3)
+    lr_batch: int = within(1024, 0, 1 << 24)
+    momentum: float = within(0.9, 0, 0.9999)
+    weight_decay: float = within(5e-4, 0, 0.9999)
+    schedule: str = one_of("polynomial", "multistep", "cosine")
+    power: float = within(1.0, 1e-3, 100)
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0
-    epochs: int = 20
-    global_batch: int = 1024
-    accumulate: int = 1
-    clip: float = 5.0
-    amp: str = "O0"
-    loss_scale: float = 0.0
-    sampling: str = "instance"
+    gamma: float = within(0.1, 0, 1)
+    warmup_epochs: float = within(0.0, 0, 10_000)
+    epochs: int = within(20, 1, 10_000)
+    global_batch: int = within(1024, 1, 1 << 24)
+    accumulate: int = within(1, 1, 1 << 16)
+    clip: float = within(5.0, 0, 1e9)
+    amp: str = one_of("O0", "O2", "O3")
+    loss_scale: float = within(0.0, 0, 2.0**24)
+    sampling: str = one_of("instance", "identity", "sqrt")
     mirror: bool = True
     augment: bool = False
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 0
-    check_shards: bool | str = "background"
+    seed: int = within(0, 0, (1 << 63) - 1)
+    device: str = one_of("auto", "Ascend", "GPU", "CPU")
+    threads: int = within(0, 0, 1024)
+    check_shards: bool | str = one_of("background", True, False)  # as YAML reads true and false
     loggers: tuple[str, ...] = ("tensorboard",)
-    log_steps: int = 10
-    checkpoint_steps: int = 0
-    keep: int = 3
+    log_steps: int = within(10, 1, 1 << 31)
+    checkpoint_steps: int = within(0, 0, 1 << 31)
+    keep: int = within(3, 1, 1 << 20)
     verify: tuple[str, ...] = ()
-    verify_steps: int = 0
+    verify_steps: int = within(0, 0, 1 << 31)
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
-        if self.check_shards not in CHECKS:
-            raise ConfigError(f"check_shards: '{self.check_shards}' is not one of background, true, false")
-        check_ranges(
-            self,
-            {
-                "embedding_size": (2, 1 << 14),  # one component has no direction
-                "drop_path": (0, 0.99),
-                "mask_ratio": (0, 0.99),
-                "scale": (1e-3, 1e4),
-                "interclass_threshold": (0, 1),
-                "sample_rate": (1e-6, 1),
-                "lr": (0, 1e3),
-                "lr_batch": (0, 1 << 24),
-                "momentum": (0, 0.9999),
-                "weight_decay": (0, 0.9999),
-                "power": (1e-3, 100),
-                "gamma": (0, 1),
-                "warmup_epochs": (0, self.epochs),
-                "epochs": (1, 10_000),
-                "global_batch": (1, 1 << 24),
-                "accumulate": (1, 1 << 16),
-                "clip": (0, 1e9),
-                "loss_scale": (0, 2.0**24),
-                "seed": (0, (1 << 63) - 1),
-                "threads": (0, 1024),
-                "log_steps": (1, 1 << 31),
-                "checkpoint_steps": (0, 1 << 31),
-                "keep": (1, 1 << 20),
-                "verify_steps": (0, 1 << 31),
-            },
-        )
+        check_settings(self)
+        check_ranges(self, {"warmup_epochs": (0, self.epochs)})
         if 0 < self.loss_scale < 1:
             raise ConfigError(f"loss_scale: {self.loss_scale:g} is neither 0 (found as it goes) nor 1 or more")
         if isinstance(self.margin, tuple) and len(self.margin) != 3:
@@ -173,6 +131,10 @@ class TrainConfig:
     def peak_lr(self) -> float:
         """Returns the highest learning rate of the run, after scaling by the global batch."""
         return self.lr * self.global_batch / self.lr_batch if self.lr_batch else self.lr
+
+
+CHOICES = choices_of(TrainConfig)
+CHECKS = CHOICES["check_shards"]
 
 
 def find_recipe(recipe: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -167,6 +167,23 @@ class Plan:
                 f"{bytes_text(self.step_bytes(rank))} in a step"
             )
         yield self._checks()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as JSON has it; sizes in bytes."""
+        ranks = [
+            {
+                **{"rank": rank, "files": len(self.layout.files(rank)), "images": self.layout.rows(rank)},
+                **{"first_class": start, "classes": count, "sample": self.sample[rank]},
+                **{"centre_bytes": count * self.row_bytes, "step_bytes": self.step_bytes(rank)},
+            }
+            for rank, (start, count) in enumerate(self.slices)
+        ]
+        return {
+            **{"fingerprint": self.fingerprint, "images": self.images, "identities": self.classes},
+            **{"steps_per_epoch": self.steps_per_epoch, "steps": self.steps, "peak_lr": self.config.peak_lr()},
+            **{"checkpoints": self.checkpoints, "checkpoint_bytes": self.checkpoint_bytes, "ranks": ranks},
+            "settings": asdict(self.config),
+        }
 
     def _checks(self) -> str:
         """Returns what of the dataset is compared with its checksums, and when."""

@@ -75,7 +75,9 @@ def _check_start(start: Path, config: TrainConfig) -> None:
         load_weights(start, create_backbone(config.backbone, config.embedding_size))
         return
     if not start.exists():
-        raise CheckpointError(f"--finetune: {start}: no checkpoint there, and no file of weights")
+        raise CheckpointError(
+            f"--finetune: {start}: no checkpoint there, and no file of weights (no such file or folder)"
+        )
     found = checkpoint.read_meta(start).config
     theirs, ours = ((source["backbone"], source["embedding_size"]) for source in (found, vars(config)))
     if theirs != ours:

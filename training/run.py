@@ -114,8 +114,10 @@ def _plan(request: Request, data: Manifest, hosts: Hosts) -> Plan:
     return make_plan(_here(found), data, hosts.world)
 
 
-def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iterator[str]:
-    """Yields what a run would do, then looks for all it needs; nothing is made.
+def dry_run(
+    request: Request, hosts: Hosts, make_verifier: MakeVerifier, say: Callable[[str], object]
+) -> dict[str, Any]:
+    """Returns what a run would do, and says it line by line; then looks for all it needs. Nothing is made.
 
     Raises:
         FaceshardsError: as run() would before it makes anything.
@@ -123,10 +125,13 @@ def dry_run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> Iter
     data = Manifest(request.data)
     plan = _plan(request, data, hosts)
     data.check_table("images")  # before a line is said of it
-    yield from plan.lines()
+    for line in plan.lines():
+        say(line)
     verifier = _checked(request, plan, data, hosts, make_verifier)
-    yield from verifier.lines() if verifier is not None else ()
-    yield "all that the run needs is there"
+    sets = list(verifier.lines()) if verifier is not None else []
+    for line in (*sets, "all that the run needs is there"):
+        say(line)
+    return {**plan.to_json(), "dataset": data.info["name"], "verification": sets}
 
 
 def _checked(request: Request, plan: Plan, data: Manifest, hosts: Hosts, make_verifier: MakeVerifier) -> Any:

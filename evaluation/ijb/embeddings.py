@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.embedder import NOT_FINITE, Embedder, EmbeddingError, Forward
 from evaluation.ijb.alignment import AlignmentError, align
@@ -19,6 +18,7 @@ from evaluation.ijb.lines import IjbError
 from evaluation.ijb.protocol import Protocol
 from faceshards.errors import one_line
 from faceshards.files import replacing
+from faceshards.progress import bar
 from faceshards.versions import stamp
 from training.data.transforms import ImageError, decode
 
@@ -79,10 +79,10 @@ def embed_protocol(
         by = f"{model} {stamp()['versions']['faceshards']}"
         identities = {places: _identity(protocol, places, by) for places in missing}
         missing = _take_kept(found, folder, identities, count)
-    with tqdm(desc=one_line(protocol.name), unit=" images", total=count, disable=quiet, mininterval=0.5) as bar:
-        bar.update(count - sum(map(len, missing)))
+    with bar(one_line(protocol.name), count, quiet) as shown:
+        shown.update(count - sum(map(len, missing)))
         for places in missing:
-            part = _embed(protocol, places, forward, bar.update)
+            part = _embed(protocol, places, forward, shown.update)
             if not places.start and [*part.problems.values()] == [NOT_FINITE] * len(places):
                 raise EmbeddingError(f"the model's embeddings of the first {len(places)} images are not finite")
             if folder is not None and not part.passing:

@@ -46,6 +46,8 @@ def read_protocol(root: Path) -> Protocol:
         IjbError: a file is missing or has a line that does not belong there, the files disagree, or nothing can be
             measured, whatever the model.
     """
+    if not root.is_dir():
+        raise IjbError(f"{root}: {'no folder' if root.exists() else 'no such folder'}")
     found = sorted((root / "meta").glob("ijb?_face_tid_mid.txt"))
     if len(found) != 1:
         raise IjbError(f"{root / 'meta'}: {len(found)} files ijbb_ or ijbc_face_tid_mid.txt, not one")

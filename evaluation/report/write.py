@@ -17,11 +17,13 @@ from evaluation.protocol.figures import by_far, tar_name
 from evaluation.protocol.verification import fold_of
 from evaluation.report.figures import histogram, roc, svg
 from evaluation.report.published import published
-from evaluation.report.table import Entry, interval_text, marked, notes, ordered, rate, table_rows
+from evaluation.report.table import Entry, far_text, interval_text, marked, notes, ordered, rate, table_rows
 from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
 
-HARDEST = 5  # pairs of each kind that the page shows
+NEAREST = 5  # pairs of a kind that the page shows where none was judged wrong
+PAGE = 20  # pairs that it shows at once
+PICTURED = 2000  # wrong pairs of a kind that it has the pictures of; the others are listed without
 # What report.json has of a Verification besides its figures.
 FACTS = (
     *("pairs", "impostors", "std", "val_std", "far", "xnorm", "warnings"),
@@ -98,9 +100,9 @@ def _page(entries: Sequence[Entry], origin: Origin) -> str:
         origin=origin.lines(),
         notes=notes(entries, origin),
         head=head,
-        rows=[[(text, interval_text(interval)) for text, interval in row] for row in rows],
-        roc=svg(roc(entries), "roc"),
-        sets=[_section(entry, origin) for entry in ordered(entries)],
+        rows=[[(_signed(text), interval_text(interval)) for text, interval in row] for row in rows],
+        roc=svg(roc(entries), "roc", "ROC: true accept rate against false accept rate, for each set"),
+        sets=[{"place": place, **_section(entry, origin)} for place, entry in enumerate(ordered(entries))],
     )
 
 
@@ -121,7 +123,7 @@ def _section(entry: Entry, origin: Origin) -> dict[str, Any]:
         ("Pairs", f"{got.pairs:,}, {got.impostors:,} of them two persons"),
         ("Threshold", f"{_limit(got.threshold_cosine, f'{got.threshold:.4f}')}: mean of the folds'"),
         ("Best threshold", f"{_limit(got.best_threshold_cosine, f'{got.best_threshold:.2f}')}: {best}"),
-        ("VAL at FAR 1e-3", f"{100 * got.value('val'):.2f} +- {100 * got.val_std:.2f} %, FAR met {got.far:.2e}"),
+        ("VAL at FAR 1e-3", f"{100 * got.value('val'):.2f} ± {100 * got.val_std:.2f} %, FAR met {got.far:.2e}"),
     ]
     folds = [
         (f"{100 * accuracy:.2f}", f"{threshold:.2f}", _fold_rate(val), _fold_rate(far))
@@ -131,12 +133,12 @@ def _section(entry: Entry, origin: Origin) -> dict[str, Any]:
     ]
     return {
         "name": marked(entry, origin),
-        "histogram": svg(histogram(entry), entry.name),
-        "hardest": hardest(entry),
+        "histogram": svg(histogram(entry), entry.name, f"Histogram of the cosines of {entry.name}'s pairs, by kind"),
+        "wrong": wrong_pairs(entry),
         "problems": entry.problems,
         "warnings": [*notes([entry], origin), *got.warnings],
         "tar": [
-            (f"{far:g}", rate(figure.value), interval_text(figure.interval))
+            (far_text(far), rate(figure.value), interval_text(figure.interval))
             for far, figure in by_far(got.figures).items()
         ],
         "facts": facts,
@@ -152,8 +154,13 @@ def _fold_rate(value: float) -> str:
     return f"{100 * value:.2f}" if math.isfinite(value) else "none"
 
 
-def hardest(entry: Entry, count: int = HARDEST) -> list[dict[str, Any]]:
-    """Returns the pairs of each kind that were judged wrong at their fold's threshold, the most wrong first.
+def _signed(text: str) -> str:
+    """Returns a cell of the table as a page has it."""
+    return text.replace(" +- ", " ± ")
+
+
+def wrong_pairs(entry: Entry) -> list[dict[str, Any]]:
+    """Returns the pairs of each kind that were judged wrong at their fold's threshold, the most wrong first, in pages.
 
     Where a kind has none, its pairs nearest to their threshold, and `wrong` is 0.
     """
@@ -167,19 +174,29 @@ def hardest(entry: Entry, count: int = HARDEST) -> list[dict[str, Any]]:
         error = np.where(kind, sign * (limit - entry.distances), -np.inf)  # (P,): how far on the wrong side
         wrong = kind & ((entry.distances < limit) != entry.same)
         pairs = np.flatnonzero(wrong if wrong.any() else kind)
-        pairs = pairs[np.argsort(-error[pairs], kind="stable")[:count]]
-        shown = [_pair(entry, pair, limit[pair]) for pair in map(int, pairs)]
-        found.append({"title": false, "kind": right, "wrong": int(wrong.sum()), "pairs": shown})
+        pairs = pairs[np.argsort(-error[pairs], kind="stable")][: None if wrong.any() else NEAREST]
+        shown = [_pair(entry, pair, limit[pair], place < PICTURED) for place, pair in enumerate(map(int, pairs))]
+        pages = [shown[start : start + PAGE] for start in range(0, len(shown), PAGE)]
+        about = {"title": false, "kind": right, "wrong": int(wrong.sum()), "pictured": PICTURED, "page": PAGE}
+        found.append({**about, "pages": pages})
     return found
 
 
-def _pair(entry: Entry, pair: int, limit: float) -> dict[str, Any]:
-    """Returns what the page shows of a pair, by its place among those measured; `limit` is its fold's threshold."""
+def _pair(entry: Entry, pair: int, limit: float, pictured: bool) -> dict[str, Any]:
+    """Returns what the page shows of a pair.
+
+    Args:
+        entry: of the set.
+        pair: its place among those measured.
+        limit: its fold's threshold.
+        pictured: with its pictures.
+    """
+    pictures = entry.pictures[2 * pair : 2 * pair + 2] if pictured else ()
     return {
         "number": int(entry.numbers[pair]) if len(entry.numbers) else pair,
         "cosine": f"{1 - entry.distances[pair] / 2:.3f}",
         "limit": f"{1 - limit / 2:.3f}",
-        "images": [_image(data) for data in entry.pictures[2 * pair : 2 * pair + 2]],
+        "images": [_image(data) for data in pictures],
     }
 
 

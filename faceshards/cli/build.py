@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from faceshards.cli.options import (
     PATH,
     SHARE,
     Command,
+    Interrupted,
     cluster_options,
     dashboard_option,
     data_root_option,
+    goes_on,
     json_option,
     partition_bytes_option,
     quiet_option,
@@ -26,9 +29,18 @@ from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
 from pipelines.config import BuildConfig
+from pipelines.sources.catalog import dataset_folder
 
 
-@click.command(cls=Command, go_on="; the same command goes on where it stopped")
+def _go_on(params: Mapping[str, Any]) -> str:
+    """Returns how to go on when interrupted: what was rendered of a synthetic set is not kept until it is whole."""
+    name = params["name"]
+    if name is not None and not dataset_folder(name, params["data_root"])[1].exists():
+        return f"the same command renders {name} again from the beginning"
+    return goes_on(params)
+
+
+@click.command(cls=Command, go_on=_go_on)
 @click.argument("name", required=False)
 @click.option("--out", required=True, type=PATH, help="Folder to publish the dataset in.")
 @click.option(
@@ -81,10 +93,10 @@ def build(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build the known set NAME, or any set by --source, and publish it at --out.
+    """Build the known set NAME, or any set by --source, into --out.
 
-    Interrupted at any moment, the same command goes on where it stopped. With --plan it stops before anything is
-    written, and the same command without it goes on from there.
+    What is published at --out appears whole or not at all. Interrupted at any moment, the same command goes on where it
+    stopped. With --plan it stops before anything is written, and the same command without it goes on from there.
 
     \b
     Examples:
@@ -131,6 +143,9 @@ def build(
         found = make(wanted.title, wanted.files, out, config, execution, **options)
     print_summary(found, as_json)
     if page is not None:
-        written = write_report(page, found)
+        try:
+            written = write_report(page, found)
+        except KeyboardInterrupt:
+            raise Interrupted(f"the dataset is published; faceshards manifest report {out} --out {page}") from None
         if not as_json:
             echo(report_line(page, written))

@@ -39,9 +39,9 @@ def compare(
     threshold: float | None,
     as_json: bool,
 ) -> None:
-    """Compare two aligned faces (112 x 112): cosine, threshold, verdict.
+    """Compare two aligned faces (112 x 112): cosine and verdict.
 
-    Without --threshold it is the mean of those that the model had on its verification sets.
+    Without --threshold the threshold is the mean of those that the model had on its verification sets.
 
     \b
     Example:

@@ -16,7 +16,13 @@ from pipelines.sources.catalog import known_datasets
 @data_root_option
 @json_option
 def datasets(data_root: Path, as_json: bool) -> None:
-    """List the sets known by name, and whether they are present."""
+    """List the sets known by name, and whether they are present.
+
+    \b
+    Examples:
+      faceshards datasets
+      faceshards datasets --data-root /mnt/faces --json
+    """
     known = known_datasets()
     rows = [
         {**vars(entry), "path": str(data_root / name), "present": (data_root / name).exists()}

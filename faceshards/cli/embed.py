@@ -12,6 +12,7 @@ from faceshards.cli.options import (
     backbone_option,
     channels_option,
     colours,
+    goes_on,
     input_range_option,
     json_option,
     quiet_option,
@@ -20,7 +21,7 @@ from faceshards.cli.options import (
 )
 
 
-@click.command(cls=ModelCommand, go_on="; the same command goes on where it stopped")
+@click.command(cls=ModelCommand, go_on=goes_on)
 @click.argument("source", type=PATH, nargs=-1, required=True)
 @click.argument("out", type=PATH)
 @required_model_option
@@ -39,10 +40,11 @@ def embed(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write the embeddings of all images of SOURCE into the folder OUT.
+    """Write the embeddings of all images of SOURCE into OUT.
 
-    SOURCE is a dataset, a .bin, a .rec, or a folder with a sub-folder per identity; or, without identities, a flat
-    folder of pictures, pictures, or a list of them (.txt: a path on each line; .lst: index, label and path).
+    OUT is a folder. SOURCE is a dataset, a .bin, a .rec, or a folder with a sub-folder per identity; or, without
+    identities, a flat folder of pictures, pictures, or a list of them (.txt: a path on each line; .lst: index, label
+    and path).
 
     Interrupted, the same command goes on where it stopped.
 

@@ -23,7 +23,6 @@ from faceshards.cli.options import (
     trained_on_option,
 )
 from faceshards.cli.terminal import echo
-from faceshards.files import check_writable
 
 
 @click.command("eval", cls=ModelCommand)
@@ -51,7 +50,9 @@ def evaluate(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure a model on verification sets: 10-fold accuracy, VAL, TAR@FAR, EER, AUC.
+    """Measure a model on verification sets: accuracy, TAR at FAR.
+
+    By 10 folds, as the field does; with VAL, equal error rate and area under the curve, and intervals of 95 %.
 
     \b
     Examples:
@@ -65,6 +66,7 @@ def evaluate(
     from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
     from evaluation.report.table import table
     from evaluation.report.write import content, write
+    from faceshards.files import check_writable
 
     if out is not None:
         check_writable(out)  # before hours of embedding

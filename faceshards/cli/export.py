@@ -16,7 +16,9 @@ from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_opt
 @click.option("--licence", default="", help="Of the model; without it the card gives the terms of its data.")
 @json_option
 def export(model: Path, out: Path, backbone: str, licence: str, as_json: bool) -> None:
-    """Write MODEL as OUT: .onnx, .mindir or .safetensors (names of PyTorch), compared with the model, with a card.
+    """Write MODEL as OUT: .onnx, .mindir or .safetensors.
+
+    What was written is compared with the model, and gets a card beside it. A .safetensors has the names of PyTorch.
 
     \b
     Examples:

@@ -13,6 +13,7 @@ from faceshards.cli.options import (
     cluster_options,
     dashboard_option,
     dataset_argument,
+    goes_on,
     json_option,
     partition_bytes_option,
     quiet_option,
@@ -22,7 +23,7 @@ from pipelines.exports.base import Request
 from pipelines.exports.registry import EXPORTS
 
 
-@click.command("export-data", cls=Command, go_on="; the same command goes on where it stopped")
+@click.command("export-data", cls=Command, go_on=goes_on)
 @dataset_argument
 @click.argument("out", type=PATH)
 @click.option("--to", type=click.Choice(list(EXPORTS)), required=True, help="Format to write.")
@@ -60,7 +61,7 @@ def export_data(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write the dataset PATH into the folder OUT in another format, original bytes and all.
+    """Write the dataset PATH as files of another format into OUT.
 
     \b
     recordio    InsightFace: train.rec with header and identity records, .idx, .lst, property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +17,7 @@ from faceshards.cli.options import (
     channels_option,
     embeddings_option,
     far_option,
+    goes_on,
     input_range_option,
     json_option,
     loaded,
@@ -25,12 +28,14 @@ from faceshards.cli.options import (
     trained_on_option,
 )
 from faceshards.cli.terminal import echo
-from faceshards.files import check_writable
-from faceshards.locks import exclusive_folder
-from faceshards.progress import logging_at
 
 
-@click.command(cls=ModelCommand, go_on="; with --out the same command goes on where it stopped")
+def _go_on(params: Mapping[str, Any]) -> str:
+    """Returns how to go on when interrupted: without --out nothing is kept."""
+    return goes_on(params) if params.get("out") else ""
+
+
+@click.command(cls=ModelCommand, go_on=_go_on)
 @click.argument("root", type=PATH)
 @model_option
 @backbone_option
@@ -55,7 +60,9 @@ def ijb(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure a model on IJB-B or IJB-C at ROOT (meta/ and loose_crop/): TAR at FAR of pairs of templates.
+    """Measure a model on IJB-B or IJB-C by pairs of templates.
+
+    ROOT holds meta/ and loose_crop/.
 
     \b
     Examples:
@@ -63,6 +70,10 @@ def ijb(
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
     one_of_model_and_embeddings(model, embeddings, channels, input_range)
+    from faceshards.files import check_writable
+    from faceshards.locks import exclusive_folder
+    from faceshards.progress import logging_at
+
     if out is not None:
         check_writable(out)  # before anything is read
     from evaluation.ijb.embeddings import embed_protocol

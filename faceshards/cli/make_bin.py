@@ -18,7 +18,7 @@ from faceshards.formats.verification_bin import write_bin
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
-    """Make a verification set OUT (.bin) of images below ROOT and a list of PAIRS.
+    """Make a verification set OUT (.bin) of ROOT's images by PAIRS.
 
     \b
     PAIRS is CFP's folder Protocol (its Split/FP), or a text file whose lines are all

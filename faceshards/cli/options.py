@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
-import importlib
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import EntryPoint
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from faceshards.cli.terminal import echo
-from faceshards.errors import FaceshardsError, disk_full, harmless, one_line, why
-from faceshards.extensions import ExtensionError, load, registered
+from faceshards.errors import ConfigError, FaceshardsError, disk_full, one_line, why
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
@@ -36,14 +36,42 @@ EXTRAS = {
 OTHERS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
+class WrongUsage(click.ClickException):
+    """What a ConfigError ends as: one line, since the command's usage says nothing of names, keys and values."""
+
+    exit_code = 2
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C; the exit code is that of a process which SIGINT ended, as a shell says it."""
+
+    exit_code = 130
+
+    def __init__(self, go_on: str = "") -> None:
+        super().__init__("interrupted" + (go_on and f"; {go_on}"))
+
+
+GoOn = Callable[[Mapping[str, Any]], str]
+
+
+def goes_on(params: Mapping[str, Any]) -> str:
+    """Returns how to go on with an interrupted command that keeps its work until it is whole."""
+    without = " without --restart" if params.get("restart") else ""
+    return f"the same command{without} goes on where it stopped"
+
+
 class Command(click.Command):
     """A command whose users see one line for whatever they can put right.
 
+    A ConfigError is wrong usage, exit code 2: a name, key or value that was typed, or stands in a file of settings, is
+    none that there is, or none that can be. Whatever else is wrong (a file is missing or damaged, a disk is full) is a
+    failure, exit code 1.
+
     Args:
-        go_on: what to say when it was interrupted: how to go on.
+        go_on: gives of the values of its options what to say when it was interrupted: how to go on; "" for nothing.
     """
 
-    def __init__(self, *args: Any, go_on: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, go_on: GoOn | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.go_on = go_on
 
@@ -55,6 +83,8 @@ class Command(click.Command):
             raise click.ClickException("the folder that this was started in is gone: cd to another") from None
         try:
             return super().invoke(ctx)
+        except ConfigError as error:
+            raise WrongUsage(" ".join(str(error).split())) from None
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except ModuleNotFoundError as error:
@@ -70,7 +100,32 @@ class Command(click.Command):
                 raise
             raise click.ClickException(f"{error.filename or 'writing'}: {why(error)}") from None
         except KeyboardInterrupt:
-            raise click.ClickException(f"interrupted{self.go_on}") from None
+            raise Interrupted(self.go_on(ctx.params) if self.go_on else "") from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Has Ctrl-C raise KeyboardInterrupt while the work inside runs models.
+
+    MindSpore puts a handler of its own in place with every graph, which ends the process by SIGTERM (measured: 2.10).
+    So SIGINT is blocked, in the threads and processes that are made inside too, and one thread waits for it. It has to
+    come before NumPy is imported, whose threads would get the signal else.
+    """
+    before, done = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), threading.Event()
+
+    def wait() -> None:
+        while not done.is_set():
+            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+                _thread.interrupt_main()
+
+    waiting = threading.Thread(target=wait, name="ctrl-c", daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        done.set()
+        waiting.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ModelCommand(Command):
@@ -78,6 +133,11 @@ class ModelCommand(Command):
     one that the user stands in; without a failure nothing of it stays."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; Ctrl-C ends it as any."""
+        with interruptible():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         """Runs the command, and says where MindSpore left something."""
         from training.device.diagnostics import diagnostics_in
 
@@ -95,71 +155,9 @@ class ModelCommand(Command):
         return found
 
 
-class Commands(click.Group):
-    """A group of such commands."""
-
-    command_class = Command
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command; what is said of its failure has no control characters."""
-        try:
-            return super().invoke(ctx)
-        except click.ClickException as error:
-            error.message = harmless(error.message)  # type: ignore[misc]
-            raise
-
-
-class LazyCommands(Commands):
-    """A group whose commands are imported when they are called for.
-
-    Args:
-        places: "module:name" of each command, by the name that is typed.
-        family: name of the family to which other packages add commands (faceshards.extensions); "" for none.
-    """
-
-    def __init__(self, *args: Any, places: Mapping[str, str], family: str = "", **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.places, self.family = places, family
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the names of all commands, sorted."""
-        return sorted({*self.places, *self._others()})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns a command, or None."""
-        others = self._others()
-        try:
-            if cmd_name in others:
-                return load(others[cmd_name], click.Command)
-            if cmd_name in self.places:
-                module, _, name = self.places[cmd_name].partition(":")
-                return getattr(importlib.import_module(module), name)
-            return None
-        except ExtensionError as error:  # of this command, or of a family that one of the house has imported
-            return _broken(cmd_name, error)
-
-    def _others(self) -> dict[str, EntryPoint]:
-        """Returns the entry points of other packages by name."""
-        try:
-            return {entry.name: entry for entry in registered(self.family, self.places)} if self.family else {}
-        except ExtensionError as error:
-            raise click.ClickException(str(error)) from None
-
-
-def _broken(name: str, error: ExtensionError) -> click.Command:
-    """Returns a command in place of one that cannot be imported: it says why, and the others work."""
-
-    @click.command(
-        name, cls=Command, help=f"Cannot be loaded: {error}", context_settings={"ignore_unknown_options": True}
-    )
-    @click.argument("arguments", nargs=-1)
-    def broken(arguments: tuple[str, ...]) -> None:
-        raise error
-
-    return broken
-
-
 def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    import yaml  # not for every command
+
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")

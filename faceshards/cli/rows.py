@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 import click
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from faceshards.cli.columns import Column, cell_length, cells, printer
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
+from faceshards.errors import FaceshardsError
 
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
@@ -57,7 +57,7 @@ def print_table(
     table: str,
     limit: int | None,
     as_json: bool,
-    where: ds.Expression | None = None,
+    where: pc.Expression | None = None,
     columns: list[str] | None = None,
 ) -> None:
     """Prints rows of a dataset's table, as they are read; see print_rows().
@@ -72,6 +72,16 @@ def print_table(
     """
     names = columns or found.schema(table).names
     print_rows(names, lambda: found.batches(table, names, where), found.count(table, where), limit, as_json)
+
+
+def check_identity(found: Manifest, label: str | None) -> None:
+    """Refuses a label that no identity of the dataset has in its source; None is any.
+
+    Raises:
+        FaceshardsError: naming it.
+    """
+    if label is not None and not found.count("identities", pc.field("label_original") == label):
+        raise FaceshardsError(f"{found.path}: no identity '{label}' (label_original) was scanned")
 
 
 def print_list(table: pa.Table, limit: int | None, as_json: bool, end: str = "\n") -> None:

@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from faceshards.cli.options import Command, json_option
-from faceshards.cli.terminal import echo
+from faceshards.cli.options import Command, json_option, show
+from faceshards.settings import describe, plain_text
 from pipelines.config import BuildConfig
+from training.config import TrainConfig
+
+_TITLES = {
+    "build": "faceshards build --set KEY=VALUE, or --config FILE",
+    "train": "faceshards train RECIPE --set KEY=VALUE",
+}
 
 
 @click.command(cls=Command)
+@click.argument("which", type=click.Choice(list(_TITLES)), required=False)
 @json_option
-def settings(as_json: bool) -> None:
-    """List the settings that --set and --config take, with their defaults; those of filters hold once one is on."""
-    values = {field.name: getattr(BuildConfig(), field.name) for field in dataclasses.fields(BuildConfig)}
-    if as_json:
-        echo(json.dumps(values, indent=2))
-        return
-    from pipelines.filters.registry import filter_names, settle  # OpenCV
+def settings(which: str | None, as_json: bool) -> None:
+    """List the settings that --set and --config take.
 
-    for name, own in settle({key: {} for key in filter_names()}).items():
-        values |= {f"filters.{name}.{key}": value for key, value in own.items()}
-    width = max(map(len, values))
-    for key, value in values.items():
-        echo(f"{key:<{width}} {list(value) if isinstance(value, tuple | dict) else value}")
+    Those of `build`, or of `train`; without WHICH of both. Each has its type, default, range and meaning. Settings of
+    filters hold once a filter is on; a recipe has its own values in place of training's defaults.
+
+    \b
+    Examples:
+      faceshards settings
+      faceshards settings train
+      faceshards settings --json
+    """
+    from pipelines.filters.registry import filter_settings  # OpenCV
+
+    found = {"build": [*describe(BuildConfig()), *filter_settings()], "train": describe(TrainConfig())}
+    chosen = {name: found[name] for name in found if which in (None, name)}
+    show(chosen, _lines(chosen), as_json)
+
+
+def _lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Yields what is said of settings to people."""
+    for number, (name, rows) in enumerate(found.items()):
+        yield "\n" * bool(number) + _TITLES[name]
+        for row in rows:
+            yield f"  {row['key']}={_text(row['default'])}  ({row['type']}{_allowed(row)})"
+            yield from textwrap.wrap(row["meaning"], 100, initial_indent="      ", subsequent_indent="      ")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list | dict):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:.10g}" if isinstance(value, float) else plain_text(value)
+
+
+def _allowed(row: dict[str, Any]) -> str:
+    if row["choices"]:
+        return f": {', '.join(map(plain_text, row['choices']))}"
+    return f" from {_text(row['range'][0])} to {_text(row['range'][1])}" if row["range"] else ""

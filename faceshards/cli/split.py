@@ -13,13 +13,14 @@ from faceshards.cli.options import (
     cluster_options,
     dashboard_option,
     dataset_argument,
+    goes_on,
     json_option,
     quiet_option,
     show,
 )
 
 
-@click.command("split", cls=Command, go_on="; the same command goes on where it stopped")
+@click.command("split", cls=Command, go_on=goes_on)
 @dataset_argument
 @click.option("--out", type=PATH, required=True, help="Folder to publish.")
 @click.option(
@@ -62,7 +63,7 @@ def split(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Hold identities of the dataset PATH out: what is left to train on, and pairs of those that training never sees.
+    """Hold identities of the dataset PATH out, to measure on.
 
     OUT is a dataset as any: the images of the other identities, byte for byte, under labels 0..C-1; every image held
     out is in its table `dropped` with the reason held_out. OUT/unseen.bin is the verification set: ten folds, each
@@ -74,7 +75,7 @@ def split(
     Examples:
       faceshards split data/shards/casia --out data/shards/casia_train
       faceshards split data/shards/mine --unseen 200 --pairs 3000 --out data/shards/mine_train --seed 1
-      faceshards train --data data/shards/casia_train --out data/runs/casia
+      faceshards train casia --data data/shards/casia_train --out data/runs/casia
       faceshards eval --model data/runs/casia --set data/shards/casia_train/unseen.bin
     """
     from pipelines.cluster import Tls  # Dask takes a second to import

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,20 @@ from typing import Any
 import click
 
 from evaluation.origin import MARK, NOTE, Origin
-from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
+from faceshards.cli.options import (
+    PATH,
+    Command,
+    Interrupted,
+    data_root_option,
+    interruptible,
+    json_option,
+    settings_option,
+    show,
+)
 from faceshards.cli.terminal import echo
 
 
-@click.command(cls=Command, go_on="; with --resume the command goes on from the last checkpoint")
+@click.command(cls=Command)
 @click.argument("recipe")
 @click.option("--data", type=PATH, help="A published dataset.  [required, --explain apart]")
 @click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
@@ -32,7 +42,9 @@ from faceshards.cli.terminal import echo
     "--explain", is_flag=True, help="Print each setting, where it comes from and whose figure it is, and stop."
 )
 @json_option
+@click.pass_context
 def train(
+    ctx: click.Context,
     recipe: str,
     data: Path | None,
     out: Path | None,
@@ -49,7 +61,9 @@ def train(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE (a name that comes with faceshards, or a YAML file) on the dataset at --data.
+    """Train by RECIPE on the dataset at --data.
+
+    RECIPE is a name that comes with faceshards, or a YAML file.
 
     \b
     Examples:
@@ -59,6 +73,8 @@ def train(
       faceshards train webface42m --data /mnt/wf42m --out /mnt/runs/b --set backbone=vit_b --dry-run
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
+    if devices == 1 and not hosts and "MS_ROLE" not in os.environ:  # ranks of several get Ctrl-C from their launcher
+        ctx.with_resource(interruptible())
     from training import run  # MindSpore takes seconds
 
     if explain:
@@ -68,6 +84,7 @@ def train(
     if data is None or out is None:
         raise click.MissingParameter(param_hint="'--out'" if data else "'--data'", param_type="option")
     request = run.Request(recipe, settings, data, out, resume, finetune, data_root)
+    request.resolved()  # refuses what is wrong usage before it looks at files
     if run.job_role() is not None:
         run.run_role(request, _verifier)
         return
@@ -76,10 +93,23 @@ def train(
         raise click.UsageError(f"--host-rank {host_rank}: --hosts has {len(names)}")
     where = run.Hosts(devices, names, host_rank, port, rank_table)
     if dry_run:
-        for line in run.dry_run(request, where, _verifier):
-            echo(line)
+        plan = run.dry_run(request, where, _verifier, (lambda line: None) if as_json else echo)
+        show(plan, [], as_json)
         return
-    show_result(run.run(request, where, _verifier), as_json)
+    try:
+        result = run.run(request, where, _verifier)
+    except KeyboardInterrupt:
+        raise Interrupted(_go_on(out)) from None
+    show_result(result, as_json)
+
+
+def _go_on(out: Path) -> str:
+    """Returns how to go on with a run that was interrupted."""
+    from training.checkpoint import known
+
+    if found := known(out / "checkpoints")[-1:]:
+        return f"with --resume the command goes on from {found[0]}"
+    return "before the first checkpoint: the command begins again"
 
 
 def _verifier(paths: Sequence[Path]) -> Any:

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
@@ -29,6 +29,9 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import check_seal, dead_link, difference
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +76,8 @@ class Manifest:
             check_info(self.info)
         except FileNotFoundError:
             link = dead_link(file)
-            cause = f"{link} is a link that leads nowhere" if link else "no dataset.json"
+            cause = "no dataset.json" if self.path.exists() else "no such folder"
+            cause = f"{link} is a link that leads nowhere" if link else cause
             raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None
@@ -180,6 +184,8 @@ class Manifest:
         Raises:
             ManifestError: the table is missing or damaged.
         """
+        import pyarrow.dataset as ds  # it imports pandas: not for every --help
+
         names = self.files(table, shard)
         self._check(names)
         paths = [str(self.path / name) for name in names]
@@ -198,7 +204,7 @@ class Manifest:
         self,
         table: str,
         columns: Sequence[str] | None = None,
-        where: ds.Expression | None = None,
+        where: pc.Expression | None = None,
         shard: int | None = None,
     ) -> pa.Table:
         """Returns a table, or some of its columns and rows; see dataset().
@@ -214,7 +220,7 @@ class Manifest:
         self,
         table: str,
         columns: Sequence[str] | None = None,
-        where: ds.Expression | None = None,
+        where: pc.Expression | None = None,
         shard: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Yields a table's rows in order, a few thousand at a time; see table(). No more than a row group is held.
@@ -233,7 +239,7 @@ class Manifest:
                         rows = (rows if where is None else rows.filter(where)).select(wanted)
                         yield from sound(self.schema(table), rows).to_batches()
 
-    def count(self, table: str, where: ds.Expression | None = None) -> int:
+    def count(self, table: str, where: pc.Expression | None = None) -> int:
         """Returns how many rows of a table there are, or how many `where` chooses; see table()."""
         with self._reading(table):
             return int(self.dataset(table).count_rows(filter=where))

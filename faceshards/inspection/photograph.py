@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from faceshards.dataset.find import Matches, find
 from faceshards.dataset.manifest import Manifest
@@ -63,7 +62,7 @@ def photograph(manifest: Manifest, name: str) -> Photograph:
     stands, kept_sid = _stands(manifest, table, row)
     sid = row["sid"]
     known = np.array([sid, *(one["sid"] for one in stands)])
-    where = (ds.field("sid_a") == sid) | (ds.field("sid_b") == sid)
+    where = (pc.field("sid_a") == sid) | (pc.field("sid_b") == sid)
     some = manifest.count("conflicts", where)  # reads two columns, and mostly there is none
     conflicts = manifest.table("conflicts", where=where) if some else SCHEMAS["conflicts"].empty_table()
     return Photograph(table, row, stands, kept_sid, _duplicates(manifest, known), conflicts)
@@ -97,7 +96,7 @@ def _named(manifest: Manifest, name: str) -> tuple[str, dict[str, Any]]:
 
 def _by_sid(manifest: Manifest, sid: int) -> tuple[str, dict[str, Any]] | None:
     # First in the small one, which is sorted by sid: nearly all of it is passed over.
-    if rows := manifest.table("dropped", where=ds.field("sid") == sid).to_pylist():
+    if rows := manifest.table("dropped", where=pc.field("sid") == sid).to_pylist():
         return "dropped", rows[0]
     if rows := find(manifest, "images", "sid", _is(sid), unique=True).to_pylist():
         return "images", rows[0]
@@ -155,12 +154,12 @@ def _duplicates(manifest: Manifest, known: npt.NDArray[np.int64]) -> pa.Table:
     while len(new):
         # Lists: what Arrow's scanner still holds of NumPy's when the process ends needs an interpreter that is gone
         # (apache/arrow#36389).
-        found = manifest.table("dropped", ["sid"], ds.field("representative").isin(new.tolist()))["sid"].to_numpy()
+        found = manifest.table("dropped", ["sid"], pc.field("representative").isin(new.tolist()))["sid"].to_numpy()
         new = np.setdiff1d(found, met)
         met = np.concatenate([met, new])
     if len(met) == len(known):
         return SCHEMAS["dropped"].empty_table()
-    return manifest.table("dropped", where=ds.field("sid").isin(met[len(known) :].tolist())).sort_by("sid")
+    return manifest.table("dropped", where=pc.field("sid").isin(met[len(known) :].tolist())).sort_by("sid")
 
 
 def _is(sid: int) -> Matches:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from faceshards.settings import check_ranges
+from faceshards.settings import check_settings, within
 from pipelines.filters.base import Image, Verdict, below
 
 
@@ -35,12 +35,12 @@ class Blur:
         min_variance: least variance of the Laplacian of the half-size gray image; 0 drops nothing.
     """
 
-    min_variance: float = 30.0
+    min_variance: float = within(30.0, 0, 1e6)
 
     REASONS: ClassVar[tuple[str, ...]] = ("blurred",)
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"min_variance": (0, 1e6)})
+        check_settings(self)
 
     def check(self, image: Image) -> Verdict:
         """Returns ``blurred``, or None."""

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from faceshards.errors import ConfigError
-from faceshards.settings import check_ranges
+from faceshards.settings import check_settings, within
 from pipelines.filters.base import Image, Verdict, above, below
 
 
@@ -37,14 +37,14 @@ class Exposure:
         min_spread: least number of gray levels between the quantiles 5 % and 95 %.
     """
 
-    min_mean: float = 12.0
-    max_mean: float = 240.0
-    min_spread: float = 20.0
+    min_mean: float = within(12.0, 0, 255)
+    max_mean: float = within(240.0, 0, 255)
+    min_spread: float = within(20.0, 0, 255)
 
     REASONS: ClassVar[tuple[str, ...]] = ("dark", "bright", "flat")
 
     def __post_init__(self) -> None:
-        check_ranges(self, dict.fromkeys(("min_mean", "max_mean", "min_spread"), (0, 255)))
+        check_settings(self)
         if self.min_mean > self.max_mean:
             raise ConfigError(f"min_mean: {self.min_mean:g} is above max_mean {self.max_mean:g}")
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from faceshards.settings import check_ranges
+from faceshards.settings import check_settings, within
 from pipelines.filters.base import Image, Verdict, below
 
 
@@ -31,12 +31,12 @@ class Gray:
         min_chroma: least mean chroma, 0..255; the colours are decoded, except of files that have one channel.
     """
 
-    min_chroma: float = 4.0
+    min_chroma: float = within(4.0, 0, 255)
 
     REASONS: ClassVar[tuple[str, ...]] = ("gray",)
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"min_chroma": (0, 255)})
+        check_settings(self)
 
     def check(self, image: Image) -> Verdict:
         """Returns ``gray``, or None."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 from faceshards.dataset.schema import IDENTITY, REASONS
 from faceshards.errors import ConfigError
 from faceshards.extensions import ExtensionError, described, load, registered
-from faceshards.settings import make_config
+from faceshards.settings import describe, make_config
 from pipelines.filters.base import Filter
 from pipelines.filters.blur import Blur
 from pipelines.filters.exposure import Exposure
@@ -56,6 +56,12 @@ def make_filters(settings: Settings) -> dict[str, Filter]:
         settings: as settle() gives them.
     """
     return {name: _make(name, own) for name, own in settings.items()}
+
+
+def filter_settings() -> list[dict[str, Any]]:
+    """Returns the settings of all filters, as faceshards.settings.describe() gives them."""
+    made = {name: _make(name, {}) for name in filter_names()}
+    return [setting for name, one in made.items() for setting in describe(one, f"filters.{name}.")]
 
 
 def reasons_of(filters: Mapping[str, Filter]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from faceshards.settings import check_ranges
+from faceshards.settings import check_settings, within
 from pipelines.filters.base import Image, Verdict, above, below
 
 
@@ -18,13 +18,13 @@ class Size:
         max_aspect: largest ratio of the longer side to the shorter one.
     """
 
-    min_side: int = 40
-    max_aspect: float = 2.0
+    min_side: int = within(40, 0, 65535)
+    max_aspect: float = within(2.0, 1, 65535)
 
     REASONS: ClassVar[tuple[str, ...]] = ("small", "narrow")
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"min_side": (0, 65535), "max_aspect": (1, 65535)})
+        check_settings(self)
 
     def check(self, image: Image) -> Verdict:
         """Returns ``small`` or ``narrow``, the first that holds, or None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from faceshards.errors import ConfigError, SourceError
+from faceshards.errors import ConfigError
 from faceshards.settings import CONFIGS, load_yaml
 
 DATASETS = CONFIGS / "datasets.yaml"
@@ -52,11 +52,11 @@ def dataset_folder(name: str, data_root: Path) -> tuple[Dataset, Path]:
     """Returns a known set and the folder where its raw files lie.
 
     Raises:
-        SourceError: the name is unknown.
+        ConfigError: the name is unknown.
     """
     known = known_datasets()
     if name not in known:
-        raise SourceError(f"unknown dataset '{name}'; known: {', '.join(known)}; any other set by --source PATH")
+        raise ConfigError(f"unknown dataset '{name}'; known: {', '.join(known)}; any other set by --source PATH")
     return known[name], data_root / name
 
 

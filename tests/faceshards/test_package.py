@@ -91,5 +91,5 @@ def test_a_folder_of_the_users_shadows_nothing(start, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stderr.endswith("Error: none: no dataset published there (no dataset.json)\n")
+    assert done.stderr.endswith("Error: none: no dataset published there (no such folder)\n")
     assert done.returncode == 1

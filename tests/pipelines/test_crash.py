@@ -162,7 +162,7 @@ def test_interrupted_says_so_in_a_line_and_goes_on(
     process = held_in_sign(tiny_source, tiny_dataset, out)
     kill_group(process, signal.SIGINT)
     code, _, err = finish(process)
-    assert code == 1
+    assert code == 130
     assert err.splitlines() == ["Error: interrupted; the same command goes on where it stopped"]
     assert not out.exists()
     assert run_here(command(tiny_source, out))[0] == 0

@@ -92,7 +92,7 @@ def trace(out: Path) -> dict[int, float]:
 def refused(result: Result) -> str:
     """Returns the one line of a refusal."""
     lines = [line for line in result.stderr.splitlines() if not line.startswith(("INFO", "WARNING", "[WARNING"))]
-    assert result.exit_code in (1, 2), result.output
+    assert result.exit_code in (1, 2, 130), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert len(lines) == 1, lines
     return lines[0]

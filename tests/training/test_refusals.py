@@ -156,16 +156,29 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(data, tmp_pat
 
 
 def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000010"
+    begins, goes_on = "before the first checkpoint: the command begins again", "with --resume the command goes on from"
+    for there, promise in ((False, begins), (True, f"{goes_on} {checkpoint}")):
 
-    monkeypatch.setattr("training.loop.set_up", interrupted)
-    message = refused(train(data.path, tmp_path / "run"))
-    assert message == "Error: interrupted; with --resume the command goes on from the last checkpoint"
+        def interrupted(*_, there=there):
+            if there:
+                checkpoint.mkdir(parents=True)
+                (checkpoint / "rank-00000").touch()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("training.loop.set_up", interrupted)
+        result = train(data.path, tmp_path / "run")
+        assert refused(result) == f"Error: interrupted; {promise}"
+        assert result.exit_code == 130
 
 
 def test_the_plan_is_printed_and_nothing_is_made(data, tmp_path):
     result = train(data.path, tmp_path / "run", "--dry-run", "--devices", "2")
+    facts = json.loads(train(data.path, tmp_path / "run", "--dry-run", "--devices", "2", "--json").stdout)
+    assert f"{facts['steps_per_epoch']:,} steps of" in result.stdout
+    assert [rank["classes"] for rank in facts["ranks"]] == [facts["identities"] // 2] * 2
+    assert sum(rank["images"] for rank in facts["ranks"]) == data.totals["kept"]
+    assert facts["fingerprint"] == data.fingerprint
     assert result.exit_code == 0
     assert "epochs of" in result.stdout
     assert "rank 1: 8 images a step from 4 files" in result.stdout

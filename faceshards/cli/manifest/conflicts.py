@@ -8,7 +8,7 @@ import click
 
 from faceshards.cli.manifest.links import of_identity, print_links
 from faceshards.cli.options import Command, dataset_argument, json_option
-from faceshards.cli.rows import limit_option, print_table
+from faceshards.cli.rows import check_identity, limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 
 
@@ -19,8 +19,17 @@ from faceshards.dataset.manifest import Manifest
 @limit_option
 @json_option
 def conflicts(path: Path, pairs: bool, label: str | None, limit: int | None, as_json: bool) -> None:
-    """Photographs under two identities: perhaps the same person, perhaps wrong labels. Without --pairs as `links`."""
+    """Photographs under two identities: perhaps wrong labels.
+
+    Or perhaps the two are one person. Without --pairs it is the list of `links`.
+
+    \b
+    Examples:
+      faceshards manifest conflicts data/shards/synthetic --pairs
+      faceshards manifest conflicts data/shards/synthetic --pairs --label 17 --json
+    """
     found = Manifest(path)
+    check_identity(found, label)
     if pairs:
         print_table(found, "conflicts", limit, as_json, None if label is None else of_identity(label))
     else:

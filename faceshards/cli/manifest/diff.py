@@ -40,9 +40,10 @@ _SAID = {
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if they differ, as git diff does.")
 @json_option
 def diff(a: Path, b: Path, limit: int | None, exit_code: bool, as_json: bool) -> None:
-    """What differs from dataset A to dataset B: settings, images, identities, labels and drops.
+    """What differs from dataset A to dataset B.
 
-    An image is its sha256 under its label_original; one that lies in other shards or rows is the same.
+    Settings, images, identities, labels and drops. An image is its sha256 under its label_original; one that lies in
+    other shards or rows is the same.
 
     \b
     Examples:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from faceshards.cli.options import Command, dataset_argument, json_option
-from faceshards.cli.rows import limit_option, print_table
+from faceshards.cli.rows import check_identity, limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 
@@ -23,10 +23,18 @@ from faceshards.errors import FaceshardsError
 def drops(
     path: Path, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
 ) -> None:
-    """Every record that was dropped, with its reason and what stands for it."""
+    """Every record that was dropped, why, and what stands for it.
+
+    \b
+    Examples:
+      faceshards manifest drops data/shards/synthetic --reason near_duplicate
+      faceshards manifest drops data/shards/synthetic --label 17 --limit 0
+      faceshards manifest drops data/shards/synthetic --json > drops.json
+    """
     found = Manifest(path)
     if strange := [reason for reason in reasons if reason not in found.reasons]:
         raise click.UsageError(f"--reason: '{strange[0]}' is not one of {', '.join(found.reasons)}")
+    check_identity(found, label)
     known = [entry["name"] for entry in found.info.get("sources", [])]
     if source is not None and source not in known:
         raise FaceshardsError(f"{path}: no source '{source}'; it was built from {', '.join(known)}")
@@ -34,6 +42,6 @@ def drops(
     where = None
     for column, values in wanted.items():
         if values and values != [None]:
-            only = ds.field(column).isin(values)
+            only = pc.field(column).isin(values)
             where = only if where is None else where & only
     print_table(found, "dropped", limit, as_json, where)

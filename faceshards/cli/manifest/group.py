@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import click
 
-from faceshards.cli.options import LazyCommands
+from faceshards.cli.groups import LazyCommands
 
 COMMANDS = {
-    "conflicts": "faceshards.cli.manifest.conflicts:conflicts",
-    "diff": "faceshards.cli.manifest.diff:diff",
-    "drops": "faceshards.cli.manifest.drops:drops",
-    "identities": "faceshards.cli.manifest.identities:identities",
-    "image": "faceshards.cli.manifest.image:image",
-    "links": "faceshards.cli.manifest.links:links",
-    "overlap": "faceshards.cli.manifest.overlap:overlap",
-    "query": "faceshards.cli.manifest.query:query",
-    "report": "faceshards.cli.manifest.report:report",
-    "shards": "faceshards.cli.manifest.shards:shards",
-    "summary": "faceshards.cli.manifest.summary:summary",
-    "upgrade": "faceshards.cli.manifest.upgrade:upgrade",
-    "verify": "faceshards.cli.manifest.verify:verify",
+    "conflicts": (
+        "faceshards.cli.manifest.conflicts:conflicts",
+        "Photographs under two identities: perhaps wrong labels.",
+    ),
+    "diff": ("faceshards.cli.manifest.diff:diff", "What differs from dataset A to dataset B."),
+    "drops": ("faceshards.cli.manifest.drops:drops", "Every record that was dropped, why, and what stands for it."),
+    "identities": (
+        "faceshards.cli.manifest.identities:identities",
+        "Images scanned, kept and dropped of each identity.",
+    ),
+    "image": ("faceshards.cli.manifest.image:image", "One photograph: where it came from, and what became of it."),
+    "links": ("faceshards.cli.manifest.links:links", "Pairs of identities that share photographs."),
+    "overlap": ("faceshards.cli.manifest.overlap:overlap", "Images that are pictures of verification sets."),
+    "query": ("faceshards.cli.manifest.query:query", "Ask the manifest's tables in SQL (DuckDB's)."),
+    "report": ("faceshards.cli.manifest.report:report", "A page that shows the dataset PATH in figures and pictures."),
+    "shards": ("faceshards.cli.manifest.shards:shards", "The files of the images: rows, identities, bytes, checksums."),
+    "summary": ("faceshards.cli.manifest.summary:summary", "What was scanned, kept and dropped, and why."),
+    "upgrade": ("faceshards.cli.manifest.upgrade:upgrade", "Bring a dataset of an older schema to this release's."),
+    "verify": ("faceshards.cli.manifest.verify:verify", "Recompute every checksum, and list each mismatch."),
 }
 
 

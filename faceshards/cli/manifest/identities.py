@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from faceshards.cli.options import Command, dataset_argument, json_option
-from faceshards.cli.rows import limit_option, print_sorted, print_table
+from faceshards.cli.rows import check_identity, limit_option, print_sorted, print_table
 from faceshards.dataset.manifest import Manifest
 
 _LOST = "dropped records"  # no drop reason is called so
@@ -52,6 +51,7 @@ def identities(
         raise click.UsageError(f"--min {least} is more than --max {most}")
     where = _where(label, least, most, drops)
     found = Manifest(path)
+    check_identity(found, label)
     # Columns of reasons that never occurred only take room.
     empty = [name for name in found.reasons if not as_json and not found.totals["dropped"].get(name)]
     columns = [name for name in found.schema("identities").names if name not in empty]
@@ -65,13 +65,13 @@ def identities(
     print_sorted(rows, [(ORDERS[sort or "label"], direction)], limit, as_json, columns)
 
 
-def _where(label: str | None, least: int | None, most: int | None, drops: int | None) -> ds.Expression | None:
+def _where(label: str | None, least: int | None, most: int | None, drops: int | None) -> pc.Expression | None:
     """Returns what chooses identities; None for all of them."""
-    kept, scanned = ds.field("kept"), ds.field("scanned")
+    kept, scanned = pc.field("kept"), pc.field("scanned")
     wanted = [
         *([kept >= least] if least is not None else []),
         *([kept <= most] if most is not None else []),
         *([scanned - kept >= drops] if drops is not None else []),
-        *([ds.field("label_original") == label] if label is not None else []),
+        *([pc.field("label_original") == label] if label is not None else []),
     ]
     return reduce(operator.and_, wanted) if wanted else None

@@ -27,10 +27,11 @@ from pipelines.sources.registry import read_record
 @limit_option
 @json_option
 def image(path: Path, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
-    """One photograph's provenance: where it came from, what became of it, and its duplicates.
+    """One photograph: where it came from, and what became of it.
 
     It is named by its sid, by the sha256 of the encoded image (8 or more hex digits will do; of images that were
     kept), or by its key in the source, with SOURCE: before it where several sources have it or where it is a number.
+    Its duplicates are listed too.
     --out takes a dropped record from the source that the dataset was built from.
 
     \b

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from faceshards.cli.options import Command, dataset_argument, json_option
-from faceshards.cli.rows import limit_option, print_sorted
+from faceshards.cli.rows import check_identity, limit_option, print_sorted
 from faceshards.dataset.manifest import Manifest
 
 
@@ -19,7 +19,15 @@ from faceshards.dataset.manifest import Manifest
 @limit_option
 @json_option
 def links(path: Path, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
-    """Pairs of identities that share photographs, perhaps one person under two labels; most photographs first."""
+    """Pairs of identities that share photographs.
+
+    Perhaps they are one person under two labels; those with most photographs come first.
+
+    \b
+    Examples:
+      faceshards manifest links data/shards/synthetic
+      faceshards manifest links data/shards/synthetic --min 2 --json
+    """
     print_links(Manifest(path), label, least, limit, as_json)
 
 
@@ -33,15 +41,16 @@ def print_links(found: Manifest, label: str | None, least: int | None, limit: in
         limit: see print_rows().
         as_json: likewise.
     """
+    check_identity(found, label)
     where = of_identity(label)
     if least is not None:
-        where &= ds.field("photographs") >= least
+        where &= pc.field("photographs") >= least
     order = [("photographs", "descending"), ("label_original_a", "ascending"), ("label_original_b", "ascending")]
     print_sorted(found.table("identity_links", where=where), order, limit, as_json)
 
 
-def of_identity(label: str | None) -> ds.Expression:
+def of_identity(label: str | None) -> pc.Expression:
     """Returns what chooses pairs of which one is of an identity, or any."""
     if label is None:
-        return ds.scalar(True)
-    return (ds.field("label_original_a") == label) | (ds.field("label_original_b") == label)
+        return pc.scalar(True)
+    return (pc.field("label_original_a") == label) | (pc.field("label_original_b") == label)

@@ -44,9 +44,10 @@ def overlap(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Images that are pictures of verification sets, mirrored ones too.
+    """Images that are pictures of verification sets.
 
-    They are found by the hashes in the manifest; no shard is read. --json prints counts, identities and rows at once.
+    Mirrored ones too. They are found by the hashes in the manifest; no shard is read. --json prints counts, identities
+    and rows at once.
 
     \b
     Examples:

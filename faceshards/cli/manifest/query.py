@@ -44,9 +44,10 @@ def query(
     memory: str,
     temp_dir: Path | None,
 ) -> None:
-    """Ask the manifest's tables in SQL (DuckDB's): images, identities, shards, dropped, conflicts, identity_links.
+    """Ask the manifest's tables in SQL (DuckDB's).
 
-    SQL is one statement that reads; - takes it from stdin. Bytes are hex in what is printed, and from_hex('..') in SQL.
+    They are images, identities, shards, dropped, conflicts and identity_links. SQL is one statement that reads; - takes
+    it from stdin. Bytes are hex in what is printed, and from_hex('..') in SQL.
 
     \b
     Examples:

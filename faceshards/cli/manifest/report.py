@@ -48,10 +48,11 @@ class _Size(click.ParamType):
 )
 @json_option
 def report(path: Path, out: Path, seed: int, max_size: int, as_json: bool) -> None:
-    """A page that shows the dataset PATH: figures, and pictures of what was dropped, linked and kept.
+    """A page that shows the dataset PATH in figures and pictures.
 
-    The page needs nothing else: pictures are in it. Kept ones come from the shards, dropped ones from the sources that
-    the dataset was built from. The same dataset and seed give the same page.
+    Pictures of what was dropped, linked and kept. The page needs nothing else: pictures are in it. Kept ones come from
+    the shards, dropped ones from the sources that the dataset was built from. The same dataset and seed give the same
+    page.
 
     \b
     Examples:

@@ -17,6 +17,14 @@ from faceshards.dataset.schema import SCHEMAS
 @limit_option
 @json_option
 def shards(path: Path, limit: int | None, as_json: bool) -> None:
-    """The files of the images: rows, identities, bytes and checksums; with --json those of their indexes too."""
+    """The files of the images: rows, identities, bytes, checksums.
+
+    With --json those of their indexes too.
+
+    \b
+    Examples:
+      faceshards manifest shards data/shards/synthetic
+      faceshards manifest shards data/shards/synthetic --json
+    """
     names = [name for name in SCHEMAS["shards"].names if as_json or not name.startswith("db_")]
     print_table(Manifest(path), "shards", limit, as_json, columns=names)

@@ -24,7 +24,15 @@ from pipelines.sources.catalog import known_datasets
 @dataset_argument
 @json_option
 def summary(path: Path, as_json: bool) -> None:
-    """What was scanned, kept and dropped, and why; how large identities are; where it all comes from."""
+    """What was scanned, kept and dropped, and why.
+
+    How large identities are, too, and where it all comes from.
+
+    \b
+    Examples:
+      faceshards manifest summary data/shards/synthetic
+      faceshards manifest summary data/shards/synthetic --json
+    """
     print_summary(Manifest(path), as_json)
 
 

@@ -15,7 +15,14 @@ from faceshards.dataset.schema import SCHEMA_VERSION
 @dataset_argument
 @json_option
 def upgrade(path: Path, as_json: bool) -> None:
-    """Bring a dataset of an older schema to this release's; its tables are compared first, its shards left alone."""
+    """Bring a dataset of an older schema to this release's.
+
+    Its tables are compared first, its shards left alone.
+
+    \b
+    Example:
+      faceshards manifest upgrade data/shards/older
+    """
     from faceshards.dataset.upgrade import upgrade as bring
 
     changed = bring(path)

@@ -66,12 +66,13 @@ def verify(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Recompute every checksum, and every row's sha256 from the shards; list each mismatch.
+    """Recompute every checksum, and list each mismatch.
 
-    With --sample rows are read from the shards where they are, and compared with their sha256, label and sid; the
-    shards' and indexes' own checksums are left out, though all have to be there with their sizes. Files that are no
-    part of the dataset are listed too. The exit code is 1 if something is missing or not as it was published; a file
-    too many is no failure, unless readers of the folder take it for a part of the dataset.
+    Every row's sha256 is computed from the shards. With --sample rows are read from the shards where they are, and
+    compared with their sha256, label and sid; the shards' and indexes' own checksums are left out, though all have to
+    be there with their sizes. Files that are no part of the dataset are listed too. The exit code is 1 if something is
+    missing or not as it was published; a file too many is no failure, unless readers of the folder take it for a part
+    of the dataset.
 
     \b
     Examples:

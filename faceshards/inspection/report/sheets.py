@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from faceshards.dataset.find import find, rows_at
 from faceshards.dataset.manifest import Manifest
@@ -141,7 +140,7 @@ def records(found: Manifest, sheets: Iterable[Sheet]) -> dict[int, Row]:
     sids = sorted({sid for sheet in sheets for group in sheet.groups for part in group.parts for sid in part.sids})
     if not sids:
         return {}
-    rows = {row["sid"]: row for row in found.table("dropped", where=ds.field("sid").isin(sids)).to_pylist()}
+    rows = {row["sid"]: row for row in found.table("dropped", where=pc.field("sid").isin(sids)).to_pylist()}
     kept = np.setdiff1d(sids, list(rows))
     if len(kept):
         images = find(found, "images", "sid", lambda values: np.isin(values.to_numpy(), kept))
@@ -151,8 +150,8 @@ def records(found: Manifest, sheets: Iterable[Sheet]) -> dict[int, Row]:
 
 def _copies(found: Manifest, seed: int, mirrored: bool) -> Sheet:
     """Returns the sheet of near duplicates, or of mirrored ones, by what stands for them."""
-    is_mirrored = pc.coalesce(ds.field("detail") == "mirrored", False)
-    where = (ds.field("reason") == "near_duplicate") & (is_mirrored if mirrored else ~is_mirrored)
+    is_mirrored = pc.coalesce(pc.field("detail") == "mirrored", False)
+    where = (pc.field("reason") == "near_duplicate") & (is_mirrored if mirrored else ~is_mirrored)
     rows = found.table("dropped", ["sid", "representative"], where).sort_by("sid")
     sids, stands = (rows[name].to_numpy() for name in ("sid", "representative"))
     distinct = np.unique(stands)
@@ -207,7 +206,7 @@ def _filtered(found: Manifest, seed: int, reason: str) -> Sheet:
 
 def _dropped(found: Manifest, seed: int, reason: str, key: str, title: str, about: str) -> Sheet:
     """Returns the sheet of the records that were dropped for a reason."""
-    sids = np.sort(found.table("dropped", ["sid"], ds.field("reason") == reason)["sid"].to_numpy())
+    sids = np.sort(found.table("dropped", ["sid"], pc.field("reason") == reason)["sid"].to_numpy())
     groups = [Group("records", (Part((sid,)),)) for sid in sids[choose(GROUPS, len(sids), seed)].tolist()]
     return Sheet(key, title, about, "records", len(sids), groups, "narrow")
 
@@ -232,7 +231,7 @@ def _people(found: Manifest, seed: int) -> tuple[tuple[list[Row], list[Row]], in
     labels, kept = table["label"].to_numpy(), table["kept"].to_numpy()
     largest = labels[_ordered(-kept, seed)[:PEOPLE]].tolist()
     smallest = [label for label in labels[_ordered(kept, seed)[: 2 * PEOPLE]].tolist() if label not in largest][:PEOPLE]
-    chosen = found.table("identities", where=ds.field("label").isin([*largest, *smallest]))
+    chosen = found.table("identities", where=pc.field("label").isin([*largest, *smallest]))
     by_label = {row["label"]: row for row in chosen.to_pylist()}
     return ([by_label[label] for label in largest], [by_label[label] for label in smallest]), len(labels)
 
@@ -241,7 +240,7 @@ def _identities(found: Manifest, names: set[str]) -> dict[str, Row]:
     """Returns rows of `identities` by label_original."""
     if not names:
         return {}
-    rows = found.table("identities", where=ds.field("label_original").isin(sorted(names)))
+    rows = found.table("identities", where=pc.field("label_original").isin(sorted(names)))
     return {row["label_original"]: row for row in rows.to_pylist()}
 
 
@@ -249,7 +248,7 @@ def _faces(found: Manifest, labels: set[int], seed: int) -> dict[int, tuple[int,
     """Returns sids of some images of each label."""
     if not labels:
         return {}
-    where = ds.field("label").isin(sorted(labels))
+    where = pc.field("label").isin(sorted(labels))
     rows = found.dataset("images").to_table(columns=["label", "sid"], filter=where)
     of, sids = rows["label"].to_numpy(), rows["sid"].to_numpy()
     order = np.lexsort((sids, of))

@@ -14,10 +14,10 @@ import faceshards
 from evaluation.origin import NOTE, Origin
 from evaluation.protocol.metrics import METRICS
 from evaluation.protocol.verification import verify_distances
-from evaluation.report.figures import POINTS, roc_points
+from evaluation.report.figures import POINTS, roc_band, roc_points
 from evaluation.report.published import published, published_ijbc
 from evaluation.report.table import Entry, table
-from evaluation.report.write import KEYS, hardest, write
+from evaluation.report.write import KEYS, NEAREST, PAGE, write, wrong_pairs
 from tests.recs import jpeg
 
 PAIRS = 40
@@ -58,19 +58,29 @@ def test_the_page_is_complete_and_shows_what_is_wrong(tmp_path):
     assert "a<b>" not in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "http" not in page
-    kinds = hardest(found)
+    kinds = wrong_pairs(found)
     limit = np.repeat(found.result.fold_thresholds, PAIRS // 10)
     wrong = (found.distances < limit) != found.same
     assert [kind["wrong"] for kind in kinds] == [int((wrong & ~found.same).sum()), int((wrong & found.same).sum())]
-    assert page.count("data:image/jpeg") == 2 * sum(len(kind["pairs"]) for kind in kinds) > 0
+    assert [len(shown(kind)) for kind in kinds] == [kind["wrong"] or NEAREST for kind in kinds]
+    assert page.count("data:image/jpeg") == 2 * sum(len(shown(kind)) for kind in kinds) > 0
+    assert 'alt=""' not in page
+    assert " ± " in page
+    assert "+-" not in page
     assert any(kind["wrong"] for kind in kinds)
     for kind in kinds:
-        assert wrong[[pair["number"] for pair in kind["pairs"]]].all() == (kind["wrong"] > 0)
+        assert wrong[[pair["number"] for pair in shown(kind)]].all() == (kind["wrong"] > 0)
+
+
+def shown(kind):
+    """Returns the pairs of all pages."""
+    assert all(len(page) == PAGE for page in kind["pages"][:-1])
+    return [pair for page in kind["pages"] for pair in page]
 
 
 def test_without_errors_the_nearest_are_shown_as_such(tmp_path):
     found = entry("easy", spread=0.0)
-    assert [(kind["wrong"], len(kind["pairs"])) for kind in hardest(found)] == [(0, 5), (0, 5)]
+    assert [(kind["wrong"], len(shown(kind))) for kind in wrong_pairs(found)] == [(0, 5), (0, 5)]
     write(tmp_path, [found], origin())
     assert (tmp_path / "report.html").read_text().count("nearest to the threshold") == 2
 
@@ -121,6 +131,24 @@ def test_a_curve_of_many_pairs_has_few_points():
         assert tar[i] == np.mean(dist[same] < border)
 
 
+def test_a_curves_band_is_that_of_resampled_pairs():
+    """Each resample is made as such, and its curve is read off by the definition."""
+    rng = np.random.default_rng(1)
+    same = rng.random(120) < 0.4
+    dist = rng.normal(np.where(same, 0.8, 1.4), 0.4)
+    genuine, impostor = np.sort(dist[same]), np.sort(dist[~same])
+    far, _ = roc_points(dist, same)
+    drawn, curves = np.random.default_rng(5), []
+    for _ in range(30):
+        others, own = (np.sort(kind[drawn.integers(len(kind), size=len(kind))]) for kind in (impostor, genuine))
+        borders = [
+            others[count] if count < len(others) else np.inf for count in (far * len(others)).round().astype(int)
+        ]
+        curves.append([np.mean(own < border) for border in borders])
+    band = roc_band(dist, same, samples=30, seed=5)
+    np.testing.assert_allclose(band, np.quantile(curves, (0.025, 0.975), axis=0), rtol=0, atol=1e-12)
+
+
 def test_a_set_that_chose_the_model_is_marked_everywhere(tmp_path):
     entries = [entry("lfw", digest="d" * 64), entry("orl", digest="e" * 64), entry("old", digest="f" * 64)]
     # By its pairs, whatever its name is now; by its name alone, where a checkpoint of before knows no more.
@@ -164,3 +192,47 @@ def test_a_report_says_of_what_it_is(tmp_path):
     assert datetime.fromisoformat(report["date"]).utcoffset() == timedelta(0)
     assert table([entry("lfw")], origin())[-2] == "trained on: not known"
     assert "trained on casia, as --trained-on says" in (tmp_path / "report.html").read_text()
+
+
+LOOK = """() => {
+  const table = document.querySelector('.wide'), opened = document.querySelector('details.page[open]');
+  const picture = opened.querySelector('img').getBoundingClientRect();
+  return {
+    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    hidden: table.scrollWidth - table.clientWidth,
+    bar: table.offsetHeight - table.clientHeight,
+    unnamed: [...document.images].filter(image => !image.alt).length,
+    broken: [...document.images].filter(image => !image.naturalWidth).length,
+    plots: [...document.querySelectorAll('svg')].filter(svg => svg.getAttribute('role') === 'img').length,
+    picture: [picture.width, picture.height],
+    opened: [...document.querySelectorAll('details.page')].filter(page => page.open).length,
+    apart: Math.min(...[...document.querySelectorAll('.plot')].map(
+      plot => plot.getBoundingClientRect().top - plot.previousElementSibling.getBoundingClientRect().bottom)),
+  };
+}"""
+
+
+def test_a_browser_shows_it(browser, tmp_path):
+    """On a narrow window the table scrolls in itself, by a bar that is there; a page of wrong pairs opens alone."""
+    bad = entry("lfw", spread=2.0, pictures=[jpeg(i) for i in range(2 * PAIRS)])
+    kinds = wrong_pairs(bad)
+    write(tmp_path, [bad, entry("orl", pictures=[jpeg(i) for i in range(2 * PAIRS)])], origin("r50", "casia"))
+    colours = set()
+    for width, scheme in ((1200, "light"), (500, "light"), (500, "dark")):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        shown_page = context.new_page()
+        shown_page.goto((tmp_path / "report.html").as_uri(), wait_until="load")
+        looks = shown_page.evaluate(LOOK)
+        assert looks["wide"] <= 0
+        assert (looks["hidden"] > 0) == (looks["bar"] > 0)
+        assert looks["hidden"] > 0 or width > 500
+        assert (looks["unnamed"], looks["broken"], looks["plots"]) == (0, 0, 3)
+        assert looks["picture"] == [140, 140]
+        assert looks["opened"] == 4  # the first of each kind of each set
+        assert looks["apart"] >= 16
+        colours.add(shown_page.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
+        if len(kinds[0]["pages"]) > 1:
+            shown_page.locator("details.page:not([open]) summary").first.click()
+            assert shown_page.evaluate(LOOK)["opened"] == 4
+        context.close()
+    assert len(colours) == 2  # the figures take the page's

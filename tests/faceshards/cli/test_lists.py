@@ -70,7 +70,6 @@ def test_identities_sorted(sort: str, key: str, reverse: bool, generated: Manife
         (["--drops", 4], "scanned - kept >= 4"),
         (["--drops", 3, "--max", 15, "--sort", "dropped"], "scanned - kept >= 3 and kept <= 15"),
         (["--label", "77"], "label_original == '77'"),
-        (["--label", "nobody"], "label_original == 'nobody'"),
     ],
 )
 def test_identities_narrowed(options: list, query: str, generated: Manifest) -> None:

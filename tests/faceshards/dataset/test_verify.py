@@ -307,7 +307,8 @@ def test_a_seed_without_a_sample(copy: Path) -> None:
     assert "--seed belongs to --sample" in result.stderr
 
 
-def test_progress_is_on_stderr(copy: Path) -> None:
+def test_progress_is_on_stderr(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faceshards.progress._LINE", 0)
     result = CliRunner().invoke(main, ["manifest", "verify", str(copy)])
     kept = Manifest(copy).totals["kept"]
     assert f" {kept}/{kept} " in result.stderr

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -312,24 +311,8 @@ def test_a_build_ends_with_its_report(tmp_path: Path) -> None:
 # --- as a browser shows it
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, as the system has it; .ci/run demands it where it could install it."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        if os.environ.get("FACESHARDS_BROWSER") == "required":
-            pytest.fail("no browser, and FACESHARDS_BROWSER=required")
-        pytest.skip("no browser: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
 LOOK = """() => ({
-  wide: document.documentElement.scrollWidth - window.innerWidth,
+  wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   pictures: document.images.length,
   broken: [...document.images].filter(image => !image.naturalWidth).length,
   unnamed: [...document.images].filter(image => !image.alt).length,

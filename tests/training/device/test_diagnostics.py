@@ -66,7 +66,7 @@ def test_a_command_that_runs_a_model_leaves_it_in_a_temporary_folder(tmp_path, m
 
 def test_every_command_that_runs_a_model_does_so():
     runs = set()
-    for place in COMMANDS.values():
+    for place, _ in COMMANDS.values():
         module, _, name = place.partition(":")
         command = getattr(import_module(module), name)
         if any(option.name == "backbone" for option in command.params):
