@@ -17,7 +17,7 @@ from evaluation.report.table import Entry, ordered
 POINTS = 400  # of a ROC curve on the page, whatever the number of pairs
 LEAST_FAR = 1e-6  # where the axis of a ROC begins
 SAMPLES = 200  # resamples of the pairs for a curve's band
-_INK = "#123457"  # stands for the page's text colour while a figure is drawn
+_INK, _PAPER = "#123457", "#fedcb9"  # stand for the page's own two colours while a figure is drawn
 
 
 def roc_points(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ def roc(entries: Sequence[Entry]) -> Plot:
         low, high = roc_band(entry.distances, entry.same)
         axes.fill_between(far, low, high, step="post", alpha=0.2, linewidth=0, color=line.get_color())
     axes.grid(alpha=0.25)
-    _legend(axes, "lower right")
+    _legend(axes)
     return figure
 
 
@@ -83,7 +83,7 @@ def histogram(entry: Entry) -> Plot:
         axes.stairs(np.histogram(cosine[kind], edges)[0], edges, fill=True, alpha=0.6, label=name)
     threshold = entry.result.threshold_cosine
     axes.axvline(threshold, color=_INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
-    _legend(axes, "upper left")
+    _legend(axes)
     return figure
 
 
@@ -99,8 +99,10 @@ def _figure(height: float, **settings: Any) -> tuple[Plot, Any]:
     return figure, axes
 
 
-def _legend(axes: Any, place: str) -> None:
-    for text in axes.legend(loc=place, framealpha=0, labelcolor=_INK).get_texts():
+def _legend(axes: Any) -> None:
+    """Adds a legend where it hides least, legible where a curve is below it all the same."""
+    look: Any = {"facecolor": _PAPER, "edgecolor": "none", "framealpha": 0.8, "labelcolor": _INK}
+    for text in axes.legend(loc="best", **look).get_texts():
         text.set_parse_math(False)  # a set may be called a$b
 
 
@@ -119,4 +121,4 @@ def svg(figure: Plot, salt: str, label: str) -> Markup:
     text = file.getvalue()
     text = re.sub(r' xmlns(:xlink)?="[^"]*"|(?<=<g) id="[^"]*"', "", text[text.index("<svg") :])
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
-    return Markup(text.replace(_INK, "currentColor"))  # matplotlib escapes names
+    return Markup(text.replace(_INK, "currentColor").replace(_PAPER, "Canvas"))  # matplotlib escapes names

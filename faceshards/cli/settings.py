@@ -44,7 +44,9 @@ def settings(which: str | None, as_json: bool) -> None:
 def _lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Yields what is said of settings to people."""
     for number, (name, rows) in enumerate(found.items()):
-        yield "\n" * bool(number) + _TITLES[name]
+        if number:
+            yield ""
+        yield _TITLES[name]
         for row in rows:
             yield f"  {row['key']}={_text(row['default'])}  ({row['type']}{_allowed(row)})"
             yield from textwrap.wrap(row["meaning"], 100, initial_indent="      ", subsequent_indent="      ")

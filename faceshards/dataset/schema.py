@@ -7,7 +7,7 @@ import operator
 from collections.abc import Collection, Iterable
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 SCHEMA_VERSION = 2
 """Schema 1 has the same tables; its dataset.json has no checksum of its own (faceshards.dataset.upgrade)."""
@@ -150,12 +150,12 @@ def complete(table: str, rows: pa.Table) -> pa.Table:
     return rows
 
 
-def stood_for(table: str, present: Collection[str]) -> ds.Expression:
+def stood_for(table: str, present: Collection[str]) -> pc.Expression:
     """Returns what holds for each row of a file of a table: what those columns of LATER stand for that it lacks.
 
     Args:
         table: a name of SCHEMAS.
         present: columns that the file has.
     """
-    lacks = [ds.field(name) == value for name, value in LATER.get(table, {}).items() if name not in present]
-    return functools.reduce(operator.and_, lacks, ds.scalar(True))
+    lacks = [pc.field(name) == value for name, value in LATER.get(table, {}).items() if name not in present]
+    return functools.reduce(operator.and_, lacks, pc.scalar(True))

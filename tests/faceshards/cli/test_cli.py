@@ -354,7 +354,9 @@ def test_settings() -> None:
             if row["choices"]:
                 with pytest.raises(ConfigError, match=f"{key}: 'neither' is not one of "):
                     make_config({key: "neither"}, key, config)
-    lines = call("settings").stdout.splitlines()
+    text = call("settings").stdout
+    assert "\n\nfaceshards train RECIPE" in text
+    lines = text.splitlines()
     assert "  filters.blur.min_variance=30  (number from 0 to 1000000)" in lines
     assert "  check_shards=background  (true or false or name: background, true, false)" in lines
     assert "  seed=0  (integer from 0 to 9223372036854775807)" in lines

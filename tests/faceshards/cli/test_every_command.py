@@ -7,12 +7,14 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from faceshards.cli.main import main
 from faceshards.cli.options import Command, goes_on
 from faceshards.dataset.manifest import Manifest
 from tests.pipelines.build_fixtures import ROOT
+from tests.test_docs import refused
 
 
 def walk(group: LazyCommands, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], LazyCommands]]:
@@ -53,6 +56,12 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def typed(line: str) -> list[str]:
+    """Returns the words of a line that the command gets; the shell keeps where its output goes."""
+    words = shlex.split(line)[1:]
+    return list(takewhile(lambda word: word not in ("<", ">"), words))
+
+
 @each
 def test_it_has_an_example_and_its_place_in_the_list(words: tuple[str, ...]) -> None:
     found, short = command(words), EVERY[words].places[words[-1]][1]
@@ -61,8 +70,10 @@ def test_it_has_an_example_and_its_place_in_the_list(words: tuple[str, ...]) -> 
     )
     assert any(line.split()[1 : 1 + len(words)] == list(words) for line in examples)
     assert short == found.get_short_help_str(1000)
+    assert not {line: why for line in examples if (why := refused(typed(line)))}
     listed = call(*words[:-1], "--help").stdout.splitlines()
     assert any(line.split() == [words[-1], *short.split()] for line in listed)  # whole, not cut
+    assert call(*words, "-h").stdout == call(*words, "--help").stdout != ""
 
 
 @each
