@@ -24,8 +24,14 @@ from typing import Any
 import click
 import cv2
 import numpy as np
+import pyarrow as pa
 
+from benchmarks.generate_manifest import generate
+from evaluation.ijb.lines import read_lines
+from evaluation.pair_lists import read_pairs
+from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
+from faceshards.files import file_digest, sealed, write_json
 from faceshards.formats import encoded_image, recordio_scan
 from faceshards.formats.idx import read_index
 from faceshards.formats.json_files import read_json
@@ -38,6 +44,7 @@ from faceshards.formats.tar import Tar
 from faceshards.formats.torch_zip import read_torch
 from faceshards.formats.verification_bin import read_bin, write_bin
 from faceshards.progress import peak_memory
+from faceshards.settings import load_yaml
 
 _PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 _LONGEST = 20  # seconds of one read
@@ -114,6 +121,42 @@ def _write_index(path: Path) -> None:
     path.write_text("".join(f"{key}\t{64 * key}\n" for key in range(50)), encoding="ascii")
 
 
+def _write_pairs(path: Path) -> None:
+    path.write_text("2\t3\nAda_B\t1\t2\nAda_B\t1\tÇelik\t3\n", encoding="utf-8")
+
+
+def _write_lines(path: Path) -> None:
+    path.write_text("".join(f"{number}.jpg {number // 3} {number}.5\n" for number in range(20)), encoding="ascii")
+
+
+def _read_lines(path: Path) -> None:
+    found = read_lines(path, {"image": pa.string(), "template": pa.float64(), "score": pa.float64()})
+    found.integers("template")
+
+
+def _read_info(path: Path) -> None:
+    """As somebody who signs what he writes."""
+    try:
+        found = read_json(path)
+        write_json(sealed(found), path)
+    except (ValueError, AttributeError):
+        return
+    Manifest(path)
+
+
+def _read_images_table(path: Path) -> None:
+    """As somebody who writes another table's checksum into dataset.json."""
+    whole = path.parent.parent.parent
+    info = read_json(whole / "dataset.json")
+    size, digest = file_digest(path)
+    info["files"][path.relative_to(whole).as_posix()] = {"bytes": size, "sha256": digest}
+    write_json(sealed(info), whole / "dataset.json")
+    found = Manifest(whole)
+    found.table("images")
+    for _ in found.batches("images"):
+        pass
+
+
 # By kind: the file's name, what writes it, what reads it.
 KINDS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "JPEG": ("a.jpg", lambda path: path.write_bytes(_jpeg()), _read_image),
@@ -135,6 +178,15 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     ".idx": ("a.idx", _write_index, read_index),
     ".rec": ("a.rec", _write_rec, _read_rec),
     ".tar": ("a.tar", _write_tar, _read_tar),
+    "dataset.json": ("set/dataset.json", lambda path: generate(path.parent, 100), _read_info),
+    "Parquet of a dataset": (
+        "set/manifest/images.parquet/part-00000.parquet",
+        lambda path: generate(path.parent.parent.parent, 100),
+        _read_images_table,
+    ),
+    "pairs": ("pairs.txt", _write_pairs, read_pairs),
+    "IJB's lists": ("a.txt", _write_lines, _read_lines),
+    "YAML": ("a.yaml", lambda path: path.write_text("a: 1\nb: [x, {c: 2.5}]\nd: &e {f: 1}\ng: *e\n"), load_yaml),
     "MindRecord": ("a.mindrecord", _write_shard, _read_shard),
     "MindRecord's .db": (
         "a.mindrecord.db",
@@ -188,6 +240,7 @@ def failures(kind: str, executions: int, seed: int, folder: Path) -> Iterator[st
     """
     name, write, read = KINDS[kind]
     path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     write(path)
     data = path.read_bytes()
     before = peak_memory()

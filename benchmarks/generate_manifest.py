@@ -201,8 +201,8 @@ def generate(out: Path, images: int, sources: int = 1, seed: int = 0) -> None:
         seed: of everything.
     """
     folder = out / "manifest"
-    (folder / "images.parquet").mkdir(parents=True)
-    (out / "shards").mkdir()
+    (folder / "images.parquet").mkdir(parents=True, exist_ok=True)
+    (out / "shards").mkdir(exist_ok=True)
     decided = main_tables(images, seed)
     label, totals = write_identities(folder, decided)
     shards, image_bytes = write_images(folder, decided, label, sources, seed)

@@ -21,6 +21,9 @@ CONFIGS = Path(str(importlib.resources.files("faceshards"))) / "configs"
 
 NAMES = {int: "integers", float: "numbers", str: "names"}  # of what a list in a configuration holds
 
+_LARGEST = 1 << 20  # bytes of a file of settings; as objects they are some hundred times as many
+_MOST_VALUES = 100_000  # in one
+
 Config = TypeVar("Config")
 
 
@@ -202,7 +205,17 @@ def _type_text(kind: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, in which a key that comes twice is an error; PyYAML takes the last of them in silence."""
+    """Plain YAML, in which a key that comes twice is an error; PyYAML takes the last of them in silence.
+
+    So are aliases that would repeat a value without end, or until it is more than a file of settings holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Returns the document."""
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Returns a mapping."""
@@ -214,14 +227,35 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _count(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
+    """Returns how many values a node is once its aliases are written out."""
+    counted[node] = _MOST_VALUES  # if it comes again below itself
+    below = node.value if isinstance(node.value, list) else []
+    parts = (part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,)))
+    count = 1
+    for part in parts:
+        count += counted[part] if part in counted else _count(part, counted)
+        if count > _MOST_VALUES:
+            line = part.start_mark.line + 1
+            raise ConfigError(f"line {line}: more than {_MOST_VALUES:,} values, as its aliases repeat them")
+    counted[node] = count
+    return count
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, holds no mapping, or a key twice.
+        ConfigError: the file is missing, is not YAML, holds no mapping, a key twice, or more than settings are.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ConfigError(f"more than {_LARGEST >> 20} MiB are no settings")
+        data = yaml.load(text.decode("utf-8"), _Loader)
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ConfigError as error:

@@ -165,8 +165,8 @@ def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
             raise click.UsageError(f"--set {text}: not KEY=VALUE")
         try:
             found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise click.UsageError(f"--set {text}: the value is not YAML") from None
+        except (yaml.YAMLError, RecursionError):
+            raise click.UsageError(f"--set {text[:200]}: the value is not YAML") from None
     return found
 
 

@@ -23,7 +23,7 @@ from pipelines.config import BuildConfig
 from pipelines.synthetic.write import SyntheticSpec
 from tests.evaluation.commands import run
 from tests.pipelines.build_fixtures import flip_bit, run_build, synthetic_set
-from tests.recs import jpeg, pack, write_rec
+from tests.recs import jpeg, pack, with_orientation, write_rec
 from training.data.transforms import decode
 
 pytestmark = pytest.mark.numeric
@@ -123,6 +123,18 @@ def test_a_set_a_folder_and_a_dataset(tmp_path):
     assert np.isnan(rows[1]["embedding"]).all()
     assert rows[1]["cause"] == "4 bytes are no image: neither JPEG nor PNG"
     assert_embedded(vectors([rows[0], rows[2]]), IMAGES[1:3])
+
+
+def test_an_exif_orientation_changes_no_embedding(tmp_path):
+    turned = [with_orientation(image) for image in IMAGES[:4]]
+    write_bin(tmp_path / "set.bin", turned, [True, False])
+    for place, image in enumerate(turned):
+        path = tmp_path / "faces" / str(place) / "0.jpg"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(image)
+    for name in ("set.bin", "faces"):
+        embed(tmp_path / name, tmp_path / f"of {name}", MODEL, quiet=True)
+        assert_embedded(vectors(table(tmp_path / f"of {name}")), IMAGES[:4])
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from click.testing import CliRunner
@@ -28,7 +29,7 @@ from faceshards.cli.main import main
 from faceshards.errors import ConfigError, FaceshardsError
 from pipelines import cluster, runner
 from pipelines.cluster import ClusterError, Tls
-from pipelines.runner import Execution, Runner
+from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.workspace import work_folder
 from tests.pipelines.build_fixtures import command, digests, finish, kill_group, preload, run, run_here, start, wait_for
 
@@ -189,6 +190,14 @@ def test_a_cluster_without_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             workers._client = client
             with pytest.raises(ClusterError, match=line):
                 list(workers.map(double, [(1,)]))
+
+
+def test_a_worker_that_takes_long_to_start_again_is_not_sent_away() -> None:
+    # Dask's default is 15 s: on a busy machine no time for an interpreter and its imports.
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}), Runner(1) as workers:
+        assert [type(result) for _, result in workers.map(die, [(1,)])] == [WorkerKilledError]
+        assert workers.alone(abs, (-3,)) == 3
+        assert list(workers._client.cluster.worker_spec) == [0]  # the same one, and none in its place
 
 
 def test_a_cluster_of_our_own_whose_workers_do_not_come_back_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
