@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
+from click.exceptions import Abort, Exit
 
 from faceshards.cli.terminal import echo
 from faceshards.errors import FaceshardsError, disk_full, harmless, one_line, why
@@ -54,7 +55,7 @@ class Command(click.Command):
         except FileNotFoundError:
             raise click.ClickException("the folder that this was started in is gone: cd to another") from None
         try:
-            return super().invoke(ctx)
+            return self.run(ctx)
         except FaceshardsError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except ModuleNotFoundError as error:
@@ -72,24 +73,28 @@ class Command(click.Command):
         except KeyboardInterrupt:
             raise click.ClickException(f"interrupted{self.go_on}") from None
 
+    def run(self, ctx: click.Context) -> Any:
+        """Runs the command; what a family of commands has around theirs goes here."""
+        return super().invoke(ctx)
+
 
 class ModelCommand(Command):
     """A command that runs a model: what MindSpore leaves when a graph fails goes into a temporary folder, not into the
     one that the user stands in; without a failure nothing of it stays."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command, and says where MindSpore left something."""
-        from training.device.diagnostics import diagnostics_in
+    def run(self, ctx: click.Context) -> Any:
+        """Runs the command; of what MindSpore raises, one line says what and where the rest is."""
+        from training.device.diagnostics import DeviceError, diagnostics_in, reported_in
 
         folder = Path(tempfile.mkdtemp(prefix="faceshards-mindspore-"))
         try:
-            with diagnostics_in(folder):
-                found = super().invoke(ctx)
-        except BaseException:
-            if any(folder.iterdir()):
-                echo(f"what MindSpore wrote about it is in {folder}", err=True)
-            else:
+            with diagnostics_in(folder), reported_in(folder, click.ClickException, Exit, Abort):
+                found = super().run(ctx)
+        except BaseException as error:
+            if not any(folder.iterdir()):
                 folder.rmdir()
+            elif not isinstance(error, DeviceError):  # which says so
+                echo(f"what MindSpore wrote about it is in {folder}", err=True)
             raise
         shutil.rmtree(folder)
         return found

@@ -59,7 +59,10 @@ def train(
       faceshards train webface42m --data /mnt/wf42m --out /mnt/runs/b --set backbone=vit_b --dry-run
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
-    from training import run  # MindSpore takes seconds
+    from training import ranks
+
+    ranks.join()  # before MindSpore, which takes seconds
+    from training import run
 
     if explain:
         found = run.Request(recipe, settings, data or Path(), out or Path(), resume and bool(out)).resolved()
