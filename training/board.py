@@ -17,6 +17,7 @@ from typing import Any
 
 from faceshards.formats.json_files import read_json
 
+GO_ON = "; --resume goes on"
 BEAT = 1.0  # seconds between two counts of a launcher
 SILENT = 10.0  # seconds without a count, after which a host is lost if something has failed anyway
 LOST = 30.0  # and after which that alone ends the job
@@ -104,7 +105,7 @@ class Board:
         for place, other in self._others.items():
             since = self._clock() - other.changed
             if other.seen and since > seconds and other.record and not other.record["done"]:
-                return Cause(f"host {self._names[place]} was lost: nothing has come from it for {since:.0f} s")
+                return Cause(f"host {self._names[place]} was lost: nothing has come from it for {since:.0f} s{GO_ON}")
         return None
 
     def absent(self) -> Cause | None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import faceshards
 from training import ranks
-from training.board import Board, Cause
+from training.board import GO_ON, Board, Cause
+from training.deadman import Deadman
 from training.hosts import MSRUN, Hosts, LaunchError
 from training.watch import Follower, Watch, exit_code
 
@@ -57,15 +58,17 @@ def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:
     with _stopped_by(signal.SIGTERM, signal.SIGHUP):
         try:
             job = _start(arguments, log_dir, hosts)
+            deadman = Deadman(hosts)
             try:
-                cause = _follow(job, log_dir, hosts, board)
+                with deadman.watching():
+                    cause = _follow(job, log_dir, hosts, board, deadman)
             finally:
                 _end(job, log_dir)
         except (KeyboardInterrupt, SystemExit) as stop:
             how = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else signal.Signals(int(str(stop.code)) - 128).name
-            board.tell(Cause(f"host {hosts.name} was told to stop ({how}); --resume goes on"))
+            board.tell(Cause(f"host {hosts.name} was told to stop ({how}){GO_ON}"))
             if isinstance(stop, SystemExit):
-                print(f"Error: told to stop ({how}); --resume goes on", file=sys.stderr)
+                print(f"Error: told to stop ({how}){GO_ON}", file=sys.stderr)
             raise
     if cause is not None:
         raise LaunchError(cause.text)
@@ -126,7 +129,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _follow(job: subprocess.Popen[bytes], log_dir: Path, hosts: Hosts, board: Board) -> Cause | None:
+def _follow(job: subprocess.Popen[bytes], log_dir: Path, hosts: Hosts, board: Board, deadman: Deadman) -> Cause | None:
     """Returns why the job ended, None if it did well here; what is left of it then may still run."""
     follower, watch = Follower(log_dir / f"worker_{hosts.ranks[0]}.log"), Watch(log_dir, hosts, board)
     until = None
@@ -134,6 +137,7 @@ def _follow(job: subprocess.Popen[bytes], log_dir: Path, hosts: Hosts, board: Bo
         code = job.poll()
         follower.turn()
         board.turn()
+        deadman.turn()
         if code == 0:
             return None
         cause = watch.verdict(code)

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from faceshards.errors import harmless
 from faceshards.formats.json_files import read_json
-from training.board import LOST, SILENT, Board, Cause
+from training.board import GO_ON, LOST, SILENT, Board, Cause
 from training.hosts import Hosts
 from training.ranks import SCHEDULER
 
-GO_ON = "; --resume goes on"
 # Seconds after the first error that may be an echo: until a cause on this host, or another host's, would have shown.
 SETTLE, PATIENCE = 2.0, 20.0
 
