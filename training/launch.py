@@ -17,6 +17,7 @@ import faceshards
 from training import ranks
 from training.board import GO_ON, Board, Cause
 from training.deadman import Deadman
+from training.device.diagnostics import GLOG
 from training.hosts import MSRUN, Hosts, LaunchError
 from training.watch import Follower, Watch, exit_code
 
@@ -94,8 +95,8 @@ def _start(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> subprocess.
     ]
     environment = {
         **TIMEOUTS,
-        "GLOG_v": "3",
         **os.environ,
+        GLOG: min(os.environ.get(GLOG, "3"), "3"),  # errors, into logs: among them what the scheduler has to say
         "PATH": f"{MSRUN.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # msrun starts `python` from there
         ranks.LOGS: str(log_dir),
         "PYTHONUNBUFFERED": "1",

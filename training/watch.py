@@ -21,8 +21,8 @@ SETTLE, PATIENCE = 2.0, 20.0
 
 _EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 _TIMED_OUT = re.compile(r"The node: (\d+) is timed out")
-# Not for the terminal: MindSpore's own reports, and what a rank says of its end, which may be an echo.
-_ASIDE = re.compile(r"\[(ERROR|CRITICAL|WARNING)\]|rank-\d+ ends: ")
+# Not for the terminal: MindSpore's pages, up to a line of our own, and what a rank says of its end: it may be an echo.
+_ASIDE, _OWN = re.compile(r"\[(ERROR|CRITICAL|WARNING)\]|rank-\d+ ends: "), re.compile(r"(INFO|WARNING|ERROR) ")
 
 
 class Follower:
@@ -33,7 +33,7 @@ class Follower:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._place = path, 0
+        self._path, self._place, self._aside = path, 0, False
 
     def turn(self) -> None:
         """Passes on what has come since the last time."""
@@ -45,7 +45,8 @@ class Follower:
         whole = text[: text.rfind(b"\n") + 1]
         self._place += len(whole)
         for line in whole.decode(errors="replace").split("\n")[:-1]:
-            if not _ASIDE.match(line):
+            self._aside = bool(_ASIDE.match(line)) or (self._aside and not _OWN.match(line))
+            if not self._aside:
                 sys.stderr.write(f"{harmless(line)}\n")
         sys.stderr.flush()
 

@@ -84,7 +84,9 @@ class ModelCommand(Command):
 
     def run(self, ctx: click.Context) -> Any:
         """Runs the command; of what MindSpore raises, one line says what and where the rest is."""
-        from training.device.diagnostics import DeviceError, diagnostics_in, reported_in
+        from training.device.diagnostics import DeviceError, diagnostics_in, quieten, reported_in
+
+        quieten()
 
         folder = Path(tempfile.mkdtemp(prefix="faceshards-mindspore-"))
         try:

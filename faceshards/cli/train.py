@@ -60,9 +60,11 @@ def train(
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
     from training import ranks
+    from training.device.diagnostics import quieten
 
-    ranks.join()  # before MindSpore, which takes seconds
-    from training import run
+    ranks.join()
+    quieten()
+    from training import run  # MindSpore takes seconds
 
     if explain:
         found = run.Request(recipe, settings, data or Path(), out or Path(), resume and bool(out)).resolved()

@@ -243,9 +243,9 @@ def test_a_log_is_passed_on_without_what_is_not_for_the_terminal(tmp_path, capsy
     log = tmp_path / "worker_0.log"
     follower = Follower(log)
     follower.turn()
-    log.write_text("INFO step 1\n[ERROR] DEVICE(1,2,python): a page\nrank-0 ends: AllGather\nINFO half")
+    log.write_text("a\nINFO b\n[ERROR] DEVICE(1,2,python): a page\n\nof lines\nWARNING c\nrank-0 ends: d\nINFO half")
     follower.turn()
-    assert capsys.readouterr().err == "INFO step 1\n"
+    assert capsys.readouterr().err == "a\nINFO b\nWARNING c\n"
     log.write_text(log.read_text() + " and \x1b[31mhalf\n")
     follower.turn()
     assert capsys.readouterr().err == "INFO half and \\x1b[31mhalf\n"

@@ -15,6 +15,7 @@ from faceshards.errors import FaceshardsError
 # failed (rank_R/om/analyze_fail.ir); kernels compiled on the spot, and their lock (akg_kernel_meta,
 # kernel_build_tmp.key); graphs as text and .dot.
 VARIABLES = ("MS_OM_PATH", "MS_COMPILER_CACHE_PATH", "MS_DEV_SAVE_GRAPHS_PATH")
+GLOG = "GLOG_v"  # from which level on it writes to stderr: 3 errors, 4 what ends the process
 
 # What a rank's MindSpore says when another rank, or the scheduler, has gone (2.10).
 _ECHO = re.compile(r"All(Gather|Reduce)|Broadcast|collective|cluster|scheduler", re.IGNORECASE)
@@ -31,6 +32,14 @@ class DeviceError(FaceshardsError):
     def __init__(self, message: str, echo: bool = False) -> None:
         super().__init__(message)
         self.echo = echo
+
+
+def quieten() -> None:
+    """Keeps MindSpore's pages off stderr, which are in its exceptions, too; to be called before it is imported.
+
+    A level that the user has set (GLOG_v) stays.
+    """
+    os.environ.setdefault(GLOG, "4")
 
 
 @contextmanager
