@@ -7,6 +7,7 @@ a half of one is no JSON, and is read again. No clock is compared with another's
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ GO_ON = "; --resume goes on"
 BEAT = 1.0  # seconds between two counts of a launcher
 SILENT = 10.0  # seconds without a count, after which a host is lost if something has failed anyway
 LOST = 30.0  # and after which that alone ends the job
+_SIZE = 4096  # bytes of a file, so that one more count needs no room on a full disk
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class Board:
         for place, other in self._others.items():
             since = self._clock() - other.changed
             if other.seen and since > seconds and other.record and not other.record["done"]:
-                return Cause(f"host {self._names[place]} was lost: nothing has come from it for {since:.0f} s{GO_ON}")
+                return Cause(
+                    f"host {self._names[place]} was lost: its launcher was not heard of for {since:.0f} s{GO_ON}"
+                )
         return None
 
     def absent(self) -> Cause | None:
@@ -120,9 +124,16 @@ class Board:
         return all(o.seen and o.record and (o.record["cause"] or o.record["done"]) for o in self._others.values())
 
     def _write(self) -> None:
-        if len(self._names) > 1:
-            with suppress(OSError):  # of a disk that is full or away: the others take this host for lost, rightly
-                self._paths[self._rank].write_text(json.dumps(self._mine))
+        if len(self._names) < 2:
+            return
+        data = json.dumps(self._mine).encode().ljust(_SIZE)
+        with suppress(OSError):  # of a disk that is away: the others take this host for lost, rightly
+            file = os.open(self._paths[self._rank], os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                os.pwrite(file, data, 0)
+                os.ftruncate(file, len(data))
+            finally:
+                os.close(file)
 
     def _read(self, place: int) -> dict[str, Any] | None:
         try:

@@ -32,7 +32,7 @@ TIMEOUTS = {
     "MS_CPU_COMM_OP_TIMEOUT": "7200",
 }
 GRACE = 5.0  # seconds for the processes of a job that has ended to leave by themselves
-TURN = 0.1  # seconds; shorter than a second, after which msrun kills the ranks beside one that has died
+TURN = 0.2  # seconds; shorter than a second, after which msrun kills the ranks beside one that has died
 
 
 def launch(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> None:

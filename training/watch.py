@@ -86,11 +86,11 @@ class Watch:
         if now - self._since < SETTLE:
             return None
         self._board.tell(found[0])
-        if lost := self._board.silent(SILENT):
+        if lost := self._board.silent(SILENT) or self._board.absent():
             return self._tell(lost)
         if now - self._since < PATIENCE and not self._board.agreed():
             return None
-        return self._tell(self._board.absent() or self._cut_off() or found[0])
+        return self._tell(self._cut_off() or found[0])
 
     def _tell(self, cause: Cause) -> Cause:
         self._board.tell(cause)

@@ -136,14 +136,16 @@ def test_a_silent_host_is_lost_at_once_if_something_failed(job):
     job.ends(0, "Launch kernel failed", echo=True)
     job.verdicts()
     job.pass_by(SETTLE, 0)
-    assert str(job.verdicts()[0]).startswith("host n1 was lost: nothing has come from it for ")
+    assert str(job.verdicts()[0]).startswith("host n1 was lost: its launcher was not heard of for ")
 
 
 def test_a_silent_host_is_lost_after_a_while_anyway(job):
     job.pass_by(LOST, 1)
     assert job.verdicts()[1] is None
     job.pass_by(1, 1)
-    assert job.verdicts()[1] == f"host n0 was lost: nothing has come from it for {LOST + 1:.0f} s; --resume goes on"
+    assert (
+        job.verdicts()[1] == f"host n0 was lost: its launcher was not heard of for {LOST + 1:.0f} s; --resume goes on"
+    )
 
 
 def test_a_host_that_is_done_is_not_lost(job):
@@ -178,7 +180,7 @@ def test_a_host_that_never_came_is_named(tmp_path):
     watch = Watch(job.logs(0), Hosts(1, NAMES, 0), alone, job.clock)
     job.ends(0, "cannot join the job of 2 processes", echo=True)
     watch.verdict(None)
-    job.clock.now += PATIENCE
+    job.clock.now += SETTLE
     assert watch.verdict(None) == Cause("host n1 did not start: it needs this command with --host-rank 1")
 
 
