@@ -55,6 +55,31 @@ def exclusive_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
         raise FaceshardsError(f"{error.filename or folder}: {why(error)}") from None
 
 
+def holder_of(path: Path) -> str | None:
+    """Returns the number of the process that holds a lock file of exclusive_folder(), None if none does.
+
+    Args:
+        path: the lock file.
+    """
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not hinder each other
+    except BlockingIOError:
+        return _holder(lock)
+    except OSError:  # a file system without locks: nobody holds one
+        return None
+    finally:
+        os.close(lock)
+    return None
+
+
+def _holder(lock: int) -> str:
+    return os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+
+
 def _lock(folder: Path, name: str) -> int:
     """Returns the lock file of a folder, open and locked."""
     for _ in range(_TRIES):
@@ -88,8 +113,7 @@ def _try_lock(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise BusyError(path.parent, holder) from None
+        raise BusyError(path.parent, _holder(lock)) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -25,7 +25,7 @@ from training.config import TrainConfig
 from training.data.layout import StreamError
 from training.data.transforms import SIZE
 from training.device.distributed import check_device
-from training.launch import Hosts
+from training.hosts import Hosts
 from training.loggers.registry import LOGGERS, check_loggers
 from training.plan import Plan
 from training.weights.assign import load_weights

@@ -15,21 +15,25 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
 from faceshards.files import write_json
 from faceshards.formats.json_files import read_json
-from faceshards.locks import exclusive_folder
+from faceshards.locks import exclusive_folder, holder_of
 from faceshards.progress import logging_at
 from faceshards.settings import make_config
 from faceshards.versions import stamp
 from training import preflight
 from training.backbones.registry import BACKBONES, find_spec
 from training.config import TrainConfig, find_recipe, verification_sets
-from training.device.diagnostics import diagnostics_in
+from training.device.diagnostics import diagnostics_in, reported_in
 from training.device.distributed import choose_device, init
 from training.head.margins.registry import make_margin
-from training.launch import Hosts, announce, launch
+from training.hosts import Hosts, LaunchError
+from training.launch import launch
 from training.plan import Plan, make_plan
+from training.ranks import LOGS, last_words
 from training.recipes import Resolved, read_recipe, resolve
 
 log = logging.getLogger(__name__)
+
+_RANK_LOCK = ".lock-rank-"  # and the rank's number
 
 MakeVerifier = Callable[[Sequence[Path]], Any]  # of verification sets; see training.loop.Verify
 
@@ -164,11 +168,24 @@ def run(request: Request, hosts: Hosts, make_verifier: MakeVerifier) -> dict[str
     logs = out / "logs" / (f"host-{hosts.rank}" if len(hosts.names) > 1 else "")
     before = {out, *out.parents, *out.rglob("*")} if out.exists() else {path for path in out.parents if path.exists()}
     with exclusive_folder(out, f".lock-{hosts.rank}"), _no_traces(out, before), diagnostics_in(logs):
+        _alone(out)
         if plan.world == 1:
-            return _located(run_rank(request, data, lambda _: verifier), out)
+            with reported_in(logs):
+                return _located(run_rank(request, data, lambda _: verifier), out)
         verifier = None  # rank 0 reads its sets for itself
         launch(request.arguments(), logs, hosts)
         return _located(read_json(out / "result.json"), out)
+
+
+def _alone(out: Path) -> None:
+    """Refuses a run whose ranks of an earlier start live on: where a host has lost another, or its launcher."""
+    for path in sorted(out.glob(f"{_RANK_LOCK}*")):  # ours have none before all hosts' are there
+        if holder := holder_of(path):
+            rank = path.name.removeprefix(_RANK_LOCK)
+            raise LaunchError(
+                f"{out}: rank {rank} of an earlier start (process {holder} of its host) is at work there still; wait "
+                "until it has ended, or end it"
+            )
 
 
 @contextmanager
@@ -202,13 +219,13 @@ def job_role() -> str | None:
 
 def run_role(request: Request, make_verifier: MakeVerifier) -> None:
     """Is the scheduler or one rank of a job that msrun started."""
-    if job_role() == "MS_SCHED":
-        init(request.config().device)
-        return
-    announce()
-    # What is to be said of the dataset and the verification sets, the launcher has said.
-    with logging_at("faceshards.dataset", logging.ERROR), logging_at("evaluation", logging.ERROR):
-        run_rank(request, Manifest(request.data), make_verifier)
+    with last_words(), reported_in(Path(os.environ.get(LOGS, request.out / "logs"))):
+        if job_role() == "MS_SCHED":
+            init(request.config().device)
+            return
+        # What is to be said of the dataset and the verification sets, the launcher has said.
+        with logging_at("faceshards.dataset", logging.ERROR), logging_at("evaluation", logging.ERROR):
+            run_rank(request, Manifest(request.data), make_verifier)
 
 
 def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> dict[str, Any]:
@@ -222,7 +239,7 @@ def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> d
     if config.verify and group.rank == 0:
         verifier = make_verifier(verification_sets(config, request.data_root))
     # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
-    own = exclusive_folder(out, f".lock-rank-{group.rank}") if group.world > 1 else nullcontext()
+    own = exclusive_folder(out, f"{_RANK_LOCK}{group.rank}") if group.world > 1 else nullcontext()
     with own, logging_at("training", logging.INFO):
         result = train(plan, data, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
         if verifier is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.exceptions import Abort, Exit
 
 from faceshards.cli.terminal import echo
 from faceshards.errors import ConfigError, FaceshardsError, disk_full, one_line, why
@@ -82,7 +83,7 @@ class Command(click.Command):
         except FileNotFoundError:
             raise click.ClickException("the folder that this was started in is gone: cd to another") from None
         try:
-            return super().invoke(ctx)
+            return self.run(ctx)
         except ConfigError as error:
             raise WrongUsage(" ".join(str(error).split())) from None
         except FaceshardsError as error:
@@ -101,6 +102,10 @@ class Command(click.Command):
             raise click.ClickException(f"{error.filename or 'writing'}: {why(error)}") from None
         except KeyboardInterrupt:
             raise Interrupted(self.go_on(ctx.params) if self.go_on else "") from None
+
+    def run(self, ctx: click.Context) -> Any:
+        """Runs the command; what a family of commands has around theirs goes here."""
+        return super().invoke(ctx)
 
 
 @contextmanager
@@ -132,24 +137,26 @@ class ModelCommand(Command):
     """A command that runs a model: what MindSpore leaves when a graph fails goes into a temporary folder, not into the
     one that the user stands in; without a failure nothing of it stays."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def run(self, ctx: click.Context) -> Any:
         """Runs the command; Ctrl-C ends it as any."""
         with interruptible():
-            return self._invoke(ctx)
+            return self._reported(ctx)
 
-    def _invoke(self, ctx: click.Context) -> Any:
-        """Runs the command, and says where MindSpore left something."""
-        from training.device.diagnostics import diagnostics_in
+    def _reported(self, ctx: click.Context) -> Any:
+        """Runs the command; of what MindSpore raises, one line says what and where the rest is."""
+        from training.device.diagnostics import DeviceError, diagnostics_in, quieten, reported_in
+
+        quieten()
 
         folder = Path(tempfile.mkdtemp(prefix="faceshards-mindspore-"))
         try:
-            with diagnostics_in(folder):
-                found = super().invoke(ctx)
-        except BaseException:
-            if any(folder.iterdir()):
-                echo(f"what MindSpore wrote about it is in {folder}", err=True)
-            else:
+            with diagnostics_in(folder), reported_in(folder, click.ClickException, Exit, Abort):
+                found = super().run(ctx)
+        except BaseException as error:
+            if not any(folder.iterdir()):
                 folder.rmdir()
+            elif not isinstance(error, DeviceError):  # which says so
+                echo(f"what MindSpore wrote about it is in {folder}", err=True)
             raise
         shutil.rmtree(folder)
         return found

@@ -75,6 +75,11 @@ def train(
     """
     if devices == 1 and not hosts and "MS_ROLE" not in os.environ:  # ranks of several get Ctrl-C from their launcher
         ctx.with_resource(interruptible())
+    from training import ranks
+    from training.device.diagnostics import quieten
+
+    ranks.join()
+    quieten()
     from training import run  # MindSpore takes seconds
 
     if explain:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -53,9 +55,19 @@ def train(data: Path, out: Path, *options: str, **settings: object) -> Result:
     return CliRunner().invoke(main, ["train", *arguments(data, out, *options, **settings)])
 
 
-def start(data: Path, out: Path, *options: str, **settings: object) -> subprocess.Popen[str]:
-    """Starts ``faceshards train`` with the tiny settings, in an environment where their backbone is installed."""
-    command = [sys.executable, "-m", "faceshards", "train", *arguments(data, out, *options, **settings)]
+def start(
+    data: Path, out: Path, *options: str, inside: Sequence[str] = (), **settings: object
+) -> subprocess.Popen[str]:
+    """Starts ``faceshards train`` with the tiny settings, in an environment where their backbone is installed.
+
+    Args:
+        data: the dataset.
+        out: the run's folder.
+        options: of the command.
+        inside: a command that runs this one.
+        settings: over the tiny ones.
+    """
+    command = [*inside, sys.executable, "-m", "faceshards", "train", *arguments(data, out, *options, **settings)]
     paths = filter(None, (str(ROOT / "tests/training/plugin"), str(ROOT), os.environ.get("PYTHONPATH")))
     environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -65,6 +77,19 @@ def finish(job: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Returns exit code, stdout and stderr of a run that ends by itself."""
     out, errors = job.communicate(timeout=LIMIT)
     return job.returncode, out, errors
+
+
+def rank_handles(logs: Path) -> list[int]:
+    """Returns a descriptor (pidfd_open(2)) of each rank that writes its logs there; to be closed."""
+    return [os.pidfd_open(int(path.read_text())) for path in logs.glob("rank-*.pid")]
+
+
+def await_end(handles: list[int], seconds: float = LIMIT) -> bool:
+    """Returns whether processes have ended, or do so in time; closes their descriptors."""
+    ended = [select.select([handle], [], [], seconds)[0] == [handle] for handle in handles]
+    for handle in handles:
+        os.close(handle)
+    return all(ended)
 
 
 def steps(out: Path) -> int:

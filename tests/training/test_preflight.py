@@ -24,7 +24,7 @@ from tests.training.test_refusals import refused
 from training import preflight
 from training.backbones.registry import BACKBONES, create_backbone
 from training.config import TrainConfig, load_recipe
-from training.launch import Hosts, LaunchError
+from training.hosts import Hosts, LaunchError
 from training.plan import make_plan
 
 

@@ -18,7 +18,7 @@ from faceshards.formats.verification_bin import read_bin
 from faceshards.versions import stamp_line
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import external, run_build
-from tests.training.runs import SETTINGS, finish, start, steps, trace, train, wait_for_step
+from tests.training.runs import SETTINGS, await_end, finish, rank_handles, start, steps, trace, train, wait_for_step
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.config import TrainConfig, verification_sets
@@ -150,6 +150,20 @@ def test_two_ranks_have_the_losses_of_one(calm, data, tmp_path):
     assert_same_losses(out, calm)
     assert json.loads(said)["steps"] == len(calm[0])
     assert checkpoint.read_meta(checkpoint.known(out / "checkpoints")[-1]).world == 2
+
+
+def test_ranks_die_with_their_launcher_and_one_goes_on(calm, data, tmp_path):
+    out = tmp_path / "run"
+    job = start(data.path, out, "--devices", "2", **CALM)
+    wait_for_step(job, out, 6)
+    ranks = rank_handles(out / "logs")
+    job.kill()
+    assert len(ranks) == 2
+    assert await_end(ranks)
+    job.communicate()
+    done = train(data.path, out, "--resume", **CALM)
+    assert done.exit_code == 0, done.output
+    assert_same_losses(out, calm)
 
 
 def test_a_rank_that_dies_is_named_and_one_rank_goes_on(calm, data, tmp_path, caplog):

@@ -20,6 +20,7 @@ from mindspore import communication, ops
 
 from faceshards.errors import ConfigError, FaceshardsError
 from training.config import CHOICES
+from training.device.diagnostics import DeviceError, first_line
 from training.device.numpy2 import settle_numpy
 
 AUTO, *DEVICES = CHOICES["device"]
@@ -105,7 +106,7 @@ def init(device: str = "CPU", environ: Mapping[str, str] = os.environ) -> Group:
         with _quiet():
             communication.init()
     except RuntimeError as error:
-        raise FaceshardsError(f"cannot join the job of {workers} processes: {_first_line(error)}") from error
+        raise DeviceError(f"cannot join the job of {workers} processes: {first_line(error)}", echo=True) from error
     return Group(communication.get_rank(), communication.get_group_size(), device)
 
 
@@ -160,10 +161,4 @@ def _set_device(device: str) -> None:
             if ms.get_context("device_target") != device:
                 ms.set_device(device)  # which may not come after the first computation, even with the same device
     except RuntimeError as error:
-        raise FaceshardsError(f"device {device} cannot be used: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the first sentence of MindSpore's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0] if lines else type(error).__name__
+        raise FaceshardsError(f"device {device} cannot be used: {first_line(error)}") from error
