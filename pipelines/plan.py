@@ -157,7 +157,7 @@ def _tell(survey: Survey, found: Found, doubts: Doubts, workers: int) -> dict[st
         "shards": shards,
         "shard_rows": {"least": count // shards, "most": left},
         "image_bytes": image_bytes,
-        "disk": _disk(survey, kept, dropped, count, shards, scale, len(identities)),
+        "disk": _disk(survey, kept, dropped, count, shards, scale, len(identities), decided.get("geometry", {})),
         "seconds": _seconds(found.facts, count, survey.share, workers),
         "warnings": [*found.warnings, *doubts.unsound, *doubts.odd],
         "unsound": doubts.unsound,
@@ -202,14 +202,21 @@ class _Kept(NamedTuple):
 
 
 def _disk(
-    survey: Survey, kept: _Kept, dropped: Mapping[str, int], count: int, shards: int, scale: _Scale, identities: int
+    survey: Survey,
+    kept: _Kept,
+    dropped: Mapping[str, int],
+    count: int,
+    shards: int,
+    scale: _Scale,
+    identities: int,
+    geometry: Mapping[str, int],
 ) -> dict[str, int]:
     """Returns bytes: of the shards, the tables, the work folder when it is largest, and now; and what is free."""
     order = np.lexsort((kept.row, kept.shard))
     if survey.share == 1:
         ends = np.searchsorted(kept.shard[order], np.arange(shards + 1))
         rows = [order[low:high] for low, high in itertools.pairwise(ends)]
-        data = sum(shard_bytes(kept.size[at], kept.label[at], kept.sid[at]) for at in rows)
+        data = sum(shard_bytes(kept.size[at], kept.label[at], kept.sid[at], **geometry) for at in rows)
     else:  # one shard of the whole, of images like those of the sample
         at = np.resize(order, math.ceil(count / shards))
         data = shard_bytes(kept.size[at], kept.label[at], kept.sid[at]) * shards
