@@ -119,3 +119,5 @@ def test_synthetic(tmp_path):
     manifest = built(source, tmp_path / "synthetic")
     assert golden(manifest) == GOLDEN["synthetic"]
     assert list(verify(manifest)) == []
+    files = sum(path.stat().st_size for path in manifest.path.rglob("*") if path.is_file())
+    assert files <= 1.05 * manifest.totals["image_bytes"]  # of 3 KB each: larger ones need less
