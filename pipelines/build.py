@@ -16,10 +16,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import REASONS
 from faceshards.errors import UnsoundError
+from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
@@ -110,7 +112,7 @@ class _Build:
             found = self.survey.run(runner)
             unsound, odd = self._doubts(found)
             self._route(runner, found.partitions, found.facts)
-            self._write(runner, found.partitions, found.decided["shards"])
+            self._write(runner, found.partitions, found.decided)
         structural = sum(fact.structural for fact in found.facts)
         dropped = [self._dropped(part) for part in found.partitions]
         warnings = [*found.warnings, *unsound, *odd]
@@ -148,8 +150,9 @@ class _Build:
             for _, result in runner.map(route, tasks):
                 progress.advance(survived(result, "sorting the records by shard"), result)
 
-    def _write(self, runner: Runner, partitions: list[Partition], shards: int) -> None:
+    def _write(self, runner: Runner, partitions: list[Partition], decided: dict[str, Any]) -> None:
         routed = [self._routed(part) for part in partitions]
+        shards, geometry = decided["shards"], Geometry(**decided.get("geometry", {}))
         data, origin = self.work / "dataset", Sources(self.files)
         tasks = []
         with Progress("write", shards, self.execution.quiet) as progress:
@@ -159,7 +162,7 @@ class _Build:
                     progress.advance(1, json.loads(done.read_text())["rows"])
                 else:
                     folders = (data / "manifest" / "images.parquet", data / "shards")
-                    tasks.append((shard, origin, routed, *folders, done))
+                    tasks.append((shard, origin, geometry, routed, *folders, done))
             for task, result in runner.map(write, tasks):
                 survived(result, f"writing shard {task[0]}")
                 progress.advance(1, result)

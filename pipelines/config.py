@@ -27,7 +27,8 @@ class BuildConfig:
             the identity with more images, ``keep`` only reports.
         min_images: identities that end with fewer images are dropped.
         max_images: images above this many are dropped from an identity, chosen by seed; 0 means no limit.
-        shards: number of shard files; 0 derives it from shard_bytes, rounded up to a multiple of 8.
+        shards: number of shard files; 0 derives it from shard_bytes, rounded up to a multiple of 8; sets below 128 MiB
+            have 4, 2 or 1, of 16 MiB or more, unless shard_bytes asks for smaller ones.
         shard_bytes: aimed size of a shard file in bytes, when shards is 0.
         seed: decides which images go (max_images) and the order inside shards.
         nested: an image folder's people have their pictures in sub-folders too; without it, such a root is refused, as

@@ -35,7 +35,7 @@ from pipelines.stages.sign import PartitionFacts
 from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
 
 # Bytes of the manifest, measured on sets of 400 to 7,400 images: hashes do not compress, all else nearly vanishes.
-_IMAGE_ROW, _IMAGE_PART, _DROPPED_ROW, _IDENTITY_ROW, _CONFLICT_ROW, _REST = 93, 3500, 30, 28, 50, 12_000
+_IMAGE_ROW, _IMAGE_PART, _DROPPED_ROW, _IDENTITY_ROW, _CONFLICT_ROW, _REST = 76, 3500, 30, 28, 50, 12_000
 # Bytes in the work folder for each image kept, besides its key: where it lies and goes (stages/route.py).
 _ROUTED_ROW = 150
 # Writing an image and reading it back takes so much of the time of scanning and signing it: 0.16 to 0.36 measured on
@@ -157,7 +157,7 @@ def _tell(survey: Survey, found: Found, doubts: Doubts, workers: int) -> dict[st
         "shards": shards,
         "shard_rows": {"least": count // shards, "most": left},
         "image_bytes": image_bytes,
-        "disk": _disk(survey, kept, dropped, count, shards, scale, len(identities)),
+        "disk": _disk(survey, kept, dropped, count, shards, scale, len(identities), decided.get("geometry", {})),
         "seconds": _seconds(found.facts, count, survey.share, workers),
         "warnings": [*found.warnings, *doubts.unsound, *doubts.odd],
         "unsound": doubts.unsound,
@@ -202,14 +202,21 @@ class _Kept(NamedTuple):
 
 
 def _disk(
-    survey: Survey, kept: _Kept, dropped: Mapping[str, int], count: int, shards: int, scale: _Scale, identities: int
+    survey: Survey,
+    kept: _Kept,
+    dropped: Mapping[str, int],
+    count: int,
+    shards: int,
+    scale: _Scale,
+    identities: int,
+    geometry: Mapping[str, int],
 ) -> dict[str, int]:
     """Returns bytes: of the shards, the tables, the work folder when it is largest, and now; and what is free."""
     order = np.lexsort((kept.row, kept.shard))
     if survey.share == 1:
         ends = np.searchsorted(kept.shard[order], np.arange(shards + 1))
         rows = [order[low:high] for low, high in itertools.pairwise(ends)]
-        data = sum(shard_bytes(kept.size[at], kept.label[at], kept.sid[at]) for at in rows)
+        data = sum(shard_bytes(kept.size[at], kept.label[at], kept.sid[at], **geometry) for at in rows)
     else:  # one shard of the whole, of images like those of the sample
         at = np.resize(order, math.ceil(count / shards))
         data = shard_bytes(kept.size[at], kept.label[at], kept.sid[at]) * shards

@@ -28,34 +28,34 @@ UNSTABLE = ("db_bytes", "db_sha256")  # of shards: an index file's bytes are tho
 # Of each dataset: its fingerprint (over the shards), a digest of each table (see content), and one of its books.
 GOLDEN = {
     "train.rec": {
-        "fingerprint": "5b9b71e1b77634a7f40f0667843d9661a271c2aa3736a88ece6cc5601c0064f5",
-        "images": "3c7f201d53230e47ef45c4754d5a106590ac121ad14dc27486fb31d8dd61d746",
+        "fingerprint": "39f2d954095a421ca85f93df20d1cb366db7e1ce949804c9f85a0366d388b2cf",
+        "images": "d9634f2831d8de43a3a11e34ee02fac20e8b87ce69edf65c0f1bf05a33fcf461",
         "identities": "5890ebd36342a1ee550776de2ea078778758e4cc948e4b1fefce9f927c9407d3",
-        "shards": "c1e5f3790c42c27079aeab8f87b6eb8f712b608c07fd02aabcf8c0f24853fc21",
+        "shards": "f2c2d46c1eb43e17934e7ffbeadaa82aa8fa13e8f74ac05c2ad9bda815524331",
         "dropped": "52ec1b24705813745bbfef99624de3d80518cd7369a9dcf8ec57a401147c80c9",
         "conflicts": "b930334959eb4c40a89057e950901d8961a6b8783189bf4e82819f28792cc0cd",
         "identity_links": "8b4049f3f467fcd94ee9c992c4e55c4734014f58cd54787c41f820cdd256feb0",
-        "books": "633765c81e51c54f891711e8558d3112019607e32f84e63513c5b0f3813ff90d",
+        "books": "4058f04c2dda36a383c8457ed613a91ea5a449a403fa6052952878af0a936566",
     },
     "im2rec.rec": {
-        "fingerprint": "90ffa3c7b36afbd0354b56e18a313a25477241d34e79ed5fa040e5165182a35c",
-        "images": "35c166f2073acd753d3da0998c21aeef1039248878986c24e50e09bb1ead1740",
+        "fingerprint": "69cb0b368891625175dd206351a5b9c914df4ad58a35fc9b3234ae6f764380b9",
+        "images": "4296fd1b74c74d31ccb8c257e7d59de251bb682d002dea4cc986e27a3cffc865",
         "identities": "5890ebd36342a1ee550776de2ea078778758e4cc948e4b1fefce9f927c9407d3",
-        "shards": "f8039cda61bcf444b56cb5647997e1ff82da115d81ba7c19194314312090898f",
+        "shards": "2cfdfae22c3b8dbb478693ce2bea75547f7f324afe1bce5dc180734a18dbd782",
         "dropped": "13edef0e11bec2d5cc51df663c4098e014c8120d74ef705f81d10a4036a35f3e",
         "conflicts": "b930334959eb4c40a89057e950901d8961a6b8783189bf4e82819f28792cc0cd",
         "identity_links": "8b4049f3f467fcd94ee9c992c4e55c4734014f58cd54787c41f820cdd256feb0",
-        "books": "30a0e551a815af3858613d9ba13fed4f4dd125417d9afb5a1ddeb27fd27720e6",
+        "books": "edb61c64b31c736d838940a56e5a735fa4d77bc4f8398bcbb1124679299e6270",
     },
     "synthetic": {
-        "fingerprint": "6da27e04513527642c2719f45cbb19a5b4b4ec5e5a19b1ebb0a7d10741b05f56",
-        "images": "033f7dc27b810666e7593efead9dcc8d1eda2c170d465b6ad4375d376e92f31e",
+        "fingerprint": "8631c34bc77960b52191e077617391058182a87bd78ae98d30b2e069c152248e",
+        "images": "fdbe9affacfd74837d55e9eb9fd210488f73be6418caaa8d2937a249b947046a",
         "identities": "b53befa0dd3cdab0440baa4b536a7efb158e226c521c08a43552871dbdee7e28",
-        "shards": "808ed169c638835ece74de86bb01efed8f218bfa987ca8f15007d8af5be98e8f",
+        "shards": "6903e1eab18314914369ee5eae7b26d93c27f254641880432341491cc130c981",
         "dropped": "57787776c126d0e9f524c56442ef0da0f6f6c451e1f80d6d0a960b8c96dddb88",
         "conflicts": "c91b7bfa558a7967de25d8a93c9325ad2cad044d780926fbd6c8095f2bffdce3",
         "identity_links": "8851f9ee3e99cc482b055978d757692c7e3f8bd1104bdd4b68b789b7e298558a",
-        "books": "d673ca56dd9be8c85cbdece1c692e23eb40dfd08588915748794b95e4ae4471f",
+        "books": "dc1da6cbfe2036658e645658b250280b155a7b0ff77b0bf25760110073842863",
     },
 }
 SYNTHETIC_FILES = {
@@ -119,3 +119,5 @@ def test_synthetic(tmp_path):
     manifest = built(source, tmp_path / "synthetic")
     assert golden(manifest) == GOLDEN["synthetic"]
     assert list(verify(manifest)) == []
+    files = sum(path.stat().st_size for path in manifest.path.rglob("*") if path.is_file())
+    assert files <= 1.05 * manifest.totals["image_bytes"]  # of 3 KB each: larger ones need less

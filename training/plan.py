@@ -217,7 +217,7 @@ def make_plan(config: TrainConfig, data: Manifest, world: int) -> Plan:
 
     Raises:
         ConfigError: settings, dataset and ranks do not go together, or would train nothing.
-        StreamError: more ranks than shards, or fewer images than a global batch.
+        StreamError: fewer images than a global batch.
     """
     if config.amp == "O0" and config.loss_scale not in (0, 1):
         raise ConfigError(

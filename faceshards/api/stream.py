@@ -34,8 +34,7 @@ class Stream(stream.Stream):
 
     Raises:
         ManifestError: nothing published there, or a table is damaged.
-        StreamError: numbers that cannot be, more ranks than shards, fewer images than a batch for each rank, or a shard
-            is missing or changed.
+        StreamError: numbers that cannot be, fewer images than a batch for each rank, or a shard is missing or changed.
         ShardError: a file is no shard of ours.
     """
 

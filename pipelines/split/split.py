@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.files import write_json, write_parquet
+from faceshards.formats.mindrecord.geometry import Geometry, geometry
 from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
@@ -133,7 +134,8 @@ class _Split:
         totals = self.manifest.totals
         if not self.decisions.exists():
             self._decide()
-        shards = json.loads((self.decisions / "facts.json").read_text())["shards"]
+        decided = json.loads((self.decisions / "facts.json").read_text())
+        shards, sizes = decided["shards"], Geometry(**decided.get("geometry", {}))
         old = self.manifest.table("shards", ["rows"])["rows"].to_pylist()
         routed, held = (
             [self.work / folder / f"shard-{shard:05d}.arrow" for shard in range(len(old))]
@@ -149,7 +151,7 @@ class _Split:
             shared = (path, self.decisions, self.names)
             self._stage(runner, "route", route, [(path, i, *shared[1:], routed[i], held[i]) for i in range(len(old))])
             self._stage(runner, "drop", drop, [(path, i, held, dropped[i]) for i in windows])
-            self._stage(runner, "write", write, [(i, origin, routed, *parts, notes[i]) for i in range(shards)])
+            self._stage(runner, "write", write, [(i, origin, sizes, routed, *parts, notes[i]) for i in range(shards)])
         info, planned = self.manifest.info, self.planned
         sids = np.load(self.decisions / "sids.npy")
         warnings = [*self._short(), *write_set(self.manifest, held, sids, planned.same, self.data)]
@@ -178,17 +180,20 @@ class _Split:
         fresh[planned.held] = 0
         fresh = np.where(fresh, np.cumsum(fresh, dtype=np.int32) - 1, -1).astype(np.int32)
         label = np.full(totals["scanned"], -1, np.int32)
-        rows, size, gone = 0, 0, []
+        size = np.zeros(totals["scanned"], np.int32)
+        gone = []
         with Progress("decide", totals["kept"], self.execution.quiet) as progress:
             for batch in self.manifest.batches("images", ["sid", "label", "bytes"]):
                 sids, old, sizes = (column.to_numpy() for column in batch.columns)
                 label[sids] = new = fresh[old]
-                rows, size = rows + int((new >= 0).sum()), size + int(sizes[new >= 0].sum())
+                size[sids] = sizes
                 gone.append(np.stack([old[new < 0].astype(np.int64), sids[new < 0]]))
                 progress.advance(len(batch), len(batch))
         names = {field.name for field in dataclasses.fields(BuildConfig)} - {"filters"}  # may be another package's
         config = BuildConfig(**{name: self.asked["config"][name] for name in names})
-        shards = shard_count(size, rows, config)
+        stays = label >= 0
+        rows = int(stays.sum())
+        shards = shard_count(int(size[stays].sum(dtype=np.int64)), rows, config)
         placed = Balance(np.zeros(0, np.uint8), label, config.seed).place(shards)
         for name, column in (("label", label), ("shard", placed.shard), ("row", placed.row)):
             np.save(temporary / f"{name}.npy", column)
@@ -201,6 +206,7 @@ class _Split:
         dropped = {**totals["dropped"], "held_out": totals["dropped"].get("held_out", 0) + totals["kept"] - rows}
         facts = {
             "shards": shards,
+            "geometry": geometry(placed.by_shard(size))._asdict(),
             "identities": int(fresh.max()) + 1,
             "scanned": totals["scanned"],
             "kept": rows,

@@ -16,7 +16,7 @@ from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import SCHEMAS, complete
 from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
-from faceshards.files import ROW_GROUP, file_digest, replacing, sealed, write_json, write_parquet
+from faceshards.files import ROW_GROUP, file_digest, parquet_options, replacing, sealed, write_json, write_parquet
 
 PACKAGES = ("dask", "numpy", "opencv-python-headless", "pyarrow")
 """Those whose versions can change a published byte."""
@@ -58,7 +58,7 @@ def assemble(
     write_parquet(shard_table, tables / "shards.parquet")
     identities = complete("identities", pq.read_table(tables / "identities.parquet"))
     decided = json.loads((work / "decisions" / "facts.json").read_text())
-    totals = {key: value for key, value in decided.items() if key != "dedupe"}
+    totals = {key: value for key, value in decided.items() if key not in ("dedupe", "geometry")}
     totals["structural"] = structural
     totals["image_bytes"] = _image_bytes(tables / "images.parquet")
     _check(work, totals, identities, shard_table)
@@ -103,7 +103,7 @@ def _check(work: Path, totals: dict[str, Any], identities: pa.Table, shards: pa.
 def _concatenate(paths: Sequence[Path], out: Path) -> None:
     """Writes the rows of many tables as one, in row groups whose size does not depend on how they were cut."""
     held: list[pa.Table] = []
-    with pq.ParquetWriter(out, SCHEMAS["dropped"]) as writer:
+    with pq.ParquetWriter(out, SCHEMAS["dropped"], **parquet_options(SCHEMAS["dropped"])) as writer:
         for path in paths:
             held.append(pq.read_table(path, schema=SCHEMAS["dropped"]))
             if sum(len(table) for table in held) >= ROW_GROUP:

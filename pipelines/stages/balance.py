@@ -11,6 +11,8 @@ from faceshards.hashing import splitmix64
 from pipelines.config import BuildConfig
 
 _SHARD_STEP = 8  # shard counts are multiples of it, so that 2, 4 or 8 ranks get equal numbers of files
+# Bytes of images that each of 8 has, or there are 4, 2 or 1: a shard costs about 26 kB of headers and half-used pages.
+_WORTH_A_SHARD = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,15 @@ class Placement:
 
     shard: np.ndarray
     row: np.ndarray
+
+    def by_shard(self, values: np.ndarray) -> list[np.ndarray]:
+        """Returns of (N,) values those of each shard, in order of rows."""
+        kept = np.flatnonzero(self.shard >= 0)
+        ends = np.cumsum(np.bincount(self.shard[kept]))
+        starts = np.concatenate([[0], ends[:-1]])
+        ordered = np.empty(len(kept), values.dtype)
+        ordered[starts[self.shard[kept]] + self.row[kept]] = values[kept]
+        return np.split(ordered, ends[:-1])
 
 
 @dataclass(frozen=True)
@@ -84,5 +95,8 @@ def shard_count(total_bytes: int, rows: int, config: BuildConfig) -> int:
     """Returns the number of shards for `rows` images of `total_bytes` together: never more than there are rows."""
     wanted = config.shards or -(-total_bytes // config.shard_bytes)
     if not config.shards:
-        wanted = -(-wanted // _SHARD_STEP) * _SHARD_STEP
+        step = _SHARD_STEP
+        while step > wanted and total_bytes < step * _WORTH_A_SHARD:
+            step //= 2
+        wanted = -(-wanted // step) * step
     return min(wanted, rows)

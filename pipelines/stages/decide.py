@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from faceshards.dataset.schema import CODE, DROP_REASONS, LATER, REASONS, SCHEMAS, schema_with, schema_without
 from faceshards.errors import EmptyDatasetError
 from faceshards.files import write_json, write_parquet
+from faceshards.formats.mindrecord.geometry import geometry
 from pipelines.config import BuildConfig
 from pipelines.dedupe.overlap import Finder, Overlaps, Pictures, find_overlaps
 from pipelines.dedupe.policy import Dedupe, dedupe
 from pipelines.records import words_of
-from pipelines.stages.balance import Balance, balance, shard_count
+from pipelines.stages.balance import Balance, Placement, balance, shard_count
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,8 @@ def decide(
     """Writes the folder `out`, whole or not at all: decisions for every record, and the global tables.
 
     It holds reason, representative, distance, label, shard, row (.npy, one entry per sid), the manifest's identities,
-    conflicts and identity_links (.parquet), details of some drops (.parquet), and facts.json (shards, identities,
-    dedupe statistics, scanned, kept).
+    conflicts and identity_links (.parquet), details of some drops (.parquet), and facts.json (shards, their geometry,
+    identities, dedupe statistics, scanned, kept).
 
     What is broken in itself, or sorted out by a filter, is gone already. Then goes what is one of the pictures, then
     copies and conflicts among the rest, and at last what max_images and min_images say.
@@ -133,7 +134,8 @@ def decide(
     temporary = out.with_name(f".{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    _save_columns(reason, found, planned, shards, temporary)
+    placed = planned.place(shards)
+    _save_columns(reason, found, planned, placed, temporary)
     identities = _identities(label, reason, planned.label, names, filtered)
     unused = LATER["identities"].keys() - ({"test_overlap"} if pictures else set())
     identities = identities.drop_columns(sorted(unused))
@@ -146,6 +148,7 @@ def decide(
     write_parquet(details, temporary / "details.parquet")
     facts = {
         "shards": shards,
+        "geometry": geometry(placed.by_shard(columns.size))._asdict(),
         "identities": int(planned.label.max()) + 1,
         "scanned": len(reason),
         "kept": count,
@@ -168,9 +171,8 @@ def _keep_out(columns: Columns, pictures: Pictures, config: BuildConfig, threads
     return found
 
 
-def _save_columns(reason: np.ndarray, found: Dedupe, planned: Balance, shards: int, folder: Path) -> None:
+def _save_columns(reason: np.ndarray, found: Dedupe, planned: Balance, placed: Placement, folder: Path) -> None:
     """Writes what was decided for every record, an .npy a column."""
-    placed = planned.place(shards)
     columns = {
         "reason": reason,
         "representative": found.representative,

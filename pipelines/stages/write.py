@@ -20,6 +20,7 @@ from faceshards.dataset.row_check import check_rows
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.errors import ShardError, SourceError
 from faceshards.files import write_json, write_parquet
+from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.mindrecord.writer import write_shard
 from pipelines.sources.base import OpenFiles, Place, SourceFile
@@ -94,7 +95,9 @@ def _images(table: pa.Table, files: list[SourceFile], opened: OpenFiles) -> Iter
         yield from images
 
 
-def write(shard: int, origin: Origin, routed: list[Path], images: Path, shards: Path, done: Path) -> int:
+def write(
+    shard: int, origin: Origin, geometry: Geometry, routed: list[Path], images: Path, shards: Path, done: Path
+) -> int:
     """Returns the rows of a shard after writing its MindRecord files, its part of the table `images`, and `done`.
 
     The file is read back before it counts: its structure and every image against the sha256 that was signed.
@@ -102,6 +105,7 @@ def write(shard: int, origin: Origin, routed: list[Path], images: Path, shards: 
     Args:
         shard: its number.
         origin: where the images come from.
+        geometry: page and header size of the set's shards.
         routed: what `route` wrote, for every partition.
         images: folder of the table's parts.
         shards: folder of the shard files.
@@ -119,7 +123,7 @@ def write(shard: int, origin: Origin, routed: list[Path], images: Path, shards: 
     try:
         path = room / name
         sizes, labels, sids = (table[column].to_numpy() for column in ("bytes", "label", "sid"))
-        info = write_shard(path, origin.images(table), sizes, labels, sids)
+        info = write_shard(path, origin.images(table), sizes, labels, sids, **geometry._asdict())
         with Shard(path) as shard_file:
             for problem in check_rows(shard_file, table):
                 raise ShardError(path, f"was not read back as it was scanned: {problem}")

@@ -227,7 +227,7 @@ def test_readers_share_the_images_out(data):
         ((0,), {}, "batch_size is 0, and has to be 1 at least"),
         ((8, 0, 0), {}, "world is 0, and has to be 1 at least"),
         ((8, 2, 2), {}, "rank 2 is not one of 2"),
-        ((8, 0, 5), {}, "5 ranks and 4 shards: every rank needs its own"),
+        ((8, 0, 50), {}, "images on 50 ranks give no batch of 400"),
         ((9999,), {}, "give no batch of 9999"),
         ((8,), {"seed": -1}, "seed is -1, and has to be 0 at least"),
         ((8,), {"threads": -1}, "threads is -1, and has to be 0 at least"),

@@ -13,7 +13,7 @@ import numpy as np
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
 
-LANES = 8  # shards come in multiples of 8 by default
+LANES = 8  # so are the shards of all but small sets
 
 
 class StreamError(FaceshardsError):
@@ -38,7 +38,7 @@ class Layout:
         steps_per_epoch: steps that every rank has images for.
 
     Raises:
-        StreamError: more ranks than shards, or fewer rows than a global batch.
+        StreamError: fewer rows than a global batch.
     """
 
     def __init__(self, data: Manifest, world: int, global_batch: int) -> None:
@@ -48,11 +48,6 @@ class Layout:
         self.sha256: list[str] = shards["sha256"].to_pylist()
         self.shard_bounds = np.concatenate([[0], np.cumsum(shards["rows"].to_numpy())]).astype(np.int64)
         count, rows = len(self.names), int(self.shard_bounds[-1])
-        if world > count:
-            raise StreamError(
-                f"{data.path}: {world} ranks and {count} shards: every rank needs its own; build with "
-                f"--set shards={-(-world // 8) * 8}"
-            )
         self.lanes = LANES if LANES % world == 0 else world
         self.world, self.batch = world, global_batch // world
         if count % self.lanes == 0:

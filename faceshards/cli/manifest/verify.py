@@ -86,12 +86,13 @@ def verify(
         raise click.UsageError("--seed belongs to --sample: without it all rows are looked at")
     found = Manifest(path)
     kept, shards = found.totals["kept"], found.totals["shards"]
-    chosen, said = None, f"{kept} images in {shards} shards"
+    files = f"{shards} shard{'s'[: shards != 1]}"
+    chosen, said = None, f"{kept} images in {files}"
     if sample is not None:
         number, is_share = sample
         chosen = Sample(min(kept, max(1, round(number * kept if is_share else number))), seed)
         share = f"{float(100 * number):g}" if is_share else f"{100 * chosen.images / max(1, kept):.3g}"
-        said = f"{share} % = {chosen.images:,} of {kept:,} images in {shards} shards (seed {seed})"
+        said = f"{share} % = {chosen.images:,} of {kept:,} images in {files} (seed {seed})"
     about = {
         **{"dataset": str(path), "images": chosen.images if chosen else kept, "of": kept, "shards": shards},
         "sample": dataclasses.asdict(chosen) if chosen else None,

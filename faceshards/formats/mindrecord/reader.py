@@ -20,6 +20,7 @@ from faceshards.formats.mindrecord.layout import (
     HEADER_SIZES,
     PAGE_SIZES,
     TABLES,
+    WITHOUT_ROWID,
     RowGroup,
     frames,
     read_header,
@@ -80,7 +81,7 @@ class Shard:
         self._header_size, self._page_size, pages = read_header(self.path.name, self._read(8, length))
         if not HEADER_SIZES[0] <= self._header_size <= HEADER_SIZES[-1] or length + 8 > self._header_size:
             raise ValueError(f"a header of {length} bytes in {self._header_size}")
-        if not PAGE_SIZES[0] <= self._page_size <= PAGE_SIZES[-1]:
+        if self._page_size not in PAGE_SIZES:
             raise ValueError(f"pages of {self._page_size} bytes")
         groups = row_groups(pages)
         size = self._header_size + (len(pages) - 1) * self._page_size + pages[-1].used
@@ -219,18 +220,25 @@ def verify_index(path: Path) -> None:
     index = Path(f"{path}.db")
     if not index.is_file() or Path(f"{index}-journal").exists():
         raise ShardError(index, "is missing, or its journal says that writing it was interrupted")
-    named = [("INDEXES", "INDEXES", TABLES[0]), ("SHARD_NAME", "SHARD_NAME", TABLES[1])]
-    expected = [("index", "sqlite_autoindex_INDEXES_1", "INDEXES", None), *(("table", *table) for table in named)]
+    names = ("table", "SHARD_NAME", "SHARD_NAME", TABLES[1])
+    ours = [("table", "INDEXES", "INDEXES", TABLES[0] + WITHOUT_ROWID), names]
+    theirs = [  # FileWriter's, and our own once
+        ("index", "sqlite_autoindex_INDEXES_1", "INDEXES", None),
+        ("table", "INDEXES", "INDEXES", TABLES[0]),
+        names,
+    ]
     source = f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1"  # immutable: takes no lock, leaves no files
     try:
         with Shard(path) as shard, closing(sqlite3.connect(source, uri=True)) as link:
-            if link.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall() != expected:
+            tables = link.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+            if tables not in (ours, theirs):
                 raise ShardError(index, "does not have MindRecord's tables")
             if link.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]:
                 raise ShardError(index, "is damaged: SQLite's integrity_check fails")
             if link.execute("SELECT NAME FROM SHARD_NAME").fetchmany(2) != [(path.name,)]:
                 raise ShardError(index, f"is not the index of {path.name}")
-            found = link.execute("SELECT * FROM INDEXES NOT INDEXED ORDER BY rowid")
+            order = "ROW_ID" if tables == ours else "rowid"
+            found = link.execute(f"SELECT * FROM INDEXES NOT INDEXED ORDER BY {order}")
             for rows in shard.index_rows():
                 if found.fetchmany(len(rows)) != rows:
                     raise ShardError(index, f"differs from the data file in rows {rows[0][0]}..{rows[-1][0]}")

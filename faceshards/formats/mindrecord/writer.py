@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from faceshards.errors import ShardError
+from faceshards.formats.mindrecord.geometry import geometry
 from faceshards.formats.mindrecord.layout import (
     HEADER_SIZES,
     PAGE_SIZES,
     RAW_FIXED,
     TABLES,
+    WITHOUT_ROWID,
     RowGroup,
     checked_columns,
     header,
@@ -28,7 +30,6 @@ from faceshards.formats.mindrecord.layout import (
     raw_rows,
 )
 
-DEFAULT_PAGE = 4 << 20  # bytes; half of one is the usual waste, at the end of the last blob page
 _PROBE = 1 << 17  # bytes; more than SQLite writes at a time
 FORBIDDEN = set("\\/:*?\"<>|`&';")  # in file names, by MindSpore
 
@@ -62,8 +63,9 @@ def write_shard(
         sizes: (N,) int, bytes of each image, at least 1.
         labels: (N,) int, 0..2**31-1.
         sids: (N,) int, 0..2**63-1.
-        page_size: bytes, one of PAGE_SIZES; 0 takes the least that holds the largest image and either all or 4 MiB.
-        header_size: bytes, one of HEADER_SIZES; 0 takes the least that holds the header.
+        page_size: bytes, one of PAGE_SIZES; 0 takes what suits this shard alone (geometry.py). Shards that MindSpore is
+            to read together need the same, and the same header_size.
+        header_size: bytes; the least of HEADER_SIZES from this one on that holds the header.
 
     Raises:
         ShardError: the rows break a limit (then nothing is written), the images do not have the sizes promised, or the
@@ -114,20 +116,23 @@ def _refusal(path: Path) -> int:
     return 0
 
 
-def shard_bytes(sizes: np.ndarray, labels: np.ndarray, sids: np.ndarray) -> int:
+def shard_bytes(
+    sizes: np.ndarray, labels: np.ndarray, sids: np.ndarray, *, page_size: int = 0, header_size: int = 0
+) -> int:
     """Returns the bytes of both files of the shard that `write_shard` would make: of the first exactly, of the index
-    (49 bytes a row in pages of 4 KiB, as layout.py has it measured) to a page or two.
+    (34 bytes a row in pages of 4 KiB, as layout.py has it measured) to a page or two.
 
     Args:
-        sizes, labels, sids: as `write_shard` takes them.
+        sizes, labels, sids, page_size, header_size: as `write_shard` takes them.
 
     Raises:
         ShardError: the rows break a limit.
     """
     path = Path("shard-00000.mindrecord")
     raw_sizes = _raw_sizes(labels, sids)
-    page_size, header_size, _, groups = _fit(path, sizes, raw_sizes, 0, 0)
-    index = 3 * 4096 + -(-49 * len(sizes) // 4096) * 4096
+    page_size, header_size, _, groups = _fit(path, sizes, raw_sizes, page_size, header_size)
+    leaves = -(-34 * len(sizes) // 4096)
+    index = (2 + leaves + (leaves > 1)) * 4096
     # Every page takes page_size, but the last one only its rows.
     return header_size + (groups[-1].raw * page_size) + groups[-1].raw_end + index
 
@@ -142,17 +147,15 @@ def _fit(
 ) -> tuple[int, int, bytes, list[RowGroup]]:
     """Returns page size, header size, header and row groups of a shard; see `write_shard`."""
     largest = int(sizes.max()) + 8
-    if not page_size:
-        wanted = max(largest, min(DEFAULT_PAGE, int(sizes.sum()) + 8 * len(sizes)))
-        page_size = next((size for size in PAGE_SIZES if size >= wanted), PAGE_SIZES[-1])
+    page_size = page_size or geometry([sizes]).page_size
     if page_size not in PAGE_SIZES or largest > page_size:
         raise ShardError(path, f"no MindRecord page of {page_size} bytes for an image of {largest - 8} bytes")
     pages, groups = lay_out(sizes, raw_sizes, page_size)
-    for choice in (header_size,) if header_size else HEADER_SIZES:
+    for choice in (size for size in HEADER_SIZES if size >= header_size):
         head = header(path.name, choice, page_size, pages)
-        if choice in HEADER_SIZES and len(head) <= choice:
+        if len(head) <= choice:
             return page_size, choice, head, groups
-    raise ShardError(path, f"no MindRecord header of {choice} bytes for {len(head)} bytes about {len(pages)} pages")
+    raise ShardError(path, f"no MindRecord header for {len(pages)} pages")
 
 
 def _blob_blocks(
@@ -190,14 +193,13 @@ def _write_index(path: Path, rows: Iterable[Iterator[tuple[int, ...]]]) -> bytes
     index = Path(f"{path}.db")
     for leftover in (index, Path(f"{index}-journal")):
         leftover.unlink(missing_ok=True)
-    with closing(sqlite3.connect(index, isolation_level=None)) as link:
-        for setting in ("page_size=4096", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
-            link.execute(f"PRAGMA {setting}")
-        for statement in ("BEGIN", *TABLES):
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as link:
+        for statement in ("PRAGMA page_size=4096", "BEGIN", TABLES[0] + WITHOUT_ROWID, TABLES[1]):
             link.execute(statement)
         link.execute("INSERT INTO SHARD_NAME VALUES(?)", (path.name,))
         link.executemany("INSERT INTO INDEXES VALUES(?,?,?,?,?,?,?,?,?,?)", chain.from_iterable(rows))
         link.execute("COMMIT")
+        link.execute("VACUUM INTO ?", (str(index),))  # fills its pages, of which inserting leaves a tenth empty
     with open(index, "rb") as file:
         os.fsync(file.fileno())
         return file.read()

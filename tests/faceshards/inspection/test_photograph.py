@@ -141,9 +141,7 @@ def test_what_is_said_was_compared(tiny_dataset: Manifest, tmp_path: Path) -> No
         pq.read_table(part.with_name(name))["sid"][0].as_py() for name in (part.name, "part-00002.parquet")
     )
     hashes = pq.read_metadata(part).row_group(0).column(SCHEMAS["images"].get_field_index("phash"))
-    flip_bit(
-        part, 8 * (hashes.dictionary_page_offset + hashes.total_compressed_size // 2)
-    )  # no name is looked for there
+    flip_bit(part, 8 * (hashes.data_page_offset + hashes.total_compressed_size // 2))  # no name is looked for there
     line = f"{part}: changed since it was published: its SHA-256 is not dataset.json's"
     for name in (inside, "no-such-key"):
         result = call(out, name)

@@ -105,8 +105,16 @@ def test_splitmix64_spreads_seeds_purposes_and_rows():
     [
         (100 << 20, 10_000, {"shard_bytes": 10 << 20}, 16),  # 10 rounded up to a multiple of 8
         (80 << 20, 10_000, {"shard_bytes": 10 << 20}, 8),
-        (1, 10_000, {}, 8),
-        (1, 3, {}, 3),  # never an empty shard
+        (1, 10_000, {}, 1),  # of small sets, shards of 16 MiB or more
+        ((32 << 20) - 1, 10_000, {}, 1),
+        (32 << 20, 10_000, {}, 2),
+        (100 << 20, 10_000, {}, 4),
+        ((128 << 20) - 1, 10_000, {}, 4),
+        (128 << 20, 10_000, {}, 8),
+        (256 << 20, 10_000, {}, 8),
+        ((8 * 256 << 20) + 1, 10_000, {}, 16),
+        (22 << 20, 10_000, {"shard_bytes": 8 << 20}, 4),  # smaller ones are what was asked for
+        (1 << 30, 3, {}, 3),  # never an empty shard
         (1 << 40, 10_000, {"shards": 5}, 5),
         (1 << 40, 4, {"shards": 5}, 4),
     ],
