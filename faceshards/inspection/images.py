@@ -43,24 +43,24 @@ class Images:
 def compare_images(a: Side, b: Side) -> Images:
     """Returns which images differ; an image that a set holds n times is n images."""
     only = [np.ones(len(codes), bool) for _, codes in (a, b)]
+    moved, partner = np.zeros(len(a[1]), bool), np.zeros(len(a[1]), np.int64)
 
-    def compare(bucket: int) -> tuple[Indices, Indices, int]:
+    def compare(bucket: int) -> int:
         here = [places[bounds[bucket] : bounds[bucket + 1]] for places, bounds in buckets]
         sides = [(digests[places], codes[places]) for (digests, codes), places in zip((a, b), here, strict=True)]
         rows = _match(*sides)
-        for there, places, matched in zip(only, here, rows, strict=True):
-            there[places[matched]] = False
-        moved = sides[0][1][rows[0]] != sides[1][1][rows[1]]
-        return here[0][rows[0][moved]], here[1][rows[1][moved]], len(moved) - np.count_nonzero(moved)
+        for alone, places, matched in zip(only, here, rows, strict=True):
+            alone[places[matched]] = False
+        other = sides[0][1][rows[0]] != sides[1][1][rows[1]]
+        before = here[0][rows[0][other]]
+        moved[before], partner[before] = True, here[1][rows[1][other]]
+        return len(other) - len(before)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts and copies without the interpreter's lock
         buckets = list(pool.map(_by_bucket, [digests for digests, _ in (a, b)]))
-        found = list(pool.map(compare, range(_BUCKETS)))
-    moved_a, moved_b, same = zip(*found, strict=True)
-    lost, gained = (np.flatnonzero(rows) for rows in only)
-    order = np.argsort(np.concatenate(moved_a))
-    moved_a, moved_b = (np.concatenate(parts)[order].astype(np.int64) for parts in (moved_a, moved_b))
-    return Images(lost, gained, moved_a, moved_b, sum(same))
+        same = sum(pool.map(compare, range(_BUCKETS)))
+    lost, gained, moved_a = (np.flatnonzero(rows) for rows in (*only, moved))
+    return Images(lost, gained, moved_a, partner[moved_a], same)
 
 
 def _by_bucket(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
