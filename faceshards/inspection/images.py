@@ -47,6 +47,8 @@ def compare_images(a: Side, b: Side) -> Images:
 
     def compare(bucket: int) -> int:
         here = [places[bounds[bucket] : bounds[bucket + 1]] for places, bounds in buckets]
+        if not all(map(len, here)):
+            return 0
         sides = [(digests[places], codes[places]) for (digests, codes), places in zip((a, b), here, strict=True)]
         rows = _match(*sides)
         for alone, places, matched in zip(only, here, rows, strict=True):
