@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from faceshards.dataset.manifest import Manifest
@@ -21,16 +21,23 @@ from tests.pipelines.build_fixtures import flip_bit, rewrite_info
 
 # Few digests, some equal in their first word alone, and few identities: everything repeats.
 images = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=12)
+# With so many more, first words that differ in their ninth bit alone are alike: the bits below number the rows.
+crowd = [(6 + 6 * i, 0) for i in range(300)]
 
 
 def arrays(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    digests = np.array([[digest // 3, 7, digest % 3, 1] for digest, _ in rows], np.uint64).reshape(-1, 4)
+    digests = np.array([[digest // 3 << 8, 7, digest % 3, 1] for digest, _ in rows], np.uint64).reshape(-1, 4)
     return digests, np.array([identity for _, identity in rows], np.int32)
 
 
 @settings(deadline=None)
-@given(images, images)
-def test_images_are_compared_as_multisets(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
+@given(images, images, st.sampled_from([[], crowd]))
+@example([(0, 0)], [(1, 0)], [])
+@example([(0, 0)], [(3, 0)], crowd)
+def test_images_are_compared_as_multisets(
+    a: list[tuple[int, int]], b: list[tuple[int, int]], more: list[tuple[int, int]]
+) -> None:
+    b = [*more, *b]
     found = compare_images(arrays(a), arrays(b))
     only_a, only_b = Counter(a) - Counter(b), Counter(b) - Counter(a)
     digests = [Counter(digest for digest, _ in only.elements()) for only in (only_a, only_b)]
