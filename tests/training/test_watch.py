@@ -196,6 +196,21 @@ def test_what_was_said_of_a_job_before_counts_no_more(job):
     assert again.told() == [Cause("new")]
 
 
+def test_a_launcher_that_was_started_anew_is_of_another_job(job):
+    again = Board(job.folder, NAMES, 0, job.clock)  # the first one was killed, its host's ranks with it
+    watch = Watch(job.logs(0), Hosts(1, NAMES, 0), again, job.clock)
+    for _ in range(3):
+        job.clock.now += 1
+        again.turn()
+        job.boards[1].turn()
+    job.ends(1, "Launch kernel failed", echo=True)
+    cause = job.watches[1].verdict(None)
+    assert cause == Cause("host n0 was lost: its launcher has been started anew; --resume goes on")
+    job.clock.now += 1
+    again.turn()
+    assert watch.verdict(None) is None
+
+
 def test_half_of_a_file_says_nothing(job):
     path = job.logs(1) / "host.json"
     path.write_text(path.read_text()[:20])
