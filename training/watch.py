@@ -22,7 +22,10 @@ SETTLE, PATIENCE = 2.0, 20.0
 _EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 _TIMED_OUT = re.compile(r"The node: (\d+) is timed out")
 # Not for the terminal: MindSpore's pages, up to a line of our own, and what a rank says of its end: it may be an echo.
-_ASIDE, _OWN = re.compile(r"\[(ERROR|CRITICAL|WARNING)\]|rank-\d+ ends: "), re.compile(r"(INFO|WARNING|ERROR) ")
+_ASIDE, _OWN = (
+    re.compile(r"\[(DEBUG|INFO|WARNING|ERROR|CRITICAL)\]|rank-\d+ ends: "),
+    re.compile(r"(INFO|WARNING|ERROR) "),
+)
 
 
 class Follower:
