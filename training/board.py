@@ -46,6 +46,8 @@ class _Other:
     changed: float = 0.0
     seen: bool = False
     old: str = ""
+    mutual: bool = False  # it has seen this start of this host's, too
+    again: bool = False  # it was started anew since
 
 
 class Board:
@@ -63,7 +65,7 @@ class Board:
     ) -> None:
         self._names, self._rank, self._clock = names, rank, clock
         self._paths = [folder / f"host-{place}" / "host.json" for place in range(len(names))]
-        self._mine: dict[str, Any] = {"start": uuid.uuid4().hex, "count": 0, "done": False, "cause": None}
+        self._mine: dict[str, Any] = {"start": uuid.uuid4().hex, "count": 0, "sees": {}, "done": False, "cause": None}
         self._next = 0.0
         self._others = {place: _Other() for place in range(len(names)) if place != rank}
         for place, other in self._others.items():
@@ -79,11 +81,18 @@ class Board:
             return
         self._next = now + BEAT
         self._mine["count"] += 1
+        self._mine["sees"] = {str(place): o.record["start"] for place, o in self._others.items() if o.seen and o.record}
         self._write()
         for place, other in self._others.items():
             record = self._read(place)
             if record is None or record == other.record or record["start"] == other.old:
                 continue
+            if other.mutual and other.record and record["start"] != other.record["start"]:
+                other.again = True  # and what it says is of another job
+            sees = record["sees"].get(str(self._rank), self._mine["start"])
+            if other.again or sees != self._mine["start"]:  # a launcher of a job before, which does not know yet
+                continue
+            other.mutual |= str(self._rank) in record["sees"]
             other.record, other.changed, other.seen = record, now, True
 
     def tell(self, cause: Cause) -> None:
@@ -103,8 +112,10 @@ class Board:
         return [Cause(str(cause["text"]), bool(cause["echo"])) for cause in found if cause]
 
     def silent(self, seconds: float) -> Cause | None:
-        """Returns that a host is lost, if one has not counted for so long."""
+        """Returns that a host is lost, if one has not counted for so long, or was started anew."""
         for place, other in self._others.items():
+            if other.again:
+                return Cause(f"host {self._names[place]} was lost: its launcher has been started anew{GO_ON}")
             since = self._clock() - other.changed
             if other.seen and since > seconds and other.record and not other.record["done"]:
                 return Cause(
@@ -138,6 +149,7 @@ class Board:
     def _read(self, place: int) -> dict[str, Any] | None:
         try:
             record = read_json(self._paths[place])
-            return record if isinstance(record, dict) and set(self._mine) <= set(record) else None
+            fit = isinstance(record, dict) and set(self._mine) <= set(record) and isinstance(record["sees"], dict)
+            return record if fit else None
         except (OSError, ValueError):
             return None

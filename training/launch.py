@@ -141,7 +141,7 @@ def _follow(job: subprocess.Popen[bytes], log_dir: Path, hosts: Hosts, board: Bo
         deadman.turn()
         if code == 0:
             return None
-        cause = watch.verdict(code)
+        cause = watch.verdict(job.poll)
         if cause is not None:
             until = time.monotonic() + GRACE if until is None else until
             if code is not None or time.monotonic() > until:

@@ -22,7 +22,10 @@ SETTLE, PATIENCE = 2.0, 20.0
 _EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 _TIMED_OUT = re.compile(r"The node: (\d+) is timed out")
 # Not for the terminal: MindSpore's pages, up to a line of our own, and what a rank says of its end: it may be an echo.
-_ASIDE, _OWN = re.compile(r"\[(ERROR|CRITICAL|WARNING)\]|rank-\d+ ends: "), re.compile(r"(INFO|WARNING|ERROR) ")
+_ASIDE, _OWN = (
+    re.compile(r"\[(DEBUG|INFO|WARNING|ERROR|CRITICAL)\]|rank-\d+ ends: "),
+    re.compile(r"(INFO|WARNING|ERROR) "),
+)
 
 
 class Follower:
@@ -66,16 +69,16 @@ class Watch:
         self._signs: dict[str, Cause] = {}
         self._since: float | None = None
 
-    def verdict(self, code: int | None) -> Cause | None:
+    def verdict(self, poll: Callable[[], int | None]) -> Cause | None:
         """Returns why the job ends, once that is known; None before, and of a job that ends well.
 
         A cause counts before an echo of it, which is what most ranks meet. So after an echo the others have some
         seconds to name the cause; that a host is silent, or was never there, is one, too.
 
         Args:
-            code: of msrun, None while it runs.
+            poll: returns the exit code of msrun, None while it runs.
         """
-        for sign in self._look(code):
+        for sign in self._look(poll):
             self._signs.setdefault(sign.text, sign)
         found = [*self._signs.values(), *self._board.told()]
         real = next((cause for cause in found if not cause.echo), None) or self._board.silent(LOST)
@@ -96,21 +99,24 @@ class Watch:
         self._board.tell(cause)
         return cause
 
-    def _look(self, code: int | None) -> Iterator[Cause]:
+    def _look(self, poll: Callable[[], int | None]) -> Iterator[Cause]:
         """Yields what has ended on this host, and how."""
+        before = {path: exit_code(int(_text(path) or 0)) for path in self._logs.glob("*.pid")}
+        code = poll()  # only now: the ranks die with msrun, and it is not they that were killed
+        if code is not None and code < 0:
+            yield Cause(f"msrun{self._at()} {killed_by(code)}")
+            return
         reported = {int(pid): int(text) for pid, text in _EXIT.findall(_text(self._logs / "msrun.log"))}
-        for path in self._logs.glob("*.pid"):
-            pid = int(_text(path) or 0)
+        for path, seen in before.items():
             # Of processes that end after the first one that msrun saw, it was msrun that killed them.
-            ended = reported.get(pid, None if reported and path.stem != SCHEDULER else exit_code(pid))
+            ended = reported.get(int(_text(path) or 0), None if reported and path.stem != SCHEDULER else seen)
             if sign := self._sign(path.stem, ended):
                 yield sign
         if code and not self._signs:
             for ended in reported.values():
-                yield Cause(f"a rank{self._at()} ended with code {ended} as it started{self._see()}")
+                yield Cause(f"a rank{self._at()} ended with code {ended} as it started: see {self._logs}")
             if not reported:
-                how = killed_by(code) if code < 0 else f"ended with code {code}: see {self._logs / 'msrun.log'}"
-                yield Cause(f"msrun{self._at()} {how}")
+                yield Cause(f"msrun{self._at()} ended with code {code}: see {self._logs / 'msrun.log'}")
 
     def _sign(self, name: str, ended: int | None) -> Cause | None:
         """Returns what the end of a process of this host says, None if it goes on or has ended well.
@@ -150,9 +156,6 @@ class Watch:
 
     def _at(self) -> str:
         return f" on {self._hosts.name}" if len(self._hosts.names) > 1 else ""
-
-    def _see(self) -> str:
-        return f": see {self._logs}"
 
 
 def killed_by(code: int) -> str:

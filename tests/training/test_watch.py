@@ -25,6 +25,10 @@ from training.watch import PATIENCE, SETTLE, Follower, Watch, exit_code
 NAMES = ("n0", "n1")
 
 
+def runs() -> None:
+    """Is msrun's exit code while it runs."""
+
+
 class Clock:
     """Seconds that pass when a test says so."""
 
@@ -61,7 +65,7 @@ class Job:
                 self.boards[place].turn()
 
     def verdicts(self) -> list[str | None]:
-        found = [watch.verdict(None) for watch in self.watches]
+        found = [watch.verdict(runs) for watch in self.watches]
         return [cause and cause.text for cause in found]
 
     def ends(self, place: int, text: str, echo: bool, name: str = "") -> None:
@@ -179,9 +183,9 @@ def test_a_host_that_never_came_is_named(tmp_path):
     alone = Board(tmp_path, NAMES, 0, job.clock)
     watch = Watch(job.logs(0), Hosts(1, NAMES, 0), alone, job.clock)
     job.ends(0, "cannot join the job of 2 processes", echo=True)
-    watch.verdict(None)
+    watch.verdict(runs)
     job.clock.now += SETTLE
-    assert watch.verdict(None) == Cause("host n1 did not start: it needs this command with --host-rank 1")
+    assert watch.verdict(runs) == Cause("host n1 did not start: it needs this command with --host-rank 1")
 
 
 def test_what_was_said_of_a_job_before_counts_no_more(job):
@@ -194,6 +198,21 @@ def test_what_was_said_of_a_job_before_counts_no_more(job):
     job.clock.now += 1
     again.turn()
     assert again.told() == [Cause("new")]
+
+
+def test_a_launcher_that_was_started_anew_is_of_another_job(job):
+    again = Board(job.folder, NAMES, 0, job.clock)  # the first one was killed, its host's ranks with it
+    watch = Watch(job.logs(0), Hosts(1, NAMES, 0), again, job.clock)
+    for _ in range(3):
+        job.clock.now += 1
+        again.turn()
+        job.boards[1].turn()
+    job.ends(1, "Launch kernel failed", echo=True)
+    cause = job.watches[1].verdict(runs)
+    assert cause == Cause("host n0 was lost: its launcher has been started anew; --resume goes on")
+    job.clock.now += 1
+    again.turn()
+    assert watch.verdict(runs) is None
 
 
 def test_half_of_a_file_says_nothing(job):
@@ -210,6 +229,12 @@ def test_ranks_that_msrun_has_killed_are_not_the_cause(tmp_path, killed):
         (job.logs(0) / f"rank-{rank}.pid").write_text(str(pid))
     (job.logs(0) / "msrun.log").write_text(f"[ERROR] Worker process {second} exit with exception. Error code: -9.\n")
     assert job.verdicts() == ["rank 1 was killed by signal 9 (SIGKILL); --resume goes on"]
+
+
+def test_ranks_that_died_with_msrun_are_not_the_cause(job, killed):
+    (job.logs(0) / "rank-0.pid").write_text(str(killed(signal.SIGKILL)))
+    found = job.watches[0].verdict(lambda: -9)
+    assert found == Cause("msrun on n0 was killed by signal 9 (SIGKILL); --resume goes on")
 
 
 def test_an_exit_code_is_known_before_anybody_waited(killed):
