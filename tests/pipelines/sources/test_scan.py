@@ -24,7 +24,7 @@ from pipelines.sources.base import OpenFiles, Place
 from pipelines.sources.catalog import dataset_folder, known_datasets
 from pipelines.sources.find import cut, find_files
 from pipelines.sources.folder import walk_images
-from pipelines.sources.registry import SOURCES, read_image, scan
+from pipelines.sources.registry import SOURCES, read_images, scan
 from pipelines.stages.signatures import sign
 from tests.recs import encode, jpeg, pack, pack_flag, png, texture, write_im2rec, write_insightface, write_rec
 
@@ -553,7 +553,7 @@ def test_images_are_read_back_as_they_were_scanned(tmp_path, faces, kind):
             for *columns, image in zip(
                 found.key, found.offset, found.header, found.size, found.parts, found.images, strict=True
             ):
-                assert read_image(file, Place(*columns), opened) == image.tobytes()
+                assert read_images(file, [Place(*columns)], opened) == [image.tobytes()]
                 count += 1
     assert count == (9 if kind == "folder" else 3)
 
@@ -563,7 +563,7 @@ def test_a_file_that_changed_since_it_was_scanned_is_not_read(tmp_path, faces):
     (file,), _ = find_files(tmp_path)
     os.utime(file.path, ns=(1, 1))
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
-        read_image(file, Place("1", offsets[1], 24, len(faces[0][0]), 1), opened)
+        read_images(file, [Place("1", offsets[1], 24, len(faces[0][0]), 1)], opened)
     os.unlink(file.path)
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: No such file or directory"):
-        read_image(file, Place("1", offsets[1], 24, len(faces[0][0]), 1), opened)
+        read_images(file, [Place("1", offsets[1], 24, len(faces[0][0]), 1)], opened)
