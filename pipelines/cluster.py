@@ -46,7 +46,7 @@ FAILURES = (
 _TALKATIVE = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
 # glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
 # again, about a tenth of a worker's time. A worker keeps up to 256 MiB instead.
-_MALLOC = {
+MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,
     "MALLOC_MMAP_THRESHOLD_": 64 << 20,
     "MALLOC_TOP_PAD_": 64 << 20,
@@ -106,12 +106,17 @@ class _Behave(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         # Ctrl-C in a terminal reaches every process; it is for the build to answer, which then ends its workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # Stages make lists of as many small objects as a partition has images, and no cycles: looking for some takes a
-        # twentieth of a worker's time.
-        gc.freeze()
-        gc.set_threshold(_GARBAGE)
-        cv2.setNumThreads(1)  # there is a worker for each core
+        settle()
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+def settle() -> None:
+    """Spares a process that does nothing but stages what it would spend beside them."""
+    # Stages make lists of as many small objects as a partition has images, and no cycles: looking for some takes a
+    # twentieth of a worker's time.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE)
+    cv2.setNumThreads(1)  # there is a worker for each core
 
 
 def check_dashboard() -> None:
@@ -150,7 +155,7 @@ def connected(workers: int, scheduler: str | None, dashboard: bool, tls: Tls | N
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "1s",
         "distributed.admin.system-monitor.interval": "1s" if dashboard else "10s",
-        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **_MALLOC},
+        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **MALLOC},
     }
     security = tls.security() if tls else None
     with ExitStack() as stack:
