@@ -20,7 +20,7 @@ from faceshards.errors import ConfigError, SourceError
 from pipelines.config import BuildConfig
 from pipelines.records import MAX_LABEL
 from pipelines.sources import folder, recordio
-from pipelines.sources.base import OpenFiles, Place
+from pipelines.sources.base import OpenFiles, Place, SourceFile
 from pipelines.sources.catalog import dataset_folder, known_datasets
 from pipelines.sources.find import cut, find_files
 from pipelines.sources.folder import walk_images
@@ -567,3 +567,15 @@ def test_a_file_that_changed_since_it_was_scanned_is_not_read(tmp_path, faces):
     os.unlink(file.path)
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: No such file or directory"):
         read_images(file, [Place("1", offsets[1], 24, len(faces[0][0]), 1)], opened)
+
+
+@pytest.mark.parametrize(
+    ("gib", "count"), [(1 / 64, 2), (1 / 2, 64), (1, 64), (2, 64), (8, 256), (32, 1024), (64, 1024), (256, 2048)]
+)
+def test_partitions_are_few_until_they_are_large(tmp_path, gib, count):
+    """Of 8 MiB, then 64 of them, then of 32 MiB, then 1,024, then of 128 MiB."""
+    size = int(gib * (1 << 30))
+    file = SourceFile(str(tmp_path / "a.rec"), "a.rec", "recordio", "", size, 0)
+    parts, _ = cut([file], tmp_path, 0)
+    assert len(parts) == count
+    assert (parts[0].start, parts[-1].stop) == (0, size)
