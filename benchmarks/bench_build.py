@@ -2,11 +2,13 @@
 
 Every side runs in a process of its own over the same .rec, on a warm page cache: user + system CPU seconds of the
 process and all its children (wait4), wall clock, peak resident memory of the largest process, bytes left on disk.
-Images are textured noise, JPEG of about 7 KB, 20 an identity, written by MXNet.
+Images are textured noise, JPEG of about 7 KB, 20 an identity, written by MXNet. The stages are those of a build without
+Dask, in one process that behaves as a worker does.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -15,8 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import cv2
@@ -24,6 +29,7 @@ import numpy as np
 import psutil
 
 from evaluation.models import mxnet_import
+from pipelines.cluster import MALLOC
 
 PER_IDENTITY = 20
 
@@ -74,6 +80,46 @@ def side_decode(rec: str, out: str, images: int) -> None:
     print(spent)
 
 
+def side_stages(rec: str, out: str, images: int) -> None:
+    """A whole build in this process; prints the CPU seconds of each stage, and last those of all the rest of it."""
+    from pipelines.build import build
+    from pipelines.cluster import settle
+    from pipelines.config import BuildConfig
+    from pipelines.runner import Execution
+    from pipelines.sources.find import find_files
+
+    spent: Counter[str] = Counter()
+
+    class Here:
+        """In place of a Runner: its functions, one after the other."""
+
+        workers = 1
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+            for task in tasks:
+                begin = time.process_time()
+                result = function(*task)
+                spent[function.__name__] += time.process_time() - begin
+                yield task, result
+
+    class InProcess(Execution):
+        def runner(self) -> Any:
+            return Here()
+
+    settle()
+    files, _ = find_files(Path(rec))
+    begin = time.process_time()
+    build("stages", files, Path(out) / "set", BuildConfig(), InProcess(1, quiet=True))
+    rest = time.process_time() - begin - sum(spent.values())
+    print(json.dumps({**spent, "decide and assemble": rest}))
+
+
 def side_png(rec: str, out: str, images: int) -> None:
     """MXNet reads, cv2 decodes in colour, PNG files in a folder per identity: mindface's path."""
     recordio = mxnet_import.load().recordio
@@ -104,12 +150,12 @@ def side_filewriter(rec: str, out: str, images: int) -> None:
     writer.commit()
 
 
-def measure(command: list[str], out: Path) -> tuple[Cost, str]:
+def measure(command: list[str], out: Path, env: dict[str, str] | None = None) -> tuple[Cost, str]:
     """Returns what a command costs, and its output."""
     peak = {"main": 0, "child": 0}
     begin = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
     def watch() -> None:
         while process.poll() is None:
@@ -136,51 +182,85 @@ def measure(command: list[str], out: Path) -> tuple[Cost, str]:
 @click.command()
 @click.option("--images", default=100_000, show_default=True)
 @click.option("--png-images", default=10_000, show_default=True, help="Images of the PNG path, which is slow.")
+@click.option("--rounds", default=1, show_default=True, help="Builds of each kind, in turns; the cheapest counts.")
+@click.option("--build-only", is_flag=True, help="Without the sides of FileWriter and PNG.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Work here instead of in a temporary folder.")
 @click.option("--side", hidden=True)
 @click.argument("rest", nargs=-1)
-def main(images: int, png_images: int, folder: Path | None, side: str | None, rest: tuple[str, ...]) -> None:
+def main(
+    images: int,
+    png_images: int,
+    rounds: int,
+    build_only: bool,
+    folder: Path | None,
+    side: str | None,
+    rest: tuple[str, ...],
+) -> None:
     """Print the cost of every side and the ratios."""
     if side:
         globals()[f"side_{side}"](rest[0], rest[1], images)
         return
     root = Path(tempfile.mkdtemp(dir=folder))
     try:
-        compare(root, images, min(png_images, images))
+        compare(root, images, 0 if build_only else min(png_images, images), rounds)
     finally:
         shutil.rmtree(root)
 
 
-def compare(root: Path, images: int, png_images: int) -> None:
-    """Measures and prints all sides."""
+def compare(root: Path, images: int, png_images: int, rounds: int) -> None:
+    """Measures and prints all sides; without `png_images` only builds and the decode."""
     source = root / "set"
     source.mkdir()
     render(source, images)
     rec = source / "train.rec"
     size = rec.stat().st_size
     print(f"{images} images, {size / images:.0f} bytes a record, {size / 1e6:.0f} MB")
-    python = [sys.executable]
-    child = [*python, "-m", "benchmarks.bench_build", "--images"]
-    _, text = measure([*child, str(images), "--side", "decode", str(rec), "-"], root / "none")
-    decode = float(text)
+    decode, costs = builds(root, rec, images, rounds)
     print(f"cv2 reduced gray decode alone: {decode / images * 1e6:.1f} CPU us/image")
     print(f"{'side':<24} {'images/s':>9} {'CPU us/image':>13} {'main MB':>8} {'worker MB':>10} {'disk MB':>8}")
-    walls = {}
-    for workers in (2, 1):
-        out = root / f"out{workers}"
-        build = [*python, "-m", "faceshards", "build", "--source", str(source), "--out", str(out), "--quiet"]
-        cost, _ = measure([*build, "--workers", str(workers)], out)
+    for workers, cost in costs.items():
         show(f"build, {workers} workers", cost, images)
         print(f"{'':<24} {cost.cpu / decode:.2f} times the decode")
-        walls[workers] = cost.wall
-        shutil.rmtree(out)
-    print(f"2 workers over 1: {walls[1] / walls[2]:.2f} times faster")
-    for name, count in (("filewriter", images), ("png", png_images)):
+    print(f"2 workers over 1: {costs[1].wall / costs[2].wall:.2f} times faster", flush=True)
+    stages(root, rec, images, decode, costs[1])
+    for name, count in (("filewriter", images), ("png", png_images)) if png_images else ():
         out = root / name
         out.mkdir()
-        cost, _ = measure([*child, str(count), "--side", name, str(rec), str(out)], out)
+        cost, _ = measure(_side(name, count, rec, str(out)), out)
         show(f"MXNet -> {name}", cost, count)
         shutil.rmtree(out)
+
+
+def builds(root: Path, rec: Path, images: int, rounds: int) -> tuple[float, dict[int, Cost]]:
+    """Returns CPU seconds of the decode, and costs of builds by 2 and by 1 workers; of each the cheapest round."""
+    decodes: list[float] = []
+    found: dict[int, list[Cost]] = {2: [], 1: []}
+    for _ in range(rounds):
+        decodes.append(float(measure(_side("decode", images, rec, "-"), root / "none")[1]))
+        for workers, costs in found.items():
+            out = root / f"out{workers}"
+            build = [sys.executable, "-m", "faceshards", "build", "--source", str(rec.parent), "--out", str(out)]
+            costs.append(measure([*build, "--quiet", "--workers", str(workers)], out)[0])
+            shutil.rmtree(out)
+    return min(decodes), {workers: min(costs, key=lambda cost: cost.cpu) for workers, costs in found.items()}
+
+
+def stages(root: Path, rec: Path, images: int, decode: float, whole: Cost) -> None:
+    """Prints the CPU of each stage, and what of a build by one worker is none of them."""
+    env = {**os.environ, **{name: str(size) for name, size in MALLOC.items()}, "OMP_NUM_THREADS": "1"}
+    out = root / "stages"
+    out.mkdir()
+    _, text = measure(_side("stages", images, rec, str(out)), out, env)
+    shutil.rmtree(out)
+    spent = json.loads(text.splitlines()[-1])
+    spent["processes, imports, Dask"] = whole.cpu - sum(spent.values())
+    print(f"{'stage':<24} {'CPU us/image':>13} {'times the decode':>17}")
+    for name, seconds in spent.items():
+        print(f"{name:<24} {seconds / images * 1e6:>13.1f} {seconds / decode:>17.3f}")
+
+
+def _side(name: str, images: int, rec: Path, out: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.bench_build", "--images", str(images), "--side", name, str(rec), out]
 
 
 def show(name: str, cost: Cost, images: int) -> None:

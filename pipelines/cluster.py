@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import importlib.util
 import logging
 import re
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import dask
 from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin
 from distributed import TimeoutError as DaskTimeoutError
@@ -44,11 +46,14 @@ FAILURES = (
 _TALKATIVE = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
 # glibc returns every freed partition to the kernel, and Dask makes it more eager still; each then costs its page faults
 # again, about a tenth of a worker's time. A worker keeps up to 256 MiB instead.
-_MALLOC = {
+MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,
     "MALLOC_MMAP_THRESHOLD_": 64 << 20,
     "MALLOC_TOP_PAD_": 64 << 20,
 }
+
+
+_GARBAGE = 100_000  # objects made before a worker looks for cycles among them
 
 
 class ClusterError(BuildError):
@@ -101,7 +106,17 @@ class _Behave(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         # Ctrl-C in a terminal reaches every process; it is for the build to answer, which then ends its workers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        settle()
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+def settle() -> None:
+    """Spares a process that does nothing but stages what it would spend beside them."""
+    # Stages make lists of as many small objects as a partition has images, and no cycles: looking for some takes a
+    # twentieth of a worker's time.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE)
+    cv2.setNumThreads(1)  # there is a worker for each core
 
 
 def check_dashboard() -> None:
@@ -133,13 +148,16 @@ def connected(workers: int, scheduler: str | None, dashboard: bool, tls: Tls | N
         ClusterError: the scheduler cannot be reached, or there is no worker.
         ConfigError: a file of `tls` is unusable.
     """
-    # A task whose worker died is retried by the runner, alone; the profiler would cost 2 % of every worker.
+    # A task whose worker died is retried by the runner, alone; the profiler would cost 2 % of every worker, and looking
+    # at the clock 50 times a second and at the system twice as much again, of every process.
     settings = {
         "distributed.scheduler.allowed-failures": 0,
         "distributed.worker.profile.enabled": False,
         # A busy machine takes longer than Dask's 15 s to start a worker again, and the cluster would send it away.
         "distributed.deploy.lost-worker-timeout": "1 day",
-        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **_MALLOC},
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "1s" if dashboard else "10s",
+        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **MALLOC},
     }
     security = tls.security() if tls else None
     with ExitStack() as stack:

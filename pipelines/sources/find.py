@@ -14,8 +14,10 @@ from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.leftovers import is_image, is_leftover
 from pipelines.sources.registry import cut_file, find, set_of
 
-_PARTITIONS = 1024  # partitions aimed at: enough to balance and to resume from, few enough to shuffle between
-_SMALLEST, _LARGEST = 8 << 20, 128 << 20  # bytes of a partition: more than a task costs, less than a worker holds
+_FEW, _MANY = 64, 1024  # partitions: enough to balance and to resume from, few enough to shuffle between
+# Bytes of a partition: more than a task costs (about 8 ms of CPU, what decoding a hundred faces takes), less than a
+# worker holds. A set has few partitions until they are of the middle size.
+_SMALLEST, _MIDDLE, _LARGEST = 8 << 20, 32 << 20, 128 << 20
 _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _MOST = 100_000  # files that a range of numbers may mean
 _TOLD = 6  # names in a warning
@@ -159,7 +161,7 @@ def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list
         SourceError: an index or folder cannot be read.
     """
     total = sum(file.bytes for file in files)
-    step = partition_bytes or min(max(total // _PARTITIONS, _SMALLEST), _LARGEST)
+    step = partition_bytes or min(max(total // _MANY, min(total // _FEW, _MIDDLE), _SMALLEST), _LARGEST)
     step = max(4, step // 4 * 4)
     partitions: list[Partition] = []
     warnings: list[str] = []

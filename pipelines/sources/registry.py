@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,15 @@ def claims(file: SourceFile) -> Claims:
         return SOURCES[file.kind].claims(file)
 
 
-def read_image(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
-    """Returns the encoded image at a place of a source file, as the file was when the build started.
+def read_images(file: SourceFile, places: Iterable[Place], opened: OpenFiles) -> list[bytes]:
+    """Returns the encoded images at places of a source file, in their order, as the file was when the build started.
 
     Raises:
         SourceError: the file changed, or went away, since it was scanned.
     """
-    with _reading(file.kind, file.path):
-        return SOURCES[file.kind].read(file, place, opened)
+    read = SOURCES[file.kind].read
+    with _reading(file.kind, file.path):  # once: for each image it would cost as much as reading it
+        return [read(file, place, opened) for place in places]
 
 
 def read_record(entry: Mapping[str, Any], key: str) -> bytes:

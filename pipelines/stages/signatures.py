@@ -74,16 +74,17 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
         BrokenFilterError: a filter failed.
     """
     n = len(rows.images)
-    sizes, sha = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
+    sizes, sha = [(0, 0)] * n, np.zeros((n, 32), np.uint8)
     signed = np.array([image is not None for image in rows.images], bool)
     hasher = _Hasher(n)
     screen = Screen(config.filters, n) if config.filters else None
-    digests = bytearray()
+    digests: list[bytes] = []
+    refused = functools.cache(lambda size: _refused(size, config))  # most images are of one size
     for i, image in enumerate(rows.images):
         if image is None:
             continue
         data = memoryview(image)  # type: ignore[arg-type]
-        digests += hashlib.sha256(data).digest()
+        digests.append(hashlib.sha256(data).digest())
         if i in skip:
             rows.drop(i, "quarantined", "decoding it killed the worker, alone and repeatedly")
             continue
@@ -92,19 +93,19 @@ def sign(rows: Scanned, config: BuildConfig, skip: frozenset[int] = frozenset())
         except ValueError as error:
             rows.drop(i, "undecodable", str(error))
             continue
-        if refused := _refused(size, config):
-            rows.drop(i, *refused)
+        if why := refused(size):
+            rows.drop(i, *why)
             continue
         gray = decode(image, _HALF_GRAY)
         if gray is None:
             rows.drop(i, "undecodable", "the decoder refuses it")
             continue
         hasher.add(i, gray)
-        if screen and rows.reason[i] == 0 and (found := screen.check(i, Image(image, (size[0], size[1]), gray))):
+        if screen and rows.reason[i] == 0 and (found := screen.check(i, Image(image, size, gray))):
             rows.reason[i], rows.detail[i] = found
     hasher.finish()
-    sha[signed] = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
-    height, width = sizes.T.copy()
+    sha[signed] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+    height, width = np.array(sizes, np.int32).reshape(n, 2).T.copy()
     return {
         "height": height,
         "width": width,
@@ -136,35 +137,34 @@ class _Hasher:
     def __init__(self, n: int) -> None:
         self.phash = np.zeros((n, 32), np.uint8)
         self.hashed = np.zeros(n, bool)
-        self._waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+        self._waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}  # by shape: rows and images
         self._held = 0  # bytes that wait
 
     def add(self, row: int, gray: np.ndarray) -> None:
         """Takes the decoded image of a row, (height, width) uint8."""
-        group = self._waiting.setdefault(gray.shape, [])
-        group.append((row, gray))
+        rows, images = self._waiting.setdefault(gray.shape, ([], []))
+        rows.append(row)
+        images.append(gray)
         self._held += gray.size
         # Sets of one size fill batches; where sizes differ, what waits for its like must not fill the worker.
-        if len(group) == _BATCH:
-            self._hash(group)
+        if len(rows) == _BATCH:
+            self._hash(rows, images)
         elif self._held > _HELD:
             self.finish()
 
     def finish(self) -> None:
         """Hashes all that still wait."""
         for group in self._waiting.values():
-            self._hash(group)
+            self._hash(*group)
 
-    def _hash(self, group: list[tuple[int, np.ndarray]]) -> None:
+    def _hash(self, rows: list[int], images: list[np.ndarray]) -> None:
         """Hashes and empties a group of images of one size."""
-        if not group:
+        if not rows:
             return
-        height, width = group[0][1].shape
-        gray = np.empty((height, len(group), width), np.uint8)
-        for column, (_, image) in enumerate(group):
-            gray[:, column] = image
-        rows = [row for row, _ in group]
-        self.phash[rows] = perceptual_hash(gray)
+        height, width = images[0].shape
+        gray = np.concatenate(images, axis=1)  # (height, B * width)
+        self.phash[rows] = perceptual_hash(gray.reshape(height, len(rows), width))
         self.hashed[rows] = True
         self._held -= gray.size
-        group.clear()
+        rows.clear()
+        images.clear()

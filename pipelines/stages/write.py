@@ -7,6 +7,7 @@ stretch of every such file. No process holds more than one partition or one shar
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -23,10 +24,13 @@ from faceshards.files import write_json, write_parquet
 from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.mindrecord.writer import write_shard
+from faceshards.hashing import splitmix64
 from pipelines.sources.base import OpenFiles, Place, SourceFile
-from pipelines.sources.registry import read_image
+from pipelines.sources.registry import read_images
 
 _BLOCK = 512  # images read at once, in order of their place in the source
+_PLACE = ("key", "offset", "header", "bytes", "parts")
+_SAMPLE = 64  # rows of a shard whose images are read back, besides the first and last of each row group
 
 
 def gather(shard: int, routed: list[Path]) -> pa.Table:
@@ -44,9 +48,10 @@ def gather(shard: int, routed: list[Path]) -> pa.Table:
                 continue
             column = table["shard"].chunk(0).to_numpy()
             low, high = np.searchsorted(column, (shard, shard + 1))
-            if low < high:  # a copy: the mapping ends here
-                pieces.append(table.slice(low, high - low).take(pa.array(np.arange(high - low))))
-    return pa.concat_tables(pieces).sort_by("row").combine_chunks()
+            if low < high:  # a view: the mapping outlives the file until the rows are copied below
+                pieces.append(table.slice(low, high - low))
+    found = pa.concat_tables(pieces).combine_chunks()
+    return found.take(pa.array(np.argsort(found["row"].to_numpy(), kind="stable"))).combine_chunks()
 
 
 class Origin(Protocol):
@@ -56,7 +61,11 @@ class Origin(Protocol):
     """Of the sources, by their place in the build's list."""
 
     def images(self, table: pa.Table) -> Iterator[bytes]:
-        """Yields the images of a table's rows in order."""
+        """Yields the images of a table's rows in order, each compared with its sha256.
+
+        Raises:
+            FaceshardsError: one is not what was signed; names file and record.
+        """
 
 
 class Sources:
@@ -70,29 +79,29 @@ class Sources:
         self.files, self.names = files, [file.name for file in files]
 
     def images(self, table: pa.Table) -> Iterator[bytes]:
-        """Yields the images of a table's rows in order, ROUTED_SCHEMA.
+        """Yields the images of a table's rows in order, ROUTED_SCHEMA; each block of them is read in order of place.
 
         Raises:
             SourceError: an image is not what was signed.
         """
         with OpenFiles() as opened:
-            yield from _images(table, self.files, opened)
+            for start in range(0, len(table), _BLOCK):
+                yield from self._block(table.slice(start, _BLOCK).combine_chunks(), opened)
 
-
-def _images(table: pa.Table, files: list[SourceFile], opened: OpenFiles) -> Iterator[bytes]:
-    """Yields images, reading each block of them in order of their place on disk."""
-    names = ("source", "key", "offset", "header", "bytes", "parts")
-    for start in range(0, len(table), _BLOCK):
-        block = table.slice(start, _BLOCK)
-        sources, *columns = (block[name].to_pylist() for name in names)
-        places = [Place(*row) for row in zip(*columns, strict=True)]
-        images: list[bytes] = [b""] * len(places)
-        for i in sorted(range(len(places)), key=lambda i: (sources[i], places[i].offset)):
-            file, place = files[sources[i]], places[i]
-            images[i] = image = read_image(file, place, opened)
-            if len(image) != place.size:
-                raise SourceError(f"{file.path}: record {place.key} changed since it was scanned")
-        yield from images
+    def _block(self, rows: pa.Table, opened: OpenFiles) -> list[bytes]:
+        """Returns the images of some rows, each compared with the sha256 that was signed."""
+        places = list(map(Place._make, zip(*(rows[name].to_pylist() for name in _PLACE), strict=True)))
+        signed = rows["sha256"].to_numpy(zero_copy_only=False)
+        sources, images = rows["source"].to_numpy(), [b""] * len(rows)
+        order = np.lexsort((rows["offset"].to_numpy(), sources))
+        for group in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
+            file, at = self.files[sources[group[0]]], group.tolist()
+            for i, image in zip(at, read_images(file, [places[i] for i in at], opened), strict=True):
+                if hashlib.sha256(image).digest() != signed[i]:
+                    key = places[i].key
+                    raise SourceError(f"{file.path}: record {key} changed since it was scanned: its sha256 is another")
+                images[i] = image
+        return images
 
 
 def write(
@@ -100,7 +109,9 @@ def write(
 ) -> int:
     """Returns the rows of a shard after writing its MindRecord files, its part of the table `images`, and `done`.
 
-    The file is read back before it counts: its structure and every image against the sha256 that was signed.
+    Every image is compared with the sha256 that was signed as it comes from its origin, the file is hashed as it goes
+    to disk. Before it counts it is opened as a reader does: structure, all labels and sids, and of a sample of rows the
+    images. All of them would prove no more of the disk, since they would come from the page cache.
 
     Args:
         shard: its number.
@@ -124,9 +135,7 @@ def write(
         path = room / name
         sizes, labels, sids = (table[column].to_numpy() for column in ("bytes", "label", "sid"))
         info = write_shard(path, origin.images(table), sizes, labels, sids, **geometry._asdict())
-        with Shard(path) as shard_file:
-            for problem in check_rows(shard_file, table):
-                raise ShardError(path, f"was not read back as it was scanned: {problem}")
+        _read_back(path, table, shard)
         columns = [column for column in SCHEMAS["images"].names if column != "source"]
         sources = pa.array([origin.names[i] for i in table["source"].to_pylist()], pa.string())
         part = table.select(columns).add_column(1, "source", sources).cast(SCHEMAS["images"])
@@ -140,3 +149,27 @@ def write(
     facts = {"shard": shard, "file": name, "identities": len(np.unique(labels)), **dataclasses.asdict(info)}
     write_json(facts, done)
     return len(table)
+
+
+def _read_back(path: Path, table: pa.Table, seed: int) -> None:
+    """Compares a shard that was just written with its rows: labels and sids of all, images of a sample.
+
+    Args:
+        path: of the shard.
+        table: its rows in order.
+        seed: of the sample.
+
+    Raises:
+        ShardError: it is not what was to be written.
+    """
+    rows, about = np.arange(len(table)), "was not read back as it was scanned"
+    with Shard(path) as shard:
+        for name, found in zip(("label", "sid"), shard.numbers(), strict=True):
+            if not np.array_equal(found, table[name].to_numpy()):
+                raise ShardError(path, f"{about}: its column {name} is not the manifest's")
+        starts = np.array(shard.starts)
+        drawn = np.argsort(splitmix64(seed, 0, rows), kind="stable")[:_SAMPLE]
+        for problem in check_rows(
+            shard, table, np.unique(np.concatenate([drawn, starts, starts - 1, rows[-1:]]) % len(rows))
+        ):
+            raise ShardError(path, f"{about}: {problem}")

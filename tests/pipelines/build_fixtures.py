@@ -247,10 +247,10 @@ def hold(file):
     while os.path.exists(file):
         time.sleep(0.01)
 
-def acting(first, *more):
+def acting(first, *more, **named):
     if {mark!r} in (os.fsencode(first) if isinstance(first, Path) else bytes(first)):
         {act}({file!r})
-    return real(first, *more)
+    return real(first, *more, **named)
 
 setattr(module, {name!r}, acting)
 """

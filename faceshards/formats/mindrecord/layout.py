@@ -31,6 +31,7 @@ RAW_FIXED = 19  # bytes of a framed raw row without its two integers: u64, 0x82,
 
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "sid": {"type": "int64"}}
 MARKERS = np.array([0, 0, 0xCC, 0xCD, 0, 0xCE, 0, 0, 0, 0xCF], np.uint8)  # msgpack's uint types, by width in bytes
+_FIRST_KEY = np.frombuffer(b"\x82\xa5label", np.uint8)  # of a raw row, behind the u64
 TABLES = (
     "CREATE TABLE INDEXES(  ROW_ID               INT  NOT NULL, PAGE_ID_RAW          INT  NOT NULL,"
     " PAGE_OFFSET_RAW      INT  NOT NULL, PAGE_OFFSET_RAW_END  INT  NOT NULL, ROW_GROUP_ID         INT  NOT NULL,"
@@ -198,13 +199,25 @@ def read_raw_rows(data: bytes, rows: int) -> tuple[np.ndarray, np.ndarray, np.nd
     Raises:
         ValueError: the bytes are not what `raw_rows` makes of these labels and sids.
     """
-    places = np.array(frames(data, rows))  # (n + 1,)
+    places = _raw_places(data, rows)  # (n + 1,)
     buffer = np.frombuffer(data + bytes(64), np.uint8)  # so that wild places stay inside; the comparison finds them
     labels, widths = _integers(buffer, places[:-1] + 15)
     sids, _ = _integers(buffer, places[:-1] + 19 + widths)
     if labels.min() < 0 or labels.max() >= 1 << 31 or sids.min() < 0 or raw_rows(labels, sids) != data:
         raise ValueError("raw rows are not maps of a label and a sid")
     return labels, sids, np.diff(places)
+
+
+def _raw_places(data: bytes, rows: int) -> np.ndarray:
+    """Returns where each of n = `rows` raw rows starts in `data`, and the end, (n + 1,) int64; ValueError as `frames`.
+
+    Every row has its first key at one place. If the key is nowhere else, which takes a sid made for it, its places tell
+    those of the rows all at once.
+    """
+    buffer = np.frombuffer(data, np.uint8)
+    at = np.flatnonzero(buffer[: 1 - len(_FIRST_KEY)] == _FIRST_KEY[0])
+    at = at[(buffer[at[:, None] + np.arange(1, len(_FIRST_KEY))] == _FIRST_KEY[1:]).all(1)]
+    return np.append(at - 8, len(data)) if len(at) == rows else np.array(frames(data, rows))
 
 
 def _integers(buffer: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -115,6 +115,16 @@ class Shard:
     def __len__(self) -> int:
         return self._groups[-1].end
 
+    @property
+    def starts(self) -> list[int]:
+        """The rows at which row groups begin, ascending."""
+        return [*self._starts]
+
+    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns labels and sids of all rows, (N,) int64 each; no image is read."""
+        labels, sids = zip(*(self._fields(group)[:2] for group in self._groups), strict=True)
+        return np.concatenate(labels), np.concatenate(sids)
+
     def rows(self) -> Iterator[tuple[int, int, memoryview]]:
         """Yields label, sid and image of every row in order; at any time one page is in memory."""
         for group in self._groups:

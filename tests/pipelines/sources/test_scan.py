@@ -20,11 +20,11 @@ from faceshards.errors import ConfigError, SourceError
 from pipelines.config import BuildConfig
 from pipelines.records import MAX_LABEL
 from pipelines.sources import folder, recordio
-from pipelines.sources.base import OpenFiles, Place
+from pipelines.sources.base import OpenFiles, Place, SourceFile
 from pipelines.sources.catalog import dataset_folder, known_datasets
 from pipelines.sources.find import cut, find_files
 from pipelines.sources.folder import walk_images
-from pipelines.sources.registry import SOURCES, read_image, scan
+from pipelines.sources.registry import SOURCES, read_images, scan
 from pipelines.stages.signatures import sign
 from tests.recs import encode, jpeg, pack, pack_flag, png, texture, write_im2rec, write_insightface, write_rec
 
@@ -389,7 +389,7 @@ def test_train_rec_leaves_its_neighbours_aside(tmp_path, faces):
 
 def test_known_datasets():
     assert {"synthetic"} <= set(known_datasets())
-    with pytest.raises(SourceError, match="unknown dataset 'nobody'; known: casia, ms1mv2, "):
+    with pytest.raises(ConfigError, match="unknown dataset 'nobody'; known: casia, ms1mv2, "):
         dataset_folder("nobody", Path("data"))
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file or directory"):
         known_datasets(Path("nowhere.yaml"))
@@ -553,7 +553,7 @@ def test_images_are_read_back_as_they_were_scanned(tmp_path, faces, kind):
             for *columns, image in zip(
                 found.key, found.offset, found.header, found.size, found.parts, found.images, strict=True
             ):
-                assert read_image(file, Place(*columns), opened) == image.tobytes()
+                assert read_images(file, [Place(*columns)], opened) == [image.tobytes()]
                 count += 1
     assert count == (9 if kind == "folder" else 3)
 
@@ -563,7 +563,19 @@ def test_a_file_that_changed_since_it_was_scanned_is_not_read(tmp_path, faces):
     (file,), _ = find_files(tmp_path)
     os.utime(file.path, ns=(1, 1))
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
-        read_image(file, Place("1", offsets[1], 24, len(faces[0][0]), 1), opened)
+        read_images(file, [Place("1", offsets[1], 24, len(faces[0][0]), 1)], opened)
     os.unlink(file.path)
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: No such file or directory"):
-        read_image(file, Place("1", offsets[1], 24, len(faces[0][0]), 1), opened)
+        read_images(file, [Place("1", offsets[1], 24, len(faces[0][0]), 1)], opened)
+
+
+@pytest.mark.parametrize(
+    ("gib", "count"), [(1 / 64, 2), (1 / 2, 64), (1, 64), (2, 64), (8, 256), (32, 1024), (64, 1024), (256, 2048)]
+)
+def test_partitions_are_few_until_they_are_large(tmp_path, gib, count):
+    """Of 8 MiB, then 64 of them, then of 32 MiB, then 1,024, then of 128 MiB."""
+    size = int(gib * (1 << 30))
+    file = SourceFile(str(tmp_path / "a.rec"), "a.rec", "recordio", "", size, 0)
+    parts, _ = cut([file], tmp_path, 0)
+    assert len(parts) == count
+    assert (parts[0].start, parts[-1].stop) == (0, size)
