@@ -13,6 +13,7 @@ import pytest
 
 from faceshards.dataset.row_check import check_rows
 from faceshards.errors import ShardError, SourceError
+from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.formats.mindrecord.layout import frames, raw_rows, read_raw_rows
 from faceshards.formats.mindrecord.reader import Shard, verify_index
 from pipelines.build import build
@@ -97,7 +98,7 @@ def test_a_shard_holds_each_row_whatever_the_sizes(tmp_path, folders, sizes, pag
     """Every row, read independently of the writer's order: what a build proves on a sample is true of all."""
     images = random_images(sizes)
     paths = routed(tmp_path, images, min(3, len(images)))
-    assert stage.write(0, Given(images), paths, *folders) == len(images)
+    assert stage.write(0, Given(images), Geometry(), paths, *folders) == len(images)
     path = folders[1] / "shard-00000.mindrecord"
     table = stage.gather(0, paths)
     assert table["row"].to_pylist() == list(range(len(images)))
@@ -135,17 +136,17 @@ def test_a_mistake_of_the_writer_is_seen_before_the_shard_counts(tmp_path, folde
     paths = routed(tmp_path, images, 2)
     right = stage.write_shard
 
-    def wrong(path, images, sizes, labels, sids):
+    def wrong(path, images, sizes, labels, sids, **geometry):
         images = list(images)
-        right(path, images, sizes, labels, sids)
+        right(path, images, sizes, labels, sids, **geometry)
         with Shard(path) as shard:
             edge = shard.starts[1]
         labels, sids, images = mistake(labels, sids, images, edge)
-        return right(path, images, sizes, labels, sids)
+        return right(path, images, sizes, labels, sids, **geometry)
 
     monkeypatch.setattr(stage, "write_shard", wrong)
     with pytest.raises(ShardError, match=r"shard-00000\.mindrecord: was not read back as it was scanned"):
-        stage.write(0, Given(images), paths, *folders)
+        stage.write(0, Given(images), Geometry(), paths, *folders)
     assert [*folders[0].iterdir(), *folders[1].iterdir()] == []
     assert not folders[2].exists()
 
