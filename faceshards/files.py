@@ -19,9 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import FaceshardsError
+from faceshards.storage.place import Place, StoredPath, as_place
+from faceshards.storage.ranges import StoredFile
 
 ROW_GROUP = 65536  # rows
 _BLOCK = 1 << 20  # bytes read at a time
+_STORED_BLOCK = 32 << 20  # likewise of an object: some ranges at once
 _NOT_REGULAR = "no regular file"
 
 
@@ -51,11 +54,15 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, row_group_size=ROW_GROUP)
 
 
+def json_bytes(value: object) -> bytes:
+    """Returns JSON as files of ours have it."""
+    return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
+
+
 def write_json(value: object, path: Path) -> None:
     """Writes JSON to `path`, whole or not at all, and on disk when it returns."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(json_bytes(value))
         file.flush()
         os.fsync(file.fileno())
 
@@ -74,13 +81,52 @@ def open_regular(path: Path | str) -> int:
     raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
 
 
-def file_digest(path: Path | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
-    """Returns size in bytes and SHA-256 (hex) of a file, read block by block.
+class RegularFile:
+    """A file of this machine, open for reading at known places; see open_regular().
 
     Args:
-        path: of the file; or its descriptor, which is closed.
-        before_block: called before each block of 1 MiB; what it raises ends the reading.
+        path: of the file.
+
+    Attributes:
+        status: of the file, when it was opened.
+        size: in bytes.
     """
+
+    def __init__(self, path: Path | str) -> None:
+        self._handle = open_regular(path)
+        self.status = os.fstat(self._handle)
+        self.size = self.status.st_size
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Returns `count` bytes from a place on, fewer only at the end of the file or beyond 2 GiB."""
+        return os.pread(self._handle, count, offset)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._handle)
+
+    def __enter__(self) -> RegularFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_file(path: Place | str) -> RegularFile | StoredFile:
+    """Returns a file or an object, open for reading at known places; OSError if it cannot be."""
+    path = as_place(path)
+    return StoredFile(path) if isinstance(path, StoredPath) else RegularFile(path)
+
+
+def file_digest(path: Place | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Returns size in bytes and SHA-256 (hex) of a file or an object, read block by block.
+
+    Args:
+        path: of it; or the descriptor of a file, which is closed.
+        before_block: called before each block of 1 MiB, or of 32 MiB of an object; what it raises ends the reading.
+    """
+    if isinstance(path, StoredPath):
+        return _object_digest(path, before_block)
     digest, size = hashlib.sha256(), 0
     block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
@@ -94,12 +140,39 @@ def file_digest(path: Path | int, before_block: Callable[[], None] | None = None
             size += count
 
 
-def dead_link(path: Path) -> Path | None:
+def _object_digest(path: StoredPath, before_block: Callable[[], None] | None) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    with StoredFile(path) as file:
+        for start in range(0, file.size, _STORED_BLOCK):
+            if before_block:
+                before_block()
+            digest.update(file.read_at(start, _STORED_BLOCK))
+        return file.size, digest.hexdigest()
+
+
+def fetch(path: Place, to: Path) -> None:
+    """Copies a file or an object into a file."""
+    if not isinstance(path, StoredPath):
+        shutil.copyfile(path, to)
+        return
+    with StoredFile(path) as stored, open(to, "wb") as file:
+        for start in range(0, stored.size, _STORED_BLOCK):
+            file.write(stored.read_at(start, _STORED_BLOCK))
+
+
+def for_arrow(path: Place) -> str | pa.NativeFile:
+    """Returns what Arrow's readers take for a file or an object."""
+    return pa.PythonFile(StoredFile(path), "r") if isinstance(path, StoredPath) else str(path)
+
+
+def dead_link(path: Place) -> Path | None:
     """Returns the link that leads nowhere, at a path or above it; None if there is none."""
+    if isinstance(path, StoredPath):
+        return None
     return next((place for place in (path, *path.parents) if place.is_symlink() and not os.path.exists(place)), None)
 
 
-def unreadable(path: Path, where: str, error: OSError) -> str:
+def unreadable(path: Place, where: str, error: OSError) -> str:
     """Returns one line on why a file cannot be read that is written of somewhere."""
     if isinstance(error, FileNotFoundError):
         link = dead_link(path)
@@ -109,7 +182,7 @@ def unreadable(path: Path, where: str, error: OSError) -> str:
     return f"{path}: {error.strerror}"
 
 
-def size_difference(path: Path, size: int, where: str) -> str | None:
+def size_difference(path: Place, size: int, where: str) -> str | None:
     """Returns one line if a file is not there, no regular file, or of another size; see difference()."""
     try:
         status = path.stat()
@@ -121,7 +194,7 @@ def size_difference(path: Path, size: int, where: str) -> str | None:
 
 
 def difference(
-    path: Path, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
+    path: Place, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
 ) -> str | None:
     """Returns one line on how a file differs from what is written of it; None if it does not.
 
@@ -135,7 +208,7 @@ def difference(
     if problem := size_difference(path, size, where):
         return problem
     try:
-        if file_digest(open_regular(path), before_block)[1] == sha256:
+        if file_digest(path if isinstance(path, StoredPath) else open_regular(path), before_block)[1] == sha256:
             return None
     except OSError as error:
         return unreadable(path, where, error)

@@ -19,6 +19,7 @@ from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_j
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from faceshards.locks import BusyError, exclusive_folder
+from faceshards.storage.place import as_place
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
 from pipelines.stages.doubts import broken
@@ -59,14 +60,16 @@ def check_apart(manifest: Manifest, out: Path) -> None:
     Raises:
         BuildError: says what is there.
     """
-    home = Path(os.path.realpath(manifest.path))
-    if out.is_relative_to(home):
+    home = Path(os.path.realpath(manifest.path)) if isinstance(manifest.path, Path) else None
+    if home and out.is_relative_to(home):
         raise BuildError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
     for source in manifest.info.get("sources", []):
+        if not isinstance(as_place(source["path"]), Path):
+            continue
         path = Path(os.path.realpath(source["path"]))
         folder = path if source.get("kind") == "folder" else path.parent
         # A folder that holds the dataset too is where somebody keeps everything, not the source.
-        if out.is_relative_to(folder) and not home.is_relative_to(folder):
+        if out.is_relative_to(folder) and not (home and home.is_relative_to(folder)):
             raise BuildError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
     if os.path.ismount(out):
         raise BuildError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")

@@ -19,17 +19,19 @@ import yaml
 from faceshards.cli.terminal import echo
 from faceshards.errors import FaceshardsError, disk_full, harmless, one_line, why
 from faceshards.extensions import ExtensionError, load, registered
+from faceshards.storage.faults import StorageError
+from faceshards.storage.place import Place, StoredPath, as_place
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
 
-PATH = click.Path(path_type=Path)
 
 # The extra of setup.cfg that brings a package of another name.
 EXTRAS = {
     **dict.fromkeys(("mindspore", "tensorboardX"), "train"),
     **dict.fromkeys(("sklearn", "matplotlib", "onnx", "onnxruntime"), "eval"),
     "mxnet": "mxnet",
+    "obstore": "s3",
     **dict.fromkeys(("duckdb", "jinja2", "markupsafe"), "manifest"),
 }
 # What no extra brings, by what installs it.
@@ -172,6 +174,38 @@ def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
     return found
 
 
+class LocalPath(click.Path):
+    """A path of this machine, where an address in a bucket would do no good.
+
+    Args:
+        instead: what to say to such an address.
+    """
+
+    def __init__(self, instead: str = "is in a bucket, and has to be on a disk here", **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+        self.instead = instead
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the Path."""
+        place = PLACE.convert(value, param, ctx)
+        if isinstance(place, StoredPath):
+            self.fail(f"{place} {self.instead}", param, ctx)
+        return super().convert(place, param, ctx)
+
+
+class _Place(click.ParamType):
+    """A path of this machine, or an address in a bucket."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """Returns the Path, or the StoredPath."""
+        try:
+            return as_place(value)
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
+
+
 class _Share(click.ParamType):
     """A share above 0 to 1: 5% or 0.05."""
 
@@ -190,8 +224,10 @@ class _Share(click.ParamType):
 
 
 SHARE = _Share()
+PLACE = _Place()
+PATH = LocalPath()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-dataset_argument = click.argument("path", type=PATH)
+dataset_argument = click.argument("path", type=PLACE)
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
 
 

@@ -17,6 +17,7 @@ from faceshards.cli.options import (
     quiet_option,
     show,
 )
+from faceshards.storage.place import Place
 
 
 @click.command("split", cls=Command, go_on="; the same command goes on where it stopped")
@@ -49,7 +50,7 @@ from faceshards.cli.options import (
 @quiet_option
 @json_option
 def split(
-    path: Path,
+    path: Place,
     out: Path,
     unseen: str,
     pairs: int,

@@ -10,13 +10,16 @@ from typing import Any
 import click
 
 from evaluation.origin import MARK, NOTE, Origin
-from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
+from faceshards.cli.options import PATH, Command, LocalPath, data_root_option, json_option, settings_option, show
 from faceshards.cli.terminal import echo
+from faceshards.dataset.manifest import NOT_YET
 
 
 @click.command(cls=Command, go_on="; with --resume the command goes on from the last checkpoint")
 @click.argument("recipe")
-@click.option("--data", type=PATH, help="A published dataset.  [required, --explain apart]")
+@click.option(
+    "--data", type=LocalPath(f"is in a bucket: {NOT_YET}"), help="A published dataset.  [required, --explain apart]"
+)
 @click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
 @data_root_option
 @settings_option

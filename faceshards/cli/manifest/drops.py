@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import pyarrow.dataset as ds
 
@@ -11,6 +9,7 @@ from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
+from faceshards.storage.place import Place
 
 
 @click.command(cls=Command)
@@ -21,7 +20,7 @@ from faceshards.errors import FaceshardsError
 @limit_option
 @json_option
 def drops(
-    path: Path, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
+    path: Place, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
 ) -> None:
     """Every record that was dropped, with its reason and what stands for it."""
     found = Manifest(path)
