@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import signal
 import struct
@@ -26,6 +25,7 @@ import cv2
 import numpy as np
 
 from faceshards.errors import FaceshardsError
+from faceshards.files import open_file
 from faceshards.formats import encoded_image, recordio_scan
 from faceshards.formats.idx import read_index
 from faceshards.formats.json_files import read_json
@@ -95,8 +95,8 @@ def _read_tensors(path: Path) -> None:
 
 
 def _read_tar(path: Path) -> None:
-    with open(path, "rb") as file:
-        for _ in Tar(file.fileno(), os.fstat(file.fileno()).st_size).members():
+    with open_file(path) as file:
+        for _ in Tar(file).members():
             pass
 
 

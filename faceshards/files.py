@@ -13,13 +13,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import FaceshardsError
-from faceshards.storage.place import Place, StoredPath, as_place
+from faceshards.storage.location import Location, StoredPath, as_location
 from faceshards.storage.ranges import StoredFile
 
 ROW_GROUP = 65536  # rows
@@ -112,13 +112,24 @@ class RegularFile:
         self.close()
 
 
-def open_file(path: Place | str) -> RegularFile | StoredFile:
+def open_file(path: Location | str) -> OpenFile:
     """Returns a file or an object, open for reading at known places; OSError if it cannot be."""
-    path = as_place(path)
+    path = as_location(path)
     return StoredFile(path) if isinstance(path, StoredPath) else RegularFile(path)
 
 
-def file_digest(path: Place | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
+OpenFile: TypeAlias = RegularFile | StoredFile
+"""A file or an object, open for reading at known places."""
+
+
+def files_in(folder: Location, wanted: Callable[[str], bool]) -> list[Location]:
+    """Returns the files, or objects, right in a folder whose names are wanted, by name."""
+    if isinstance(folder, StoredPath):
+        return [*sorted(entry for entry, is_prefix in folder.entries() if not is_prefix and wanted(entry.name))]
+    return [*sorted(entry for entry in folder.iterdir() if wanted(entry.name) and entry.is_file())]
+
+
+def file_digest(path: Location | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
     """Returns size in bytes and SHA-256 (hex) of a file or an object, read block by block.
 
     Args:
@@ -150,7 +161,7 @@ def _object_digest(path: StoredPath, before_block: Callable[[], None] | None) ->
         return file.size, digest.hexdigest()
 
 
-def fetch(path: Place, to: Path) -> None:
+def fetch(path: Location, to: Path) -> None:
     """Copies a file or an object into a file."""
     if not isinstance(path, StoredPath):
         shutil.copyfile(path, to)
@@ -160,19 +171,19 @@ def fetch(path: Place, to: Path) -> None:
             file.write(stored.read_at(start, _STORED_BLOCK))
 
 
-def for_arrow(path: Place) -> str | pa.NativeFile:
+def for_arrow(path: Location) -> str | pa.NativeFile:
     """Returns what Arrow's readers take for a file or an object."""
     return pa.PythonFile(StoredFile(path), "r") if isinstance(path, StoredPath) else str(path)
 
 
-def dead_link(path: Place) -> Path | None:
+def dead_link(path: Location) -> Path | None:
     """Returns the link that leads nowhere, at a path or above it; None if there is none."""
     if isinstance(path, StoredPath):
         return None
     return next((place for place in (path, *path.parents) if place.is_symlink() and not os.path.exists(place)), None)
 
 
-def unreadable(path: Place, where: str, error: OSError) -> str:
+def unreadable(path: Location, where: str, error: OSError) -> str:
     """Returns one line on why a file cannot be read that is written of somewhere."""
     if isinstance(error, FileNotFoundError):
         link = dead_link(path)
@@ -182,7 +193,7 @@ def unreadable(path: Place, where: str, error: OSError) -> str:
     return f"{path}: {error.strerror}"
 
 
-def size_difference(path: Place, size: int, where: str) -> str | None:
+def size_difference(path: Location, size: int, where: str) -> str | None:
     """Returns one line if a file is not there, no regular file, or of another size; see difference()."""
     try:
         status = path.stat()
@@ -194,7 +205,7 @@ def size_difference(path: Place, size: int, where: str) -> str | None:
 
 
 def difference(
-    path: Place, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
+    path: Location, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
 ) -> str | None:
     """Returns one line on how a file differs from what is written of it; None if it does not.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from faceshards.dataset.manifest import Manifest
-    from faceshards.storage.place import StoredPath
+    from faceshards.storage.location import StoredPath
 
 
 # A developer's machine looks for new examples each time; CI repeats the same ones: what it says is of the change.
@@ -90,7 +90,7 @@ def _buckets() -> Iterator[int]:
 @pytest.fixture
 def bucket(object_store: str, _buckets: Iterator[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredPath:
     """An empty place in a bucket of it, for this process and those that it starts."""
-    from faceshards.storage.place import StoredPath
+    from faceshards.storage.location import StoredPath
     from tests.object_store import KEY, SECRET
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:

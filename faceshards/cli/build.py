@@ -11,6 +11,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from faceshards.cli.manifest.report import check_report, report_line, write_report
 from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
+    LOCATION,
     PATH,
     SHARE,
     Command,
@@ -25,16 +26,20 @@ from faceshards.cli.options import (
 from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
+from faceshards.storage.location import Location
 from pipelines.config import BuildConfig
 
 
 @click.command(cls=Command, go_on="; the same command goes on where it stopped")
 @click.argument("name", required=False)
-@click.option("--out", required=True, type=PATH, help="Folder to publish the dataset in.")
+@click.option("--out", required=True, type=LOCATION, help="Folder, or prefix in a bucket, to publish the dataset in.")
+@click.option(
+    "--work", type=PATH, help="With --out in a bucket: folder on a disk to build in, as large as the dataset."
+)
 @click.option(
     "--source",
     "sources",
-    type=PATH,
+    type=LOCATION,
     multiple=True,
     help="A .rec, a WebDataset .tar, a folder of either, or an image folder; may be repeated.",
 )
@@ -61,8 +66,9 @@ from pipelines.config import BuildConfig
 @json_option
 def build(
     name: str | None,
-    out: Path,
-    sources: tuple[Path, ...],
+    out: Location,
+    work: Path | None,
+    sources: tuple[Location, ...],
     data_root: Path,
     config_file: Path | None,
     settings: dict[str, Any],
@@ -96,6 +102,7 @@ def build(
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build synthetic --out data/shards/synthetic --report synthetic.html
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
+      faceshards build --source s3://faces/raw/train.rec --out s3://faces/shards/mine --work /scratch/mine
       faceshards build glint360k --out data/shards/glint360k --plan --sample 5%
     """
     if (name is None) == (not sources):
@@ -104,10 +111,16 @@ def build(
         raise click.UsageError("--sample belongs to --plan: a dataset of a part of the identities is not made")
     if page is not None and plan:
         raise click.UsageError("--report shows a dataset, and --plan publishes none")
+    if isinstance(out, Path) != (work is None):
+        raise click.UsageError(
+            f"--out {out}: needs --work FOLDER, on a disk, to build in"
+            if work is None
+            else "--work belongs to --out in a bucket: a folder is built beside where it will be"
+        )
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
-    from pipelines.build import build as make
     from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
+    from pipelines.upload import build_at, made_in
     from pipelines.wanted import find_wanted
 
     if page is not None:
@@ -121,14 +134,15 @@ def build(
         **{"strict": strict, "overwrite": overwrite, "restart": restart},
     }
     if plan:
+        place = out if isinstance(out, Path) else made_in(work or Path())
         with logging_redirect_tqdm():
-            foreseen = foresee(wanted.title, wanted.files, out, config, execution, **options, share=sample or 1.0)
+            foreseen = foresee(wanted.title, wanted.files, place, config, execution, **options, share=sample or 1.0)
         print_plan(foreseen, as_json)
         if strict and foreseen["refused"]:
             raise click.ClickException("a build would be refused")
         return
     with logging_redirect_tqdm():
-        found = make(wanted.title, wanted.files, out, config, execution, **options)
+        found = build_at(wanted.title, wanted.files, out, config, execution, work=work, **options)
     print_summary(found, as_json)
     if page is not None:
         written = write_report(page, found)

@@ -18,7 +18,7 @@ from faceshards.cli.options import (
     quiet_option,
     show,
 )
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 from pipelines.exports.base import Request
 from pipelines.exports.registry import EXPORTS
 
@@ -47,7 +47,7 @@ from pipelines.exports.registry import EXPORTS
 @quiet_option
 @json_option
 def export_data(
-    path: Place,
+    path: Location,
     out: Path,
     to: str,
     labels: str,

@@ -20,7 +20,7 @@ from faceshards.cli.terminal import echo
 from faceshards.errors import FaceshardsError, disk_full, harmless, one_line, why
 from faceshards.extensions import ExtensionError, load, registered
 from faceshards.storage.faults import StorageError
-from faceshards.storage.place import Place, StoredPath, as_place
+from faceshards.storage.location import Location, StoredPath, as_location
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
@@ -187,21 +187,21 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns the Path."""
-        place = PLACE.convert(value, param, ctx)
+        place = LOCATION.convert(value, param, ctx)
         if isinstance(place, StoredPath):
             self.fail(f"{place} {self.instead}", param, ctx)
         return super().convert(place, param, ctx)
 
 
-class _Place(click.ParamType):
+class _Location(click.ParamType):
     """A path of this machine, or an address in a bucket."""
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
         """Returns the Path, or the StoredPath."""
         try:
-            return as_place(value)
+            return as_location(value)
         except StorageError as error:
             self.fail(str(error), param, ctx)
 
@@ -224,10 +224,10 @@ class _Share(click.ParamType):
 
 
 SHARE = _Share()
-PLACE = _Place()
+LOCATION = _Location()
 PATH = LocalPath()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-dataset_argument = click.argument("path", type=PLACE)
+dataset_argument = click.argument("path", type=LOCATION)
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
 
 

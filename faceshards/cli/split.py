@@ -17,7 +17,7 @@ from faceshards.cli.options import (
     quiet_option,
     show,
 )
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 
 @click.command("split", cls=Command, go_on="; the same command goes on where it stopped")
@@ -50,7 +50,7 @@ from faceshards.storage.place import Place
 @quiet_option
 @json_option
 def split(
-    path: Place,
+    path: Location,
     out: Path,
     unseen: str,
     pairs: int,

@@ -30,7 +30,7 @@ from faceshards.files import check_seal, dead_link, difference, for_arrow
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
 from faceshards.storage.arrow import ObjectsForArrow
-from faceshards.storage.place import Place, StoredPath, as_place
+from faceshards.storage.location import Location, StoredPath, as_location
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class Manifest:
         ManifestError: nothing published there, or dataset.json is damaged or of another version.
     """
 
-    def __init__(self, path: Place | str) -> None:
-        path = as_place(path)
-        self.path: Place = path.parent if path.name == "dataset.json" else path
+    def __init__(self, path: Location | str) -> None:
+        path = as_location(path)
+        self.path: Location = path.parent if path.name == "dataset.json" else path
         file = self.path / "dataset.json"
         try:
             self.info: dict[str, Any] = read_json(file)
@@ -270,7 +270,7 @@ class Manifest:
                 raise self._no_column(table, unknown[1]) from None
             raise ManifestError(f"{self.path / 'manifest' / table}.parquet: {text[:300]}") from None
 
-    def shard_path(self, file: str) -> Place:
+    def shard_path(self, file: str) -> Location:
         """Returns where a shard lies, by its name in the table `shards`.
 
         Raises:
@@ -292,7 +292,7 @@ class Manifest:
         return path
 
 
-def _state(path: Place) -> tuple[int | str, int, int] | None:
+def _state(path: Location) -> tuple[int | str, int, int] | None:
     """Returns what changes with a file; None if it cannot be looked at."""
     try:
         status = path.stat()

@@ -14,13 +14,13 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
 from faceshards.files import open_file
 from faceshards.formats.mindrecord.reader import Shard
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 from faceshards.storage.ranges import StoredFile
 
 _BLOCK = 32 << 20  # bytes of images held at a time
 
 
-def check_image(path: Place, row: int, image: bytes | memoryview, sha256: bytes) -> None:
+def check_image(path: Location, row: int, image: bytes | memoryview, sha256: bytes) -> None:
     """Compares an image read from a shard with its checksum in `images`.
 
     Raises:
@@ -47,7 +47,7 @@ def frame_offsets(manifest: Manifest, number: int, sizes: np.ndarray) -> np.ndar
         return shard.frame_offsets(sizes)
 
 
-def _paths(manifest: Manifest) -> dict[int, Place]:
+def _paths(manifest: Manifest) -> dict[int, Location]:
     """Returns where each shard lies, by its number."""
     shards = manifest.table("shards", ["shard", "file"])
     files = zip(shards["shard"].to_pylist(), shards["file"].to_pylist(), strict=True)
@@ -72,7 +72,7 @@ def blocks(manifest: Manifest, rows: pa.Table) -> Iterator[tuple[pa.Table, list[
         yield some, _read(paths, some)
 
 
-def _read(paths: dict[int, Place], rows: pa.Table) -> list[bytes]:
+def _read(paths: dict[int, Location], rows: pa.Table) -> list[bytes]:
     """Returns the images of rows, read in order of their places on disk."""
     shards, offsets = rows["shard"].to_numpy(), rows["offset"].to_numpy()
     at, sizes, hashes = rows["row"].to_pylist(), rows["bytes"].to_pylist(), rows["sha256"].to_pylist()
@@ -91,7 +91,7 @@ def _read(paths: dict[int, Place], rows: pa.Table) -> list[bytes]:
 class _File:
     """A shard's file, open for reading at known places."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: Location) -> None:
         try:
             self._file = open_file(path)
         except OSError as error:

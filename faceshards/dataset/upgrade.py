@@ -14,10 +14,10 @@ from faceshards.dataset.verify import check_books
 from faceshards.errors import FaceshardsError
 from faceshards.files import fsync, json_bytes, sealed, write_json
 from faceshards.progress import logging_at
-from faceshards.storage.place import Place, StoredPath
+from faceshards.storage.location import Location, StoredPath
 
 
-def upgrade(path: Place) -> bool:
+def upgrade(path: Location) -> bool:
     """Returns whether a dataset was of an older schema; it is of this release's now.
 
     One rename replaces dataset.json; killed at any moment, the dataset is whole, of one schema or of the other. No

@@ -23,7 +23,7 @@ from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
 from faceshards.files import difference, open_file, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
-from faceshards.storage.place import Place, StoredPath
+from faceshards.storage.location import Location, StoredPath
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -115,7 +115,7 @@ def _tables(manifest: Manifest, sample: Sample | None) -> Iterator[str]:
     yield from filter(None, _in_threads(problem, manifest.info["files"]))
 
 
-def _not_there(path: Place, size: int, where: str) -> str | None:
+def _not_there(path: Location, size: int, where: str) -> str | None:
     """Returns one line if a file is not there with its size, or may not be read; see files.difference()."""
     if problem := size_difference(path, size, where):
         return problem
@@ -126,7 +126,7 @@ def _not_there(path: Place, size: int, where: str) -> str | None:
     return None
 
 
-def _opens(path: Place) -> bool:
+def _opens(path: Location) -> bool:
     """Returns whether a file can be read at all."""
     try:
         open_file(path).close()
@@ -203,7 +203,7 @@ def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[Finding]:
                     yield Finding(path, "no part of the dataset", foreign=True)
 
 
-def _entries(folder: Place) -> list[tuple[str, bool]]:
+def _entries(folder: Location) -> list[tuple[str, bool]]:
     """Returns the names in a folder, and whether each is a folder itself; an object may be beside objects below it."""
     if isinstance(folder, StoredPath):
         return [(entry.name, is_prefix) for entry, is_prefix in folder.entries()]

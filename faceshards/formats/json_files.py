@@ -7,7 +7,7 @@ from typing import Any
 
 from faceshards.files import open_file
 from faceshards.formats.pickles import SPARE
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 LARGEST = 16 << 20  # bytes: a hundred thousand files in a dataset.json, and as text at most four times as many
 
@@ -15,7 +15,7 @@ LARGEST = 16 << 20  # bytes: a hundred thousand files in a dataset.json, and as 
 _MADE = {b"[": 128, b"{": 256, b",": 64, b":": 64}
 
 
-def read_json(path: Place) -> Any:
+def read_json(path: Location) -> Any:
     """Returns the content of a JSON file.
 
     Raises:

@@ -27,7 +27,7 @@ from faceshards.dataset.schema import LATER, SCHEMAS
 from faceshards.errors import FaceshardsError
 from faceshards.files import for_arrow
 from faceshards.inspection.tables_only import PROTOCOL, tables_only
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 BATCH = 65536  # rows handed on at a time
 MEMORY = "4GB"
@@ -140,7 +140,7 @@ def _first_word(duckdb: Any, sql: str) -> str:
 def _show_tables(connection: Any, found: Manifest, sql: str) -> None:
     """Makes the tables of a question known to DuckDB, each a view, and everything else unreachable."""
     named = [table for table in SCHEMAS if table in sql.lower()] or list(SCHEMAS)
-    files: dict[str, Place] = {}
+    files: dict[str, Location] = {}
     views = []
     for table in named:
         found.check_table(table)

@@ -7,12 +7,12 @@ import threading
 from typing import Any
 
 from faceshards.files import open_file
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 PROTOCOL = "manifest"
 
 
-def tables_only(files: dict[str, Place]) -> Any:
+def tables_only(files: dict[str, Location]) -> Any:
     """Returns a file system of fsspec with these files and no others, which cannot be written."""
     from fsspec import AbstractFileSystem
 
@@ -20,7 +20,7 @@ def tables_only(files: dict[str, Place]) -> Any:
         protocol = PROTOCOL
         cachable = False
 
-        def _file(self, path: str) -> Place:
+        def _file(self, path: str) -> Location:
             url = path if "://" in path else f"{PROTOCOL}://{path}"
             if url not in files:
                 raise FileNotFoundError(path)
@@ -52,7 +52,7 @@ def tables_only(files: dict[str, Place]) -> Any:
 class _File:
     """A file whose place belongs to the thread: DuckDB's threads share it, and seek and read are two calls."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: Location) -> None:
         self._file, self._place = open_file(path), threading.local()
         self.closed = False
 

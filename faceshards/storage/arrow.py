@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.fs as fs
 
-from faceshards.storage.place import StoredPath, as_place
+from faceshards.storage.location import StoredPath, as_location
 from faceshards.storage.ranges import StoredFile
 
 
@@ -46,6 +46,6 @@ class ObjectsForArrow(fs.FileSystemHandler):
 
 
 def _stored(path: str) -> StoredPath:
-    found = as_place(path)
+    found = as_location(path)
     assert isinstance(found, StoredPath)
     return found

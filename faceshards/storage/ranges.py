@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from faceshards.storage.faults import told
-from faceshards.storage.place import StoredPath
+from faceshards.storage.location import StoredPath
 from faceshards.storage.stores import store
 
 PIECE = 8 << 20

@@ -26,7 +26,7 @@ import pyarrow as pa
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import file_digest, fsync, sealed, write_json, write_parquet
 from faceshards.progress import Progress
-from faceshards.storage.place import Place, absolute
+from faceshards.storage.location import Location, absolute
 from faceshards.versions import stamp
 from pipelines import workspace
 from pipelines.exports import cuts, images, labels
@@ -43,7 +43,7 @@ _ROW = 256  # bytes of an image in the work folder: its row by piece
 
 
 def export(
-    dataset: Place, out: Path, request: Request, execution: Execution, *, restart: bool = False
+    dataset: Location, out: Path, request: Request, execution: Execution, *, restart: bool = False
 ) -> dict[str, Any]:
     """Returns what export.json says once a dataset is exported to `out`.
 
@@ -244,7 +244,7 @@ class _Export:
         return about
 
 
-def write_piece(to: str, piece: Piece, dataset: Place, routed: list[Path], work: Path, done: Path) -> int:
+def write_piece(to: str, piece: Piece, dataset: Location, routed: list[Path], work: Path, done: Path) -> int:
     """Returns the images of a piece after writing it, and `done`, which says so with its facts.
 
     Args:

@@ -29,7 +29,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.files import fetch, write_json, write_parquet
 from faceshards.progress import Progress
-from faceshards.storage.place import Place, absolute
+from faceshards.storage.location import Location, absolute
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.runner import Execution, Runner, survived
@@ -43,7 +43,7 @@ from pipelines.stages.write import write
 log = logging.getLogger(__name__)
 
 
-def split(dataset: Place, out: Path, request: Request, execution: Execution, *, restart: bool = False) -> Manifest:
+def split(dataset: Location, out: Path, request: Request, execution: Execution, *, restart: bool = False) -> Manifest:
     """Returns the dataset published at `out`: the parent without the identities held out, and a set of their pairs.
 
     Args:

@@ -7,6 +7,7 @@ stretch of every such file. No process holds more than one partition or one shar
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import uuid
 from collections.abc import Iterator
@@ -86,7 +87,10 @@ def _images(table: pa.Table, files: list[SourceFile], opened: OpenFiles) -> Iter
         sources, *columns = (block[name].to_pylist() for name in names)
         places = [Place(*row) for row in zip(*columns, strict=True)]
         images: list[bytes] = [b""] * len(places)
-        for i in sorted(range(len(places)), key=lambda i: (sources[i], places[i].offset)):
+        order = sorted(range(len(places)), key=lambda i: (sources[i], places[i].offset))
+        for source, some in itertools.groupby(order, key=lambda i: sources[i]):
+            opened.read_ahead(files[source], [places[i] for i in some])
+        for i in order:
             file, place = files[sources[i]], places[i]
             images[i] = image = read_image(file, place, opened)
             if len(image) != place.size:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import faceshards
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import file_digest, sealed
-from faceshards.storage.place import StoredPath
+from faceshards.storage.location import StoredPath
 
 
 def upload(folder: Path, place: StoredPath) -> StoredPath:
@@ -112,16 +111,8 @@ def test_nothing_there_is_said(bucket: StoredPath) -> None:
         assert cause in said.stderr
 
 
-def test_an_older_one_is_upgraded(tiny_dataset: Manifest, stored: StoredPath, tmp_path: Path) -> None:
-    copy = tmp_path / "old"
-    shutil.copytree(tiny_dataset.path, copy)
+def test_an_older_one_is_upgraded(tiny_dataset: Manifest, stored: StoredPath) -> None:
     info = {name: value for name, value in tiny_dataset.info.items() if name != "sha256"}
     (stored / "dataset.json").write_bytes(json.dumps({**info, "schema_version": 1}).encode())
     run("manifest", "upgrade", stored)
     assert Manifest(stored).info == sealed(tiny_dataset.info)
-
-
-def test_it_is_exported_and_split_as_one_on_a_disk(tiny_dataset: Manifest, stored: StoredPath, tmp_path: Path) -> None:
-    for name, path in (("local", tiny_dataset.path), ("stored", stored)):
-        run("export-data", path, tmp_path / name, "--to", "recordio", "--workers", "1", "--quiet")
-    assert (tmp_path / "local" / "train.rec").read_bytes() == (tmp_path / "stored" / "train.rec").read_bytes()

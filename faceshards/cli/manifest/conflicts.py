@@ -8,7 +8,7 @@ from faceshards.cli.manifest.links import of_identity, print_links
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
@@ -17,7 +17,7 @@ from faceshards.storage.place import Place
 @click.option("--label", help="Only those of this identity, by its label in the source.")
 @limit_option
 @json_option
-def conflicts(path: Place, pairs: bool, label: str | None, limit: int | None, as_json: bool) -> None:
+def conflicts(path: Location, pairs: bool, label: str | None, limit: int | None, as_json: bool) -> None:
     """Photographs under two identities: perhaps the same person, perhaps wrong labels. Without --pairs as `links`."""
     found = Manifest(path)
     if pairs:

@@ -9,7 +9,7 @@ from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
@@ -20,7 +20,7 @@ from faceshards.storage.place import Place
 @limit_option
 @json_option
 def drops(
-    path: Place, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
+    path: Location, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
 ) -> None:
     """Every record that was dropped, with its reason and what stands for it."""
     found = Manifest(path)

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_sorted, print_table
 from faceshards.dataset.manifest import Manifest
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 _LOST = "dropped records"  # no drop reason is called so
 ORDERS = {"images": "kept", "scanned": "scanned", "dropped": _LOST, "label": "label"}  # the columns they go by
@@ -30,7 +30,7 @@ _COUNT = click.IntRange(min=0)
 @limit_option
 @json_option
 def identities(
-    path: Place,
+    path: Location,
     label: str | None,
     least: int | None,
     most: int | None,

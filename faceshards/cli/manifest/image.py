@@ -15,7 +15,7 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
 from faceshards.inspection.photograph import Photograph, photograph
 from faceshards.inspection.pictures import Pictures
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 from pipelines.sources.registry import read_record
 
 
@@ -25,7 +25,7 @@ from pipelines.sources.registry import read_record
 @click.option("--out", type=LocalPath(dir_okay=False), help="Write the encoded image, as the source has it.")
 @limit_option
 @json_option
-def image(path: Place, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
+def image(path: Location, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
     """One photograph's provenance: where it came from, what became of it, and its duplicates.
 
     It is named by its sid, by the sha256 of the encoded image (8 or more hex digits will do; of images that were

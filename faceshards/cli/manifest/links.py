@@ -8,7 +8,7 @@ import pyarrow.dataset as ds
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_sorted
 from faceshards.dataset.manifest import Manifest
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
@@ -17,7 +17,7 @@ from faceshards.storage.place import Place
 @click.option("--min", "least", type=click.IntRange(min=1), help="Only those that share so many photographs.")
 @limit_option
 @json_option
-def links(path: Place, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
+def links(path: Location, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
     """Pairs of identities that share photographs, perhaps one person under two labels; most photographs first."""
     print_links(Manifest(path), label, least, limit, as_json)
 

@@ -15,7 +15,7 @@ from faceshards.cli.options import PATH, Command, dataset_argument, json_option,
 from faceshards.cli.rows import BATCH, limit_option, print_rows
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 @quiet_option
 @json_option
 def overlap(
-    path: Place,
+    path: Location,
     sets: tuple[Path, ...],
     max_distance: int,
     identities: bool,

@@ -16,7 +16,7 @@ from faceshards.cli.rows import FEW, print_rows
 from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 if TYPE_CHECKING:
     from faceshards.inspection.query import Answer
@@ -35,7 +35,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 @click.option("--memory", default="4GB", show_default=True, help="That the query may hold; more goes to disk.")
 @click.option("--temp-dir", type=PATH, help="Where, in place of the system's temporary folder.")
 def query(
-    path: Place,
+    path: Location,
     sql: str,
     kind: str | None,
     as_json: bool,

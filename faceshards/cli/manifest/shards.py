@@ -8,14 +8,14 @@ from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
 @dataset_argument
 @limit_option
 @json_option
-def shards(path: Place, limit: int | None, as_json: bool) -> None:
+def shards(path: Location, limit: int | None, as_json: bool) -> None:
     """The files of the images: rows, identities, bytes and checksums; with --json those of their indexes too."""
     names = [name for name in SCHEMAS["shards"].names if as_json or not name.startswith("db_")]
     print_table(Manifest(path), "shards", limit, as_json, columns=names)

@@ -15,7 +15,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import one_line
 from faceshards.files import bytes_text
 from faceshards.inspection.sizes import spread
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 from pipelines.config import BuildConfig
 from pipelines.sources.catalog import known_datasets
 
@@ -23,7 +23,7 @@ from pipelines.sources.catalog import known_datasets
 @click.command(cls=Command)
 @dataset_argument
 @json_option
-def summary(path: Place, as_json: bool) -> None:
+def summary(path: Location, as_json: bool) -> None:
     """What was scanned, kept and dropped, and why; how large identities are; where it all comes from."""
     print_summary(Manifest(path), as_json)
 

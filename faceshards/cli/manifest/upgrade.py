@@ -7,13 +7,13 @@ import click
 from faceshards.cli.options import Command, dataset_argument, json_option, show
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
 @dataset_argument
 @json_option
-def upgrade(path: Place, as_json: bool) -> None:
+def upgrade(path: Location, as_json: bool) -> None:
     """Bring a dataset of an older schema to this release's; its tables are compared first, its shards left alone."""
     from faceshards.dataset.upgrade import upgrade as bring
 

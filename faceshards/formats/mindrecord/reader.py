@@ -26,7 +26,7 @@ from faceshards.formats.mindrecord.layout import (
     read_raw_rows,
     row_groups,
 )
-from faceshards.storage.place import Place, StoredPath, as_place
+from faceshards.storage.location import Location, StoredPath, as_location
 
 
 class Picked(NamedTuple):
@@ -55,8 +55,8 @@ class Shard:
         ShardError: not a shard of ours, cut, or its header contradicts itself. Reading rows raises it likewise.
     """
 
-    def __init__(self, path: Place | str) -> None:
-        self.path = as_place(path)
+    def __init__(self, path: Location | str) -> None:
+        self.path = as_location(path)
         try:
             self._file = open_file(path)
         except (OSError, ValueError) as error:
@@ -207,7 +207,7 @@ class Shard:
         self.close()
 
 
-def verify_index(path: Place) -> None:
+def verify_index(path: Location) -> None:
     """Checks that `path`.db says of every row what the data file says; of a partial one MindSpore dies by SIGSEGV.
 
     Raises:
@@ -226,7 +226,7 @@ def verify_index(path: Place) -> None:
         raise ShardError(index, f"cannot be read: {error!r}") from None
 
 
-def _verify_index(path: Place, index: Place, copy: Path) -> None:
+def _verify_index(path: Location, index: Location, copy: Path) -> None:
     """Compares an index, that lies where SQLite can read it, with the data file."""
     named = [("INDEXES", "INDEXES", TABLES[0]), ("SHARD_NAME", "SHARD_NAME", TABLES[1])]
     expected = [("index", "sqlite_autoindex_INDEXES_1", "INDEXES", None), *(("table", *table) for table in named)]

@@ -16,7 +16,7 @@ from faceshards.inspection.report.album import Album, Filled, fill
 from faceshards.inspection.report.figures import figures
 from faceshards.inspection.report.sheets import plan, records
 from faceshards.inspection.report.templates import environment
-from faceshards.storage.place import Place
+from faceshards.storage.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def write(
     return Written(len(text), sum(sheet.pictures for sheet in filled), len(unread))
 
 
-def check_page(page: Path, folder: Place) -> None:
+def check_page(page: Path, folder: Location) -> None:
     """Refuses a page that is no regular file, or would lie in the dataset's folder.
 
     A link is refused too: what is replaced would be the link, and that of /dev/stdout is the machine's.

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from faceshards.files import open_file
 from faceshards.formats.tar import BLOCK, Member, Tar
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -40,8 +41,8 @@ def walk(data: bytes, folder: Path) -> tuple[list[Member], bool]:
     """Returns the members of an archive, and whether it has an end."""
     path = folder / "x.tar"
     path.write_bytes(data)
-    with open(path, "rb", buffering=0) as file:
-        tar = Tar(file.fileno(), len(data))
+    with open_file(path) as file:
+        tar = Tar(file, len(data))
         return list(tar.members()), tar.ended
 
 

@@ -16,7 +16,7 @@ import pytest
 from faceshards.errors import FaceshardsError
 from faceshards.files import fetch, file_digest
 from faceshards.storage.faults import MissingError, StorageError, TakenError
-from faceshards.storage.place import StoredPath
+from faceshards.storage.location import StoredPath
 from faceshards.storage.ranges import PIECE, StoredFile
 from tests.object_store import KEY, SECRET
 
@@ -167,7 +167,7 @@ def test_wrong_credentials_are_said_and_not_shown(
 ) -> None:
     monkeypatch.setenv(variable, "wRoNg")
     for ask in (StoredPath.stat, StoredPath.is_dir, lambda place: place.write_bytes(b"")):
-        with pytest.raises(StorageError, match="access denied.*check the credentials") as caught:
+        with pytest.raises(StorageError, match=r"access denied.*check the credentials") as caught:
             ask(bucket / "x")
         assert "wRoNg" not in str(caught.value)
         assert SECRET not in str(caught.value)
@@ -187,7 +187,7 @@ def test_a_server_that_is_not_there_is_asked_again_and_then_said(
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:1 does not answer: .*\(tried 3 times in .* m?s\)"):
         (bucket / "x").stat()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "127.0.0.1:1")
-    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL.* is no http:// or https:// address"):
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL.* is no http:// or https:// address"):
         (bucket / "x").stat()
 
 
@@ -212,5 +212,5 @@ def test_a_profile_of_awss_files_is_read(
     assert SECRET not in str(caught.value)
     (tmp_path / "credentials").write_text("")
     (tmp_path / "config").write_text("[profile other]\nsso_session = x\n")
-    with pytest.raises(StorageError, match="by sso_session, which is not read here; .*export-credentials"):
+    with pytest.raises(StorageError, match=r"by sso_session, which is not read here; .*export-credentials"):
         (bucket / "x").stat()

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from faceshards.cli.main import main
 from faceshards.storage.faults import StorageError
-from faceshards.storage.place import StoredPath, as_place
+from faceshards.storage.location import StoredPath, as_location
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,16 @@ from faceshards.storage.place import StoredPath, as_place
     ],
 )
 def test_an_address_is_a_bucket_and_a_key(text: str, bucket: str, key: str) -> None:
-    assert as_place(text) == StoredPath(text[:2].lower(), bucket, key)
+    assert as_location(text) == StoredPath(text[:2].lower(), bucket, key)
 
 
 @pytest.mark.parametrize("text", ["a/b", "/a/b", "a:b", "C:/x", "s3", "s3:x", "./s3:/x"])
 def test_anything_else_is_a_path(text: str) -> None:
-    assert as_place(text) == Path(text)
+    assert as_location(text) == Path(text)
 
 
 def test_an_address_of_a_file_is_its_path() -> None:
-    assert as_place("file:///data/with%20space") == Path("/data/with space")
+    assert as_location("file:///data/with%20space") == Path("/data/with space")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_address_of_a_file_is_its_path() -> None:
 )
 def test_what_is_no_address_is_refused_and_said(text: str, cause: str) -> None:
     with pytest.raises(StorageError, match=cause):
-        as_place(text)
+        as_location(text)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_a_path_made_of_an_address_is_refused_unless_it_is_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match="an address is s3://BUCKET/PREFIX"):
-        as_place(Path("s3://faces/x"))
+        as_location(Path("s3://faces/x"))
     (tmp_path / "s3:" / "faces").mkdir(parents=True)
-    assert as_place(Path("s3:/faces")) == Path("s3:/faces")
+    assert as_location(Path("s3:/faces")) == Path("s3:/faces")
 
 
 def test_places_have_pathlibs_names() -> None:
-    place = as_place("s3://faces/a/b.rec")
+    place = as_location("s3://faces/a/b.rec")
     assert isinstance(place, StoredPath)
     assert (place.name, place.stem, place.suffix) == ("b.rec", "b", ".rec")
     assert str(place.parent / "c") == "s3://faces/a/c"

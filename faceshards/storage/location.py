@@ -200,7 +200,7 @@ class StoredPath:
         with told(self):
             obstore.delete(self._store, self.key)
 
-    def check_exclusive(self, data: bytes) -> None:
+    def make_alone(self, data: bytes) -> None:
         """Makes an object that must not be there, and sees that the store would not make it twice.
 
         Raises:
@@ -233,13 +233,13 @@ class StoredPath:
                 raise
 
 
-Place: TypeAlias = Path | StoredPath
+Location: TypeAlias = Path | StoredPath
 """Where a thing lies."""
 
 
-def absolute(path: str | Place) -> Place:
+def absolute(path: str | Location) -> Location:
     """Returns a place that does not depend on the folder one stands in."""
-    found = as_place(path)
+    found = as_location(path)
     return found if isinstance(found, StoredPath) else Path(os.path.abspath(found))
 
 
@@ -249,14 +249,14 @@ def status(found: Any) -> Status:
     return Status(found["size"], round(changed.timestamp() * 1e6) * 1000, found["e_tag"] or "")
 
 
-def as_place(text: str | Place) -> Place:
+def as_location(text: str | Location) -> Location:
     """Returns what a path or an address of the user's means.
 
     Raises:
         StorageError: an address that is none, of another scheme, or one that holds credentials.
     """
     if not isinstance(text, str):
-        return as_place(str(text)) if isinstance(text, Path) and _collapsed(text) else text
+        return as_location(str(text)) if isinstance(text, Path) and _collapsed(text) else text
     found = _ADDRESS.fullmatch(text)
     if found is None or (len(found[2]) == 1 and os.path.lexists(text)):
         return Path(text)
