@@ -11,6 +11,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from faceshards.cli.manifest.report import check_report, report_line, write_report
 from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
+    FETCHED,
     LOCATION,
     PATH,
     SHARE,
@@ -51,7 +52,7 @@ from pipelines.config import BuildConfig
 @dashboard_option
 @click.option(
     "--exclude",
-    type=PATH,
+    type=FETCHED,
     multiple=True,
     metavar="SET.bin",
     help="Drop what is a picture of this verification set; may be repeated.",

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from faceshards.cli.paths import FETCHED, LOCATION, PATH
 from faceshards.cli.terminal import echo
 from faceshards.errors import FaceshardsError, disk_full, harmless, one_line, why
 from faceshards.extensions import ExtensionError, load, registered
-from faceshards.storage.faults import StorageError
-from faceshards.storage.location import Location, StoredPath, as_location
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
@@ -174,38 +173,6 @@ def _parse(_context: click.Context, _option: click.Parameter, texts: tuple[str, 
     return found
 
 
-class LocalPath(click.Path):
-    """A path of this machine, where an address in a bucket would do no good.
-
-    Args:
-        instead: what to say to such an address.
-    """
-
-    def __init__(self, instead: str = "is in a bucket, and has to be on a disk here", **options: Any) -> None:
-        super().__init__(path_type=Path, **options)
-        self.instead = instead
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Returns the Path."""
-        place = LOCATION.convert(value, param, ctx)
-        if isinstance(place, StoredPath):
-            self.fail(f"{place} {self.instead}", param, ctx)
-        return super().convert(place, param, ctx)
-
-
-class _Location(click.ParamType):
-    """A path of this machine, or an address in a bucket."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
-        """Returns the Path, or the StoredPath."""
-        try:
-            return as_location(value)
-        except StorageError as error:
-            self.fail(str(error), param, ctx)
-
-
 class _Share(click.ParamType):
     """A share above 0 to 1: 5% or 0.05."""
 
@@ -224,8 +191,6 @@ class _Share(click.ParamType):
 
 
 SHARE = _Share()
-LOCATION = _Location()
-PATH = LocalPath()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=LOCATION)
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
@@ -277,8 +242,8 @@ data_root_option = click.option(
     help="Where the known sets lie, each in DATA_ROOT/NAME.",
 )
 _MODEL = "A checkpoint, a run's folder, weights, .onnx, .mindir, or PREFIX of MXNet's PREFIX-symbol.json."
-model_option = click.option("--model", type=PATH, help=_MODEL)
-required_model_option = click.option("--model", type=PATH, required=True, help=_MODEL)
+model_option = click.option("--model", type=FETCHED, help=_MODEL)
+required_model_option = click.option("--model", type=FETCHED, required=True, help=_MODEL)
 backbone_option = click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
 channels_option = click.option(
     "--channels",

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from evaluation.origin import MARK, NOTE, Origin
-from faceshards.cli.options import PATH, Command, LocalPath, data_root_option, json_option, settings_option, show
+from faceshards.cli.options import PATH, Command, data_root_option, json_option, settings_option, show
+from faceshards.cli.paths import LocalPath
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import NOT_YET
 

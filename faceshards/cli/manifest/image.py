@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from faceshards.cli.columns import cell
-from faceshards.cli.options import Command, LocalPath, dataset_argument, json_option
+from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.paths import LocalPath
 from faceshards.cli.rows import limit_option, print_list, row_json
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest

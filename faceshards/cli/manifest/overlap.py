@@ -11,7 +11,7 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faceshards.cli.options import PATH, Command, dataset_argument, json_option, quiet_option, show
+from faceshards.cli.options import FETCHED, Command, dataset_argument, json_option, quiet_option, show
 from faceshards.cli.rows import BATCH, limit_option, print_rows
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 @click.command(cls=Command)
 @dataset_argument
-@click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
+@click.option(
+    "--set", "sets", type=FETCHED, multiple=True, required=True, help="A verification set (.bin); repeatable."
+)
 @click.option(
     "--max-distance",
     type=click.IntRange(-1, 64),
