@@ -25,7 +25,6 @@ import cv2
 import numpy as np
 
 from faceshards.errors import FaceshardsError
-from faceshards.files import open_file
 from faceshards.formats import encoded_image, recordio_scan
 from faceshards.formats.idx import read_index
 from faceshards.formats.json_files import read_json
@@ -38,6 +37,7 @@ from faceshards.formats.tar import Tar
 from faceshards.formats.torch_zip import read_torch
 from faceshards.formats.verification_bin import read_bin, write_bin
 from faceshards.progress import peak_memory
+from faceshards.reading import open_file
 
 _PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
 _LONGEST = 20  # seconds of one read

@@ -13,19 +13,18 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import FaceshardsError
-from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.reading import BLOCK, NOT_REGULAR, open_regular
+from faceshards.storage.location import Location, StoredPath
 from faceshards.storage.ranges import StoredFile
 
 ROW_GROUP = 65536  # rows
 _BLOCK = 1 << 20  # bytes read at a time
-_STORED_BLOCK = 32 << 20  # likewise of an object: some ranges at once
-_NOT_REGULAR = "no regular file"
 
 
 @contextmanager
@@ -67,68 +66,6 @@ def write_json(value: object, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def open_regular(path: Path | str) -> int:
-    """Returns the descriptor of a file, open for reading; what is no regular file is not waited for.
-
-    Raises:
-        OSError: it cannot be opened; or it is a pipe, a socket, a device or a folder, as strerror says.
-    """
-    if stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already do something
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
-        os.close(handle)
-    raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
-
-
-class RegularFile:
-    """A file of this machine, open for reading at known places; see open_regular().
-
-    Args:
-        path: of the file.
-
-    Attributes:
-        status: of the file, when it was opened.
-        size: in bytes.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self._handle = open_regular(path)
-        self.status = os.fstat(self._handle)
-        self.size = self.status.st_size
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """Returns `count` bytes from a place on, fewer only at the end of the file or beyond 2 GiB."""
-        return os.pread(self._handle, count, offset)
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._handle)
-
-    def __enter__(self) -> RegularFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def open_file(path: Location | str) -> OpenFile:
-    """Returns a file or an object, open for reading at known places; OSError if it cannot be."""
-    path = as_location(path)
-    return StoredFile(path) if isinstance(path, StoredPath) else RegularFile(path)
-
-
-OpenFile: TypeAlias = RegularFile | StoredFile
-"""A file or an object, open for reading at known places."""
-
-
-def files_in(folder: Location, wanted: Callable[[str], bool]) -> list[Location]:
-    """Returns the files, or objects, right in a folder whose names are wanted, by name."""
-    if isinstance(folder, StoredPath):
-        return [*sorted(entry for entry, is_prefix in folder.entries() if not is_prefix and wanted(entry.name))]
-    return [*sorted(entry for entry in folder.iterdir() if wanted(entry.name) and entry.is_file())]
-
-
 def file_digest(path: Location | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
     """Returns size in bytes and SHA-256 (hex) of a file or an object, read block by block.
 
@@ -154,26 +91,20 @@ def file_digest(path: Location | int, before_block: Callable[[], None] | None = 
 def _object_digest(path: StoredPath, before_block: Callable[[], None] | None) -> tuple[int, str]:
     digest = hashlib.sha256()
     with StoredFile(path) as file:
-        for start in range(0, file.size, _STORED_BLOCK):
+        for start in range(0, file.size, BLOCK):
             if before_block:
                 before_block()
-            digest.update(file.read_at(start, _STORED_BLOCK))
+            digest.update(file.read_at(start, BLOCK))
         return file.size, digest.hexdigest()
 
 
-def fetch(path: Location, to: Path) -> None:
-    """Copies a file or an object into a file."""
-    if not isinstance(path, StoredPath):
-        shutil.copyfile(path, to)
-        return
-    with StoredFile(path) as stored, open(to, "wb") as file:
-        for start in range(0, stored.size, _STORED_BLOCK):
-            file.write(stored.read_at(start, _STORED_BLOCK))
-
-
-def for_arrow(path: Location) -> str | pa.NativeFile:
-    """Returns what Arrow's readers take for a file or an object."""
-    return pa.PythonFile(StoredFile(path), "r") if isinstance(path, StoredPath) else str(path)
+def file_state(path: Location) -> tuple[int | str, int, int] | None:
+    """Returns what changes with a file; None if it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def dead_link(path: Location) -> Path | None:
@@ -188,8 +119,8 @@ def unreadable(path: Location, where: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         link = dead_link(path)
         return f"{path}: missing; {where} lists it{f'; {link} is a link that leads nowhere' if link else ''}"
-    if error.strerror == _NOT_REGULAR:
-        return f"{path}: {_NOT_REGULAR}; {where} lists one"
+    if error.strerror == NOT_REGULAR:
+        return f"{path}: {NOT_REGULAR}; {where} lists one"
     return f"{path}: {error.strerror}"
 
 
@@ -198,7 +129,7 @@ def size_difference(path: Location, size: int, where: str) -> str | None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, _NOT_REGULAR)
+            raise OSError(errno.EINVAL, NOT_REGULAR)
     except OSError as error:
         return unreadable(path, where, error)
     return None if status.st_size == size else f"{path}: {status.st_size} bytes, {where} says {size}"

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import BuildError
-from faceshards.files import difference, open_file
+from faceshards.files import difference
 from faceshards.locks import BusyError, exclusive_folder
 from faceshards.progress import Progress, logging_at
+from faceshards.reading import open_file
 from faceshards.storage.faults import MissingError, TakenError
 from faceshards.storage.location import Location, StoredPath
 from pipelines import workspace

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from faceshards.files import fetch
+from faceshards.reading import fetch
 from faceshards.storage.faults import MissingError, StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from faceshards.dataset.content import sound
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.schema import SCHEMAS
-from faceshards.files import for_arrow
+from faceshards.reading import for_arrow
 
 Matches = Callable[[pa.Array], npt.NDArray[np.bool_]]
 

@@ -20,16 +20,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
 from faceshards.errors import FaceshardsError
-from faceshards.files import check_seal, dead_link, difference, for_arrow
+from faceshards.files import check_seal, dead_link, difference, file_state
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
-from faceshards.storage.arrow import ObjectsForArrow
+from faceshards.reading import arrow_files, for_arrow
 from faceshards.storage.location import Location, StoredPath, as_location
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ class Manifest:
         A file that was compared before is read again only if it has changed since.
         """
         path, entry = self.path / name, self.info["files"][name]
-        state = _state(path)
+        state = file_state(path)
         if state is not None and self._checked.get(name) == state:
             return None
         problem = difference(path, entry["bytes"], entry["sha256"], "dataset.json")
@@ -195,7 +194,7 @@ class Manifest:
                 paths,
                 schema=self.schema(table),
                 format=ds.ParquetFileFormat(),
-                filesystem=self._filesystem(),
+                filesystem=arrow_files(self.path),
                 partitions=[stood_for(table, present)] * len(paths),
             )
 
@@ -243,10 +242,6 @@ class Manifest:
         with self._reading(table):
             return int(self.dataset(table).count_rows(filter=where))
 
-    def _filesystem(self) -> fs.FileSystem:
-        stored = isinstance(self.path, StoredPath)
-        return fs.PyFileSystem(ObjectsForArrow()) if stored else fs.LocalFileSystem()
-
     def _columns(self, table: str, columns: Sequence[str] | None) -> list[str]:
         """Returns the columns that are wanted of a table; ManifestError if it has no such one."""
         known = self.schema(table).names
@@ -290,15 +285,6 @@ class Manifest:
         if isinstance(path, StoredPath):
             raise ManifestError(f"{self.path}: {NOT_YET}")
         return path
-
-
-def _state(path: Location) -> tuple[int | str, int, int] | None:
-    """Returns what changes with a file; None if it cannot be looked at."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def fingerprint(shards: pa.Table) -> str:

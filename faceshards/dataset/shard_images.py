@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import open_file
 from faceshards.formats.mindrecord.reader import Shard
+from faceshards.reading import open_file
 from faceshards.storage.location import Location
 from faceshards.storage.ranges import StoredFile
 

@@ -21,8 +21,9 @@ from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
-from faceshards.files import difference, open_file, size_difference, unreadable
+from faceshards.files import difference, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.reading import open_file
 from faceshards.storage.location import Location, StoredPath
 
 Item = TypeVar("Item")

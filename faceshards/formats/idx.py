@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from faceshards.files import for_arrow
+from faceshards.reading import for_arrow
 from faceshards.storage.location import Location, StoredPath
 from faceshards.storage.ranges import StoredFile
 

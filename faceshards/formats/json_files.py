@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from faceshards.files import open_file
 from faceshards.formats.pickles import SPARE
+from faceshards.reading import open_file
 from faceshards.storage.location import Location
 
 LARGEST = 16 << 20  # bytes: a hundred thousand files in a dataset.json, and as text at most four times as many

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faceshards.files import OpenFile
+from faceshards.reading import OpenFile
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")

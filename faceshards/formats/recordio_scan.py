@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from faceshards.files import OpenFile, open_file
 from faceshards.formats.recordio import LENGTH_MASK, MAGIC, MAGIC_BYTES, MAX_RECORD, join_parts
+from faceshards.reading import OpenFile, open_file
 from faceshards.storage.location import Location
 
 _AHEAD = 1 << 16

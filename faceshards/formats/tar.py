@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from faceshards.files import OpenFile
+from faceshards.reading import OpenFile
 
 BLOCK = 512
 """Bytes; headers begin, and contents are filled up, at multiples of it."""

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import LATER, SCHEMAS
 from faceshards.errors import FaceshardsError
-from faceshards.files import for_arrow
 from faceshards.inspection.tables_only import PROTOCOL, tables_only
+from faceshards.reading import for_arrow
 from faceshards.storage.location import Location
 
 BATCH = 65536  # rows handed on at a time

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import Any
 
-from faceshards.files import open_file
+from faceshards.reading import open_file
 from faceshards.storage.location import Location
 
 PROTOCOL = "manifest"

@@ -13,8 +13,8 @@ import numpy as np
 
 from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
-from faceshards.files import OpenFile, open_file
 from faceshards.hashing import splitmix64
+from faceshards.reading import OpenFile, open_file
 from faceshards.storage.location import Location, StoredPath, as_location
 from faceshards.storage.ranges import StoredFile
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from faceshards.errors import SourceError
-from faceshards.files import files_in, open_file
 from faceshards.formats import recordio
+from faceshards.reading import files_in, open_file
 from faceshards.storage.location import Location, as_location
 from pipelines.sources.base import Claims, SourceFile
 from pipelines.sources.leftovers import Leftovers, is_held_out

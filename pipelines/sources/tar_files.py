@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faceshards.errors import SourceError, first_few
-from faceshards.files import OpenFile, files_in, open_file
 from faceshards.formats.tar import BLOCK, Tar
+from faceshards.reading import OpenFile, files_in, open_file
 from faceshards.storage.location import Location, StoredPath
 from pipelines.sources.base import SourceFile
 from pipelines.sources.leftovers import Leftovers, is_held_out, is_image

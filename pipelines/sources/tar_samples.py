@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from faceshards.dataset.schema import CODE
 from faceshards.errors import first_few
-from faceshards.files import open_file
 from faceshards.formats.tar import Member, Tar
+from faceshards.reading import open_file
 from faceshards.storage.location import Location
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from faceshards.errors import SourceError
-from faceshards.files import open_file, replacing
+from faceshards.files import replacing
 from faceshards.formats.tar import Tar
+from faceshards.reading import open_file
 from faceshards.storage.location import as_location
 from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.tar_files import find, set_of

@@ -27,8 +27,9 @@ import pyarrow.compute as pc
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
-from faceshards.files import fetch, write_json, write_parquet
+from faceshards.files import write_json, write_parquet
 from faceshards.progress import Progress
+from faceshards.reading import fetch
 from faceshards.storage.location import Location, absolute
 from pipelines import workspace
 from pipelines.config import BuildConfig

@@ -17,7 +17,7 @@ from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError
-from faceshards.files import fetch
+from faceshards.reading import fetch
 from faceshards.storage.location import StoredPath
 from pipelines import upload
 from pipelines.exports.base import Request

@@ -14,7 +14,8 @@ import numpy as np
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import open_regular, size_difference
+from faceshards.files import size_difference
+from faceshards.reading import open_regular
 from faceshards.formats.mindrecord.reader import Shard
 from training.config import CHECKS, CHOICES
 from training.data.layout import Layout, StreamError, lane_order

@@ -15,7 +15,6 @@ from urllib.parse import quote
 import numpy as np
 
 from faceshards.errors import ShardError
-from faceshards.files import fetch, open_file
 from faceshards.formats.mindrecord.layout import (
     HEADER_SIZES,
     PAGE_SIZES,
@@ -26,6 +25,7 @@ from faceshards.formats.mindrecord.layout import (
     read_raw_rows,
     row_groups,
 )
+from faceshards.reading import fetch, open_file
 from faceshards.storage.location import Location, StoredPath, as_location
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faceshards.files import open_file
 from faceshards.formats.idx import read_index
 from faceshards.formats.recordio import join_parts, read_payload
 from faceshards.formats.recordio_scan import scan
+from faceshards.reading import open_file
 from tests.recs import MAGIC, read_rec, write_rec
 
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

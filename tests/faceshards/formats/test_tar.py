@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from faceshards.files import open_file
 from faceshards.formats.tar import BLOCK, Member, Tar
+from faceshards.reading import open_file
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LINK = "a symbolic link"

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from faceshards.errors import FaceshardsError
-from faceshards.files import fetch, file_digest
+from faceshards.files import file_digest
+from faceshards.reading import fetch
 from faceshards.storage.faults import MissingError, StorageError, TakenError
 from faceshards.storage.location import StoredPath
 from faceshards.storage.ranges import PIECE, StoredFile
@@ -142,6 +143,15 @@ def test_of_many_who_make_one_object_one_does(bucket: StoredPath) -> None:
     assert won.count(True) == 1
     with StoredFile(bucket / "one") as file:
         assert file.read_at(0, 9) == b"%d" % won.index(True)
+
+
+def test_a_store_that_makes_one_object_twice_is_refused(bucket: StoredPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = StoredPath.write_bytes
+    # As servers do that do not know If-None-Match.
+    monkeypatch.setattr(StoredPath, "write_bytes", lambda self, data, exclusive=False: plain(self, data))
+    with pytest.raises(StorageError, match="its store ignores If-None-Match"):
+        (bucket / "one").make_alone(b"1")
+    assert not (bucket / "one").exists()
 
 
 def test_an_object_that_is_not_there_is_one_line(bucket: StoredPath) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faceshards.dataset.manifest import Manifest
 from faceshards.errors import SourceError
 from faceshards.storage.location import StoredPath
+from pipelines.exports.base import Request
+from pipelines.exports.export import export
 from pipelines.sources.base import OpenFiles, Place
 from pipelines.sources.find import cut, find_files
 from pipelines.sources.registry import claims, labels, read_image, read_record, scan
 from tests.faceshards.test_stored_dataset import upload
+from tests.pipelines.build_fixtures import by_shared_worker
 
 
 @pytest.fixture
@@ -91,3 +95,30 @@ def test_what_cannot_be_read_is_said(bucket: StoredPath) -> None:
         with pytest.raises(SourceError) as caught:
             find_files(bucket / name)
         assert str(caught.value).startswith(f"{bucket / name}: {cause}")
+
+
+def test_tars_are_read_as_on_a_disk(tiny_dataset: Manifest, bucket: StoredPath, tmp_path: Path) -> None:
+    export(tiny_dataset.path, tmp_path / "tars", Request("webdataset"), by_shared_worker())
+    for odd in ("export.json", "identities.parquet"):
+        (tmp_path / "tars" / odd).unlink()
+    stored = upload(tmp_path / "tars", bucket / "tars")
+    found = {}
+    for name, path in (
+        ("local", tmp_path / "tars"),
+        ("stored", stored),
+        ("range", bucket / "tars" / "shard-{000000..000003}.tar"),
+    ):
+        files, warnings = find_files(path)
+        (tmp_path / name).mkdir()
+        parts, told = cut(files, tmp_path / name, 70_000)
+        rows = [scan(part) for part in parts]
+        assert (warnings, told) == ([], [])
+        found[name] = (
+            [(file.name, file.bytes) for file in files],
+            [np.asarray(labels(part)).tolist() for part in parts],
+            [row.key for row in rows],
+            [bytes(image) for row in rows for image in row.images if image is not None],
+            read_record(dataclasses.asdict(files[-1]), rows[-1].key[0]),
+        )
+    assert found["local"] == found["stored"] == found["range"]
+    assert len(found["local"][3]) == tiny_dataset.totals["kept"]
