@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 MARK = ".faceshards-upload.json"
 
+_INSTEAD = "choose another prefix, or remove what is there"
+_NO_OVERWRITE = f"in a bucket no dataset is replaced: {_INSTEAD}"
 _AT_ONCE = 2  # files in flight, each of some pieces
 
 
@@ -78,11 +80,11 @@ def build_at(
     if work is None:
         raise BuildError(f"{out}: needs a work folder on a disk (--work), in which the dataset is made")
     if overwrite:
-        raise BuildError(f"{out}: in a bucket no dataset is replaced: choose another prefix, or remove what is there")
+        raise BuildError(f"{out}: {_NO_OVERWRITE}")
     local = made_in(work)
     request = ask(name, files, local, config, exclude).request
     if (out / "dataset.json").exists():
-        found = workspace.published(out, request, strict, "choose another prefix, or remove what is there")
+        found = workspace.published(out, request, strict, _INSTEAD)
         (out / MARK).unlink()
         return found
     try:
@@ -111,22 +113,61 @@ def _claim(out: StoredPath, request: dict[str, Any]) -> bool:
     Raises:
         BuildError: something else is there.
     """
-    mark = json.dumps({"request": hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()}).encode()
-    if not (out / MARK).exists():
-        if out.is_dir():
-            raise BuildError(f"{out}: objects lie there, and no dataset of ours; they are not touched")
+    mark = _mark(request)
+    if _is_free(out):
         try:
             (out / MARK).make_alone(mark)
             return False
         except TakenError:
             pass  # just now, by another build
+    _check_mark(out, mark)
+    return True
+
+
+def _mark(request: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"request": digest}).encode()
+
+
+def _is_free(out: StoredPath) -> bool:
+    """Returns whether nothing is there, not even an interrupted upload; BuildError if it is anything else."""
+    if (out / MARK).exists():
+        return False
+    if out.is_dir():
+        raise BuildError(f"{out}: objects lie there, and no dataset of ours; they are not touched")
+    return True
+
+
+def _check_mark(out: StoredPath, mark: bytes) -> None:
+    """Raises BuildError if an upload is another request's."""
     with open_file(out / MARK) as file:
         if file.read_at(0, len(mark) + 1) != mark:
             raise BuildError(
                 f"{out}: an interrupted upload of another request lies there; choose another prefix, or pass --restart "
                 "to remove it"
             )
-    return True
+
+
+def in_the_way(
+    name: str, files: Sequence[SourceFile], out: StoredPath, work: Path, config: BuildConfig, options: dict[str, Any]
+) -> list[str]:
+    """Returns why a build would be refused at a prefix, or nothing; for a plan.
+
+    Args:
+        name, files, out, work, config: as build_at() has them.
+        options: likewise; those that it names are looked at.
+    """
+    request = ask(name, files, made_in(work), config, options["exclude"]).request
+    if options["overwrite"]:
+        return [f"{out}: {_NO_OVERWRITE}"]
+    try:
+        if (out / "dataset.json").exists():
+            workspace.published(out, request, options["strict"], _INSTEAD)
+        elif not _is_free(out) and not options["restart"]:
+            _check_mark(out, _mark(request))
+    except BuildError as error:
+        return [str(error)]
+    return []
 
 
 def _clear(out: StoredPath) -> None:

@@ -27,7 +27,7 @@ from faceshards.cli.options import (
 from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
-from faceshards.storage.location import Location
+from faceshards.storage.location import Location, StoredPath
 from pipelines.config import BuildConfig
 
 
@@ -121,7 +121,7 @@ def build(
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
-    from pipelines.upload import build_at, made_in
+    from pipelines.upload import build_at, in_the_way, made_in
     from pipelines.wanted import find_wanted
 
     if page is not None:
@@ -138,6 +138,9 @@ def build(
         place = out if isinstance(out, Path) else made_in(work or Path())
         with logging_redirect_tqdm():
             foreseen = foresee(wanted.title, wanted.files, place, config, execution, **options, share=sample or 1.0)
+        if isinstance(out, StoredPath) and work is not None:
+            there = in_the_way(wanted.title, wanted.files, out, work, config, options)
+            foreseen = {**foreseen, "out": str(out), "refused": [*foreseen["refused"], *there]}
         print_plan(foreseen, as_json)
         if strict and foreseen["refused"]:
             raise click.ClickException("a build would be refused")

@@ -30,7 +30,6 @@ EXTRAS = {
     **dict.fromkeys(("mindspore", "tensorboardX"), "train"),
     **dict.fromkeys(("sklearn", "matplotlib", "onnx", "onnxruntime"), "eval"),
     "mxnet": "mxnet",
-    "obstore": "s3",
     **dict.fromkeys(("duckdb", "jinja2", "markupsafe"), "manifest"),
 }
 # What no extra brings, by what installs it.

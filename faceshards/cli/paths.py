@@ -46,8 +46,6 @@ class _Fetched(click.Path):
         (ctx or click.get_current_context()).call_on_close(functools.partial(shutil.rmtree, folder, True))
         try:
             fetch(place, folder / place.name)
-        except ModuleNotFoundError:
-            self.fail(f"{place}: needs obstore, which is not installed: pip install 'faceshards[s3]'", param, ctx)
         except MissingError as error:
             many = "; of buckets one file is taken, not a folder of them" if place.is_dir() else ""
             raise click.ClickException(f"{error}{many}") from None

@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from faceshards.errors import FaceshardsError
 
@@ -42,12 +43,17 @@ class TakenError(StorageError, FileExistsError):
 
 
 @contextmanager
-def told(where: object) -> Iterator[None]:
-    """Tells what obstore raises as a StorageError about an address."""
-    from obstore.exceptions import BaseError
-
+def told(where: object) -> Iterator[Any]:
+    """Yields obstore; what it raises is told as a StorageError about an address."""
     try:
-        yield
+        import obstore
+        from obstore.exceptions import BaseError
+    except ModuleNotFoundError:
+        raise StorageError(
+            errno.ENOPKG, "needs obstore, which is not installed: pip install 'faceshards[s3]'", str(where)
+        ) from None
+    try:
+        yield obstore
     except StorageError:
         raise
     except (BaseError, OSError, ValueError) as error:

@@ -103,10 +103,8 @@ class StoredPath:
         Raises:
             MissingError: there is none; where the bucket is missing, it is not a MissingError.
         """
-        import obstore
-
         try:
-            with told(self):
+            with told(self) as obstore:
                 found = obstore.head(self._store, self.key)
         except MissingError:
             self._check_bucket()  # a HEAD has no words for it
@@ -131,9 +129,7 @@ class StoredPath:
 
     def entries(self) -> Iterator[tuple[StoredPath, bool]]:
         """Yields what is right below this place, and whether it is the prefix of more."""
-        import obstore
-
-        with told(self):
+        with told(self) as obstore:
             found = obstore.list_with_delimiter(self._store, self.key or None)
         for key in found["common_prefixes"]:
             yield StoredPath(self.scheme, self.bucket, key.rstrip("/")), True
@@ -146,18 +142,14 @@ class StoredPath:
 
     def tree(self) -> Iterator[tuple[StoredPath, int]]:
         """Yields every object below this place, and its size in bytes."""
-        import obstore
-
-        with told(self):
+        with told(self) as obstore:
             for entries in obstore.list(self._store, self.key or None):
                 for entry in entries:
                     yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
 
     def sha256(self) -> tuple[int, str]:
         """Returns size and SHA-256 (hex) of the object as it was uploaded; "" if it was not by `upload`."""
-        import obstore
-
-        with told(self):
+        with told(self) as obstore:
             found = obstore.get(self._store, self.key, options={"head": True})
             return found.meta["size"], str(found.attributes.get(_SHA256, ""))
 
@@ -171,9 +163,7 @@ class StoredPath:
         Raises:
             TakenError: exclusive, and there is one.
         """
-        import obstore
-
-        with told(self):
+        with told(self) as obstore:
             obstore.put(self._store, self.key, data, mode="create" if exclusive else "overwrite")
 
     def upload(self, path: Path, sha256: str) -> None:
@@ -183,9 +173,7 @@ class StoredPath:
             path: of the file.
             sha256: its digest (hex), which is stored with the object.
         """
-        import obstore
-
-        with told(self), open(path, "rb") as file:
+        with told(self) as obstore, open(path, "rb") as file:
             obstore.put(
                 *(self._store, self.key, file),
                 attributes={_SHA256: sha256},
@@ -195,9 +183,7 @@ class StoredPath:
 
     def unlink(self) -> None:
         """Removes the object; nothing happens if there is none."""
-        import obstore
-
-        with told(self):
+        with told(self) as obstore:
             obstore.delete(self._store, self.key)
 
     def make_alone(self, data: bytes) -> None:
@@ -223,10 +209,8 @@ class StoredPath:
 
     def _check_bucket(self) -> None:
         """Raises StorageError if the bucket is missing, as far as one may look."""
-        import obstore
-
         try:
-            with told(self):
+            with told(self) as obstore:
                 next(iter(obstore.list(self._store, self.key or None)), None)
         except StorageError as error:
             if error.strerror == no_bucket("").strerror:

@@ -110,10 +110,8 @@ class StoredFile(io.RawIOBase):
 
     def _range(self, start: int, stop: int) -> bytes:
         """Returns the bytes of one request."""
-        import obstore
-
         options: Any = {"range": (start, stop), "if_match": self.status.st_ino or None}
-        with told(self.path):
+        with told(self.path) as obstore:
             return bytes(obstore.get(store(self.path.scheme, self.path.bucket), self.path.key, options=options).bytes())
 
     # What Arrow, SQLite's copy and the like ask of a file of Python's.

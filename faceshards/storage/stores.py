@@ -38,15 +38,12 @@ def store(scheme: str, bucket: str) -> ObjectStore:
 
     Raises:
         StorageError: there are no credentials for it, or they are unusable.
-        ModuleNotFoundError: obstore is not installed.
     """
     return _store(scheme, bucket, tuple(sorted(item for item in os.environ.items() if item[0].startswith(_OURS))))
 
 
 @functools.lru_cache(maxsize=32)
 def _store(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...]) -> ObjectStore:
-    from obstore.store import from_url
-
     url = f"{scheme}://{bucket}"
     config = _s3(bucket, url) if scheme == "s3" else {}
     attempts = os.environ.get("AWS_MAX_ATTEMPTS", "")
@@ -64,6 +61,8 @@ def _store(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...]) 
         "backoff": {"max_backoff": timedelta(seconds=10)},
     }
     with told(url):
+        from obstore.store import from_url
+
         return from_url(url, config=config or None, client_options=options, retry_config=retries)  # type: ignore[call-overload]
 
 

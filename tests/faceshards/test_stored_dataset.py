@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,11 @@ def test_an_older_one_is_upgraded(tiny_dataset: Manifest, stored: StoredPath) ->
     (stored / "dataset.json").write_bytes(json.dumps({**info, "schema_version": 1}).encode())
     run("manifest", "upgrade", stored)
     assert Manifest(stored).info == sealed(tiny_dataset.info)
+
+
+def test_without_obstore_it_is_said_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(
+        faceshards.FaceshardsError, match=r"needs obstore, which is not installed: pip install '.*\[s3\]'"
+    ):
+        faceshards.open("s3://faces/x")

@@ -20,6 +20,7 @@ from faceshards.errors import BuildError
 from faceshards.reading import fetch
 from faceshards.storage.location import StoredPath
 from pipelines import upload
+from pipelines.config import BuildConfig
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.runner import Execution
@@ -152,6 +153,32 @@ def test_a_place_of_others_is_refused(tiny_source: Path, whole: Path, bucket: St
     with pytest.raises(BuildError, match="an interrupted upload of another request lies there"):
         build(tiny_source, bucket / "other", worker, work=whole)
     assert [place.name for place, _ in bucket.tree()] == [upload.MARK, "notes.txt"]
+
+
+def test_a_plan_says_what_would_be_refused(
+    tiny_source: Path, tiny_dataset: Manifest, bucket: StoredPath, tmp_path: Path
+) -> None:
+    out, files = put(tiny_dataset.path, bucket / "set"), find_files(tiny_source)[0]
+    options = {"exclude": (), "strict": False, "overwrite": False, "restart": False}
+
+    def said(place: StoredPath, config: BuildConfig = CONFIG, **more: bool) -> list[str]:
+        return upload.in_the_way("tiny", files, place, tmp_path, config, {**options, **more})
+
+    assert said(out) == said(bucket / "free") == []
+    assert "from another request; choose another prefix" in said(out, BuildConfig(shards=5))[0]
+    assert "in a bucket no dataset is replaced" in said(out, overwrite=True)[0]
+    (bucket / "other" / upload.MARK).write_bytes(b"another request")
+    assert "an interrupted upload of another request" in said(bucket / "other")[0]
+    assert said(bucket / "other", restart=True) == []
+    assert sorted(place.name for place, _ in (bucket / "other").tree()) == [upload.MARK]
+
+
+def test_restart_removes_what_an_upload_left_and_nothing_else(bucket: StoredPath) -> None:
+    for name in ("set/x", "set/shards/y", f"set/{upload.MARK}", "kept/x", "set2"):
+        (bucket / name).write_bytes(b"")
+    upload._clear(bucket / "kept")
+    upload._clear(bucket / "set")
+    assert sorted(str(place) for place, _ in bucket.tree()) == [f"{bucket}/kept/x", f"{bucket}/set2"]
 
 
 def test_a_damaged_file_is_not_uploaded(
