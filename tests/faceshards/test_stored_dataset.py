@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,16 @@ def test_without_obstore_it_is_said_what_brings_it(monkeypatch: pytest.MonkeyPat
         faceshards.FaceshardsError, match=r"needs obstore, which is not installed: pip install '.*\[s3\]'"
     ):
         faceshards.open("s3://faces/x")
+
+
+def test_verification_sets_are_fetched(
+    tiny_dataset: Manifest, bucket: StoredPath, face_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (bucket / "orl.bin").upload(face_data / "orl" / "orl.bin", "")
+    asked = ["manifest", "overlap", str(tiny_dataset.path), "--quiet", "--json", "--set"]
+    assert run(*asked, bucket / "orl.bin") == run(*asked, face_data / "orl" / "orl.bin")
+    said = CliRunner().invoke(main, [*asked, str(bucket)])
+    assert said.exit_code == 1
+    assert f"{bucket}: no such object; of buckets one file is taken, not a folder of them" in said.output
+    assert list(tmp_path.glob("faceshards-fetched-*")) == []
