@@ -43,7 +43,9 @@ class _Fetched(click.Path):
         if not isinstance(place, StoredPath):
             return super().convert(place, param, ctx)
         folder = Path(tempfile.mkdtemp(prefix="faceshards-fetched-"))
-        (ctx or click.get_current_context()).call_on_close(functools.partial(shutil.rmtree, folder, True))
+        # Of the whole command line's: that of a command whose options are wrong is not closed.
+        root = (ctx or click.get_current_context()).find_root()
+        root.call_on_close(functools.partial(shutil.rmtree, folder, True))
         try:
             fetch(place, folder / place.name)
         except MissingError as error:
