@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import signal
 import struct
@@ -44,6 +43,7 @@ from faceshards.formats.tar import Tar
 from faceshards.formats.torch_zip import read_torch
 from faceshards.formats.verification_bin import read_bin, write_bin
 from faceshards.progress import peak_memory
+from faceshards.reading import open_file
 from faceshards.settings import load_yaml
 
 _PICTURE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -102,8 +102,8 @@ def _read_tensors(path: Path) -> None:
 
 
 def _read_tar(path: Path) -> None:
-    with open(path, "rb") as file:
-        for _ in Tar(file.fileno(), os.fstat(file.fileno()).st_size).members():
+    with open_file(path) as file:
+        for _ in Tar(file).members():
             pass
 
 

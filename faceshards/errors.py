@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 # C0 but tab and newline, DEL, C1, what turns the direction of writing, and the halves of surrogate pairs that stand for
 # bytes of a file's name: terminals obey the former, and nothing can write the latter.
@@ -55,18 +54,18 @@ class ShardError(FaceshardsError):
     """A MindRecord shard cannot be written, or what is on disk is not what was written.
 
     Args:
-        path: the shard's file.
+        path: the shard's file, or its address.
         cause: what is wrong, without the file's name.
         errno: of the OSError behind it, 0 if there is none.
     """
 
-    def __init__(self, path: Path | str, cause: str, errno: int = 0) -> None:
+    def __init__(self, path: object, cause: str, errno: int = 0) -> None:
         super().__init__(f"{path}: {cause}")
-        self.path = Path(path)
+        self.path = str(path)
         self.cause = cause
         self.errno = errno
 
-    def __reduce__(self) -> tuple[type[ShardError], tuple[Path, str, int]]:
+    def __reduce__(self) -> tuple[type[ShardError], tuple[str, str, int]]:
         return type(self), (
             self.path,
             self.cause,

@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import FaceshardsError
+from faceshards.reading import BLOCK, NOT_REGULAR, open_regular
+from faceshards.storage.location import Location, StoredPath
+from faceshards.storage.ranges import StoredFile
 
 ROW_GROUP = 65536  # rows
 _BLOCK = 1 << 20  # bytes read at a time
-_NOT_REGULAR = "no regular file"
 
 
 @contextmanager
@@ -65,36 +67,28 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, row_group_size=ROW_GROUP, **parquet_options(table.schema))
 
 
+def json_bytes(value: object) -> bytes:
+    """Returns JSON as files of ours have it."""
+    return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
+
+
 def write_json(value: object, path: Path) -> None:
     """Writes JSON to `path`, whole or not at all, and on disk when it returns."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(json_bytes(value))
         file.flush()
         os.fsync(file.fileno())
 
 
-def open_regular(path: Path | str) -> int:
-    """Returns the descriptor of a file, open for reading; what is no regular file is not waited for.
-
-    Raises:
-        OSError: it cannot be opened; or it is a pipe, a socket, a device or a folder, as strerror says.
-    """
-    if stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already do something
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
-        os.close(handle)
-    raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
-
-
-def file_digest(path: Path | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
-    """Returns size in bytes and SHA-256 (hex) of a file, read block by block.
+def file_digest(path: Location | int, before_block: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Returns size in bytes and SHA-256 (hex) of a file or an object, read block by block.
 
     Args:
-        path: of the file; or its descriptor, which is closed.
-        before_block: called before each block of 1 MiB; what it raises ends the reading.
+        path: of it; or the descriptor of a file, which is closed.
+        before_block: called before each block of 1 MiB, or of 32 MiB of an object; what it raises ends the reading.
     """
+    if isinstance(path, StoredPath):
+        return _object_digest(path, before_block)
     digest, size = hashlib.sha256(), 0
     block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
@@ -108,34 +102,55 @@ def file_digest(path: Path | int, before_block: Callable[[], None] | None = None
             size += count
 
 
-def dead_link(path: Path) -> Path | None:
+def _object_digest(path: StoredPath, before_block: Callable[[], None] | None) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    with StoredFile(path) as file:
+        for start in range(0, file.size, BLOCK):
+            if before_block:
+                before_block()
+            digest.update(file.read_at(start, BLOCK))
+        return file.size, digest.hexdigest()
+
+
+def file_state(path: Location) -> tuple[int | str, int, int] | None:
+    """Returns what changes with a file; None if it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def dead_link(path: Location) -> Path | None:
     """Returns the link that leads nowhere, at a path or above it; None if there is none."""
+    if isinstance(path, StoredPath):
+        return None
     return next((place for place in (path, *path.parents) if place.is_symlink() and not os.path.exists(place)), None)
 
 
-def unreadable(path: Path, where: str, error: OSError) -> str:
+def unreadable(path: Location, where: str, error: OSError) -> str:
     """Returns one line on why a file cannot be read that is written of somewhere."""
     if isinstance(error, FileNotFoundError):
         link = dead_link(path)
         return f"{path}: missing; {where} lists it{f'; {link} is a link that leads nowhere' if link else ''}"
-    if error.strerror == _NOT_REGULAR:
-        return f"{path}: {_NOT_REGULAR}; {where} lists one"
+    if error.strerror == NOT_REGULAR:
+        return f"{path}: {NOT_REGULAR}; {where} lists one"
     return f"{path}: {error.strerror}"
 
 
-def size_difference(path: Path, size: int, where: str) -> str | None:
+def size_difference(path: Location, size: int, where: str) -> str | None:
     """Returns one line if a file is not there, no regular file, or of another size; see difference()."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, _NOT_REGULAR)
+            raise OSError(errno.EINVAL, NOT_REGULAR)
     except OSError as error:
         return unreadable(path, where, error)
     return None if status.st_size == size else f"{path}: {status.st_size} bytes, {where} says {size}"
 
 
 def difference(
-    path: Path, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
+    path: Location, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
 ) -> str | None:
     """Returns one line on how a file differs from what is written of it; None if it does not.
 
@@ -149,7 +164,7 @@ def difference(
     if problem := size_difference(path, size, where):
         return problem
     try:
-        if file_digest(open_regular(path), before_block)[1] == sha256:
+        if file_digest(path if isinstance(path, StoredPath) else open_regular(path), before_block)[1] == sha256:
             return None
     except OSError as error:
         return unreadable(path, where, error)

@@ -51,6 +51,8 @@ def exclusive_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
             yield
         finally:
             os.close(lock)
+    except FaceshardsError:  # of a store's it is one line already
+        raise
     except OSError as error:
         raise FaceshardsError(f"{error.filename or folder}: {why(error)}") from None
 

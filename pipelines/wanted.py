@@ -10,6 +10,7 @@ from pathlib import Path
 from faceshards.errors import FaceshardsError
 from faceshards.formats.verification_bin import read_bin
 from faceshards.progress import bar
+from faceshards.storage.location import Location, as_location
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset, dataset_folder
 from pipelines.sources.find import find_files
@@ -35,7 +36,7 @@ class Wanted:
 
 
 def find_wanted(
-    name: str | None, paths: Sequence[Path], data_root: Path, exclude: Sequence[Path], quiet: bool, workers: int
+    name: str | None, paths: Sequence[Location], data_root: Path, exclude: Sequence[Path], quiet: bool, workers: int
 ) -> Wanted:
     """Returns where a dataset comes from.
 
@@ -61,7 +62,7 @@ def find_wanted(
         elif not source.exists():
             raise FaceshardsError(f"{name} is not at {source}; it is to be had from {expected.where}; put it there")
     files, warnings = find_files(*paths)
-    title = name or "+".join(path.resolve().name for path in paths)
+    title = name or "+".join(path.resolve().name for path in map(as_location, paths))
     return Wanted(title, files, warnings, expected)
 
 

@@ -19,6 +19,7 @@ from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_j
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from faceshards.locks import BusyError, exclusive_folder
+from faceshards.storage.location import Location, as_location
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
 from pipelines.stages.doubts import broken
@@ -59,14 +60,16 @@ def check_apart(manifest: Manifest, out: Path) -> None:
     Raises:
         BuildError: says what is there.
     """
-    home = Path(os.path.realpath(manifest.path))
-    if out.is_relative_to(home):
+    home = Path(os.path.realpath(manifest.path)) if isinstance(manifest.path, Path) else None
+    if home and out.is_relative_to(home):
         raise BuildError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
     for source in manifest.info.get("sources", []):
+        if not isinstance(as_location(source["path"]), Path):
+            continue
         path = Path(os.path.realpath(source["path"]))
         folder = path if source.get("kind") == "folder" else path.parent
         # A folder that holds the dataset too is where somebody keeps everything, not the source.
-        if out.is_relative_to(folder) and not home.is_relative_to(folder):
+        if out.is_relative_to(folder) and not (home and home.is_relative_to(folder)):
             raise BuildError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
     if os.path.ismount(out):
         raise BuildError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")
@@ -116,13 +119,16 @@ def describe(
     return dict(json.loads(json.dumps(request)))
 
 
-def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
+def published(
+    out: Location, request: dict[str, Any], strict: bool, instead: str = "--overwrite replaces it"
+) -> Manifest:
     """Returns the dataset at `out` if it is what was asked for.
 
     Args:
         out: where a dataset is published.
         request: what is asked for.
         strict: it may not be unsound.
+        instead: what to do where it is another one.
 
     Raises:
         BuildError: it is another one.
@@ -132,7 +138,7 @@ def published(out: Path, request: dict[str, Any], strict: bool) -> Manifest:
     published = {key: found.info.get(key) for key in asked}
     published["config"] = {**dataclasses.asdict(BuildConfig()), **found.info["config"]}  # settings that came later
     if differences(published, asked):
-        instead = "choose another folder, or remove it" if "split" in request else "--overwrite replaces it"
+        instead = "choose another folder, or remove it" if "split" in request else instead
         raise BuildError(f"{out}: a dataset is published there, from another request; {instead}")
     if strict and (lines := found.info.get("unsound") or broken(request["name"], found.totals)):
         raise BuildError(

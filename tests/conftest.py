@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from faceshards.dataset.manifest import Manifest
+    from faceshards.storage.location import StoredPath
 
 
 # A developer's machine looks for new examples each time; CI repeats the same ones: what it says is of the change.
@@ -69,6 +71,39 @@ def tiny_backbone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "mbf_tiny", TINY)
         yield
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real object store, started when a test first asks for it: that takes seconds."""
+    from tests.object_store import serving
+
+    with serving(tmp_path_factory.mktemp("objects")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def _buckets() -> Iterator[int]:
+    return itertools.count()
+
+
+@pytest.fixture
+def bucket(object_store: str, _buckets: Iterator[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredPath:
+    """An empty place in a bucket of it, for this process and those that it starts."""
+    from faceshards.storage.location import StoredPath
+    from tests.object_store import KEY, SECRET
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    place = StoredPath("s3", "faces", f"test-{next(_buckets)}")
+    (place / ".made").write_bytes(b"")  # the server makes a bucket with its first object
+    (place / ".made").unlink()
+    return place
 
 
 @pytest.fixture

@@ -115,6 +115,7 @@ PLANTS = {
         ("evaluation.measure", "faceshards.api.dataset"),
         ("faceshards.api.dataset", "faceshards.cli.options"),
     ],
+    "storage": [("faceshards.storage.faults", "faceshards.storage.stores")],
     "ground": [("faceshards.formats.idx", "faceshards.dataset.schema"), ("faceshards.errors", "faceshards.files")],
     "build": [
         ("pipelines.build", "pipelines.exports.base"),

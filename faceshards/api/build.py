@@ -13,6 +13,7 @@ from typing import Any
 from faceshards.api.dataset import Dataset
 from faceshards.errors import ConfigError, SourceError
 from faceshards.settings import make_config
+from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines.config import BuildConfig
 from pipelines.sources.catalog import known_datasets
 
@@ -20,9 +21,10 @@ StrPath = str | os.PathLike[str]
 
 
 def build(
-    source: StrPath | Sequence[StrPath],
-    out: StrPath,
+    source: StrPath | Location | Sequence[StrPath | Location],
+    out: StrPath | Location,
     *,
+    work: StrPath | None = None,
     data_root: StrPath = "data/raw",
     exclude: StrPath | Sequence[StrPath] = (),
     workers: int = 0,
@@ -42,8 +44,9 @@ def build(
     Args:
         source: the name of a known set, such as ``"synthetic"`` (`faceshards datasets` lists them); or one path or
             several: .rec and WebDataset .tar files, folders of either, or image folders. A folder that is named as a
-            known set is: ``"./casia"``, or a pathlib.Path.
-        out: folder to publish; made by one rename at the end.
+            known set is: ``"./casia"``, or a pathlib.Path. All but image folders may be addresses: ``"s3://faces/train.rec"``.
+        out: folder to publish, made by one rename at the end; or the address of a prefix in a bucket.
+        work: folder on a disk in which a dataset for a bucket is made; of a folder it is not asked.
         data_root: where raw files of known sets lie, each set in a folder of its name.
         exclude: verification sets (.bin); what is a picture of theirs is dropped.
         workers: processes; 0: one per core.
@@ -63,22 +66,24 @@ def build(
         UnsoundError: strict, and the sources are not sound.
     """
     from pipelines.build import Execution  # Dask takes a second to import
-    from pipelines.build import build as make
+    from pipelines.upload import build_at
     from pipelines.wanted import find_wanted
 
     if workers < 0:
         raise ConfigError(f"workers is {workers}, and has to be 0 at least")
     config = make_config(settings, "faceshards.build", BuildConfig())
     name, paths = _meant(source)
-    kept_out = _paths(exclude)
+    place = _location(out)
+    kept_out = [Path(path) for path in ([exclude] if isinstance(exclude, str | os.PathLike) else exclude)]
     with _script_left_aside():
         wanted = find_wanted(name, paths, Path(data_root), kept_out, quiet, workers)
-        make(
+        build_at(
             wanted.title,
             wanted.files,
-            Path(out),
+            place,
             config,
             Execution(workers, scheduler, quiet=quiet),
+            work=None if work is None else Path(work),
             expected=wanted.expected,
             warnings=wanted.warnings,
             exclude=kept_out,
@@ -86,24 +91,29 @@ def build(
             overwrite=overwrite,
             restart=restart,
         )
-    return Dataset(Path(out))
+    return Dataset(place)
 
 
-def _meant(source: StrPath | Sequence[StrPath]) -> tuple[str | None, list[Path]]:
+def _meant(source: StrPath | Location | Sequence[StrPath | Location]) -> tuple[str | None, list[Location]]:
     """Returns the name of a known set, or the paths of any other."""
     known = known_datasets()
     if isinstance(source, str) and source in known:
         return source, []
     if isinstance(source, str) and re.fullmatch(r"\w+", source) and not os.path.lexists(source):
         raise SourceError(f"'{source}' is no known set ({', '.join(known)}), and no file or folder")
-    paths = _paths(source)
+    paths = _locations(source)
     if not paths:
         raise SourceError("no source: give the name of a known set, a path, or several")
     return None, paths
 
 
-def _paths(given: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]
+def _locations(given: StrPath | Location | Sequence[StrPath | Location]) -> list[Location]:
+    several = [given] if isinstance(given, str | os.PathLike | StoredPath) else given
+    return [*map(_location, several)]
+
+
+def _location(given: StrPath | Location) -> Location:
+    return as_location(given if isinstance(given, Path | StoredPath) else os.fspath(given))
 
 
 @contextmanager

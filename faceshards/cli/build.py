@@ -12,6 +12,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from faceshards.cli.manifest.report import check_report, report_line, write_report
 from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
+    FETCHED,
+    LOCATION,
     PATH,
     SHARE,
     Command,
@@ -28,6 +30,7 @@ from faceshards.cli.options import (
 from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
+from faceshards.storage.location import Location, StoredPath
 from pipelines.config import BuildConfig
 from pipelines.sources.catalog import dataset_folder
 
@@ -42,11 +45,14 @@ def _go_on(params: Mapping[str, Any]) -> str:
 
 @click.command(cls=Command, go_on=_go_on)
 @click.argument("name", required=False)
-@click.option("--out", required=True, type=PATH, help="Folder to publish the dataset in.")
+@click.option("--out", required=True, type=LOCATION, help="Folder, or prefix in a bucket, to publish the dataset in.")
+@click.option(
+    "--work", type=PATH, help="With --out in a bucket: folder on a disk to build in, as large as the dataset."
+)
 @click.option(
     "--source",
     "sources",
-    type=PATH,
+    type=LOCATION,
     multiple=True,
     help="A .rec, a WebDataset .tar, a folder of either, or an image folder; may be repeated.",
 )
@@ -58,7 +64,7 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @dashboard_option
 @click.option(
     "--exclude",
-    type=PATH,
+    type=FETCHED,
     multiple=True,
     metavar="SET.bin",
     help="Drop what is a picture of this verification set; may be repeated.",
@@ -73,8 +79,9 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @json_option
 def build(
     name: str | None,
-    out: Path,
-    sources: tuple[Path, ...],
+    out: Location,
+    work: Path | None,
+    sources: tuple[Location, ...],
     data_root: Path,
     config_file: Path | None,
     settings: dict[str, Any],
@@ -108,6 +115,7 @@ def build(
       faceshards build casia --out data/shards/casia --exclude lfw.bin --exclude cfp_fp.bin
       faceshards build synthetic --out data/shards/synthetic --report synthetic.html
       faceshards build webface42m --out /mnt/shards/wf42m --scheduler tcp://head:8786
+      faceshards build --source s3://faces/raw/train.rec --out s3://faces/shards/mine --work /scratch/mine
       faceshards build glint360k --out data/shards/glint360k --plan --sample 5%
     """
     if (name is None) == (not sources):
@@ -116,10 +124,16 @@ def build(
         raise click.UsageError("--sample belongs to --plan: a dataset of a part of the identities is not made")
     if page is not None and plan:
         raise click.UsageError("--report shows a dataset, and --plan publishes none")
+    if isinstance(out, Path) != (work is None):
+        raise click.UsageError(
+            f"--out {out}: needs --work FOLDER, on a disk, to build in"
+            if work is None
+            else "--work belongs to --out in a bucket: a folder is built beside where it will be"
+        )
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
-    from pipelines.build import build as make
     from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
+    from pipelines.upload import build_at, in_the_way, made_in
     from pipelines.wanted import find_wanted
 
     if page is not None:
@@ -133,14 +147,18 @@ def build(
         **{"strict": strict, "overwrite": overwrite, "restart": restart},
     }
     if plan:
+        place = out if isinstance(out, Path) else made_in(work or Path())
         with logging_redirect_tqdm():
-            foreseen = foresee(wanted.title, wanted.files, out, config, execution, **options, share=sample or 1.0)
+            foreseen = foresee(wanted.title, wanted.files, place, config, execution, **options, share=sample or 1.0)
+        if isinstance(out, StoredPath) and work is not None:
+            there = in_the_way(wanted.title, wanted.files, out, work, config, options)
+            foreseen = {**foreseen, "out": str(out), "refused": [*foreseen["refused"], *there]}
         print_plan(foreseen, as_json)
         if strict and foreseen["refused"]:
             raise click.ClickException("a build would be refused")
         return
     with logging_redirect_tqdm():
-        found = make(wanted.title, wanted.files, out, config, execution, **options)
+        found = build_at(wanted.title, wanted.files, out, config, execution, work=work, **options)
     print_summary(found, as_json)
     if page is not None:
         try:

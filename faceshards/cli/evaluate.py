@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from faceshards.cli.options import (
+    FETCHED,
     PATH,
     ModelCommand,
     backbone_option,
@@ -31,7 +32,9 @@ from faceshards.cli.terminal import echo
 @channels_option
 @input_range_option
 @embeddings_option
-@click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
+@click.option(
+    "--set", "sets", type=FETCHED, multiple=True, required=True, help="A verification set (.bin); repeatable."
+)
 @far_option
 @click.option("--out", type=PATH, help="Folder for report.json and report.html.")
 @trained_on_option

@@ -19,6 +19,7 @@ from faceshards.cli.options import (
     quiet_option,
     show,
 )
+from faceshards.storage.location import Location
 from pipelines.exports.base import Request
 from pipelines.exports.registry import EXPORTS
 
@@ -47,7 +48,7 @@ from pipelines.exports.registry import EXPORTS
 @quiet_option
 @json_option
 def export_data(
-    path: Path,
+    path: Location,
     out: Path,
     to: str,
     labels: str,

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.exceptions import Abort, Exit
 
+from faceshards.cli.paths import FETCHED, LOCATION, PATH
 from faceshards.cli.terminal import echo
 from faceshards.errors import ConfigError, FaceshardsError, disk_full, one_line, why
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
 
-PATH = click.Path(path_type=Path)
 
 # The extra of setup.cfg that brings a package of another name.
 EXTRAS = {
@@ -196,7 +196,7 @@ class _Share(click.ParamType):
 
 SHARE = _Share()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-dataset_argument = click.argument("path", type=PATH)
+dataset_argument = click.argument("path", type=LOCATION)
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
 
 
@@ -246,8 +246,8 @@ data_root_option = click.option(
     help="Where the known sets lie, each in DATA_ROOT/NAME.",
 )
 _MODEL = "A checkpoint, a run's folder, weights, .onnx, .mindir, or PREFIX of MXNet's PREFIX-symbol.json."
-model_option = click.option("--model", type=PATH, help=_MODEL)
-required_model_option = click.option("--model", type=PATH, required=True, help=_MODEL)
+model_option = click.option("--model", type=FETCHED, help=_MODEL)
+required_model_option = click.option("--model", type=FETCHED, required=True, help=_MODEL)
 backbone_option = click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
 channels_option = click.option(
     "--channels",

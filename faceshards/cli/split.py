@@ -18,6 +18,7 @@ from faceshards.cli.options import (
     quiet_option,
     show,
 )
+from faceshards.storage.location import Location
 
 
 @click.command("split", cls=Command, go_on=goes_on)
@@ -50,7 +51,7 @@ from faceshards.cli.options import (
 @quiet_option
 @json_option
 def split(
-    path: Path,
+    path: Location,
     out: Path,
     unseen: str,
     pairs: int,

@@ -21,12 +21,16 @@ from faceshards.cli.options import (
     settings_option,
     show,
 )
+from faceshards.cli.paths import LocalPath
 from faceshards.cli.terminal import echo
+from faceshards.dataset.manifest import NOT_YET
 
 
 @click.command(cls=Command)
 @click.argument("recipe")
-@click.option("--data", type=PATH, help="A published dataset.  [required, --explain apart]")
+@click.option(
+    "--data", type=LocalPath(f"is in a bucket: {NOT_YET}"), help="A published dataset.  [required, --explain apart]"
+)
 @click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
 @data_root_option
 @settings_option

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from faceshards.dataset.content import sound
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.schema import SCHEMAS
+from faceshards.reading import for_arrow
 
 Matches = Callable[[pa.Array], npt.NDArray[np.bool_]]
 
@@ -92,7 +93,7 @@ def _found(
     try:
         if path.stat().st_size != manifest.info["files"][name]["bytes"]:
             manifest.check_file(name)
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(for_arrow(path)) as file:
             found = []
             for group in range(file.num_row_groups):
                 values = file.read_row_group(group, [column], use_threads=False)[column]

@@ -20,20 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
 from faceshards.errors import FaceshardsError
-from faceshards.files import check_seal, dead_link, difference
+from faceshards.files import check_seal, dead_link, difference, file_state
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
+from faceshards.reading import arrow_files, for_arrow
+from faceshards.storage.location import Location, StoredPath, as_location
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 log = logging.getLogger(__name__)
+
+NOT_YET = "training does not read buckets yet: copy the dataset to a disk, or build it with --out on one"
 
 _BATCH = 8192  # rows
 _FINGERPRINT_RULE = 1  # of fingerprint(); no schema's number, so that a new schema leaves fingerprints as they are
@@ -50,9 +53,10 @@ class Manifest:
     vouches for dataset.json itself.
 
     Args:
-        path: the dataset's folder (or its dataset.json).
+        path: the dataset's folder (or its dataset.json), or the address of its prefix in a bucket.
 
     Attributes:
+        path: the folder or prefix.
         info: what dataset.json says.
         reasons: for which its records may have been dropped, those of its filters too.
 
@@ -60,9 +64,9 @@ class Manifest:
         ManifestError: nothing published there, or dataset.json is damaged or of another version.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        path = Path(path)
-        self.path = path.parent if path.name == "dataset.json" else path
+    def __init__(self, path: Location | str) -> None:
+        path = as_location(path)
+        self.path: Location = path.parent if path.name == "dataset.json" else path
         file = self.path / "dataset.json"
         try:
             self.info: dict[str, Any] = read_json(file)
@@ -86,7 +90,7 @@ class Manifest:
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
         self.reasons: tuple[str, ...] = (*DROP_REASONS, *self.info.get("reasons", ()))
-        self._checked: dict[str, tuple[int, int, int] | None] = {}  # files compared, and their state then
+        self._checked: dict[str, tuple[int | str, int, int] | None] = {}  # files compared, and their state then
         if self.schema_version == 1:
             log.warning(
                 "%s: of schema 1, whose dataset.json has no checksum of its own; "
@@ -132,7 +136,7 @@ class Manifest:
         A file that was compared before is read again only if it has changed since.
         """
         path, entry = self.path / name, self.info["files"][name]
-        state = _state(path)
+        state = file_state(path)
         if state is not None and self._checked.get(name) == state:
             return None
         problem = difference(path, entry["bytes"], entry["sha256"], "dataset.json")
@@ -190,13 +194,13 @@ class Manifest:
         self._check(names)
         paths = [str(self.path / name) for name in names]
         with self._reading(table):
-            present = pq.read_schema(paths[0]).names if table in LATER else []
+            present = pq.read_schema(for_arrow(self.path / names[0])).names if table in LATER else []
             # What holds for every row of a file stands in its partition expression, from which Arrow fills columns.
             return ds.FileSystemDataset.from_paths(
                 paths,
                 schema=self.schema(table),
                 format=ds.ParquetFileFormat(),
-                filesystem=fs.LocalFileSystem(),
+                filesystem=arrow_files(self.path),
                 partitions=[stood_for(table, present)] * len(paths),
             )
 
@@ -233,7 +237,7 @@ class Manifest:
         with self._reading(table):
             for name in names:
                 # Not Arrow's scanner, which reads ahead of a slow reader without end.
-                with pq.ParquetFile(self.path / name) as file:
+                with pq.ParquetFile(for_arrow(self.path / name)) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
                         rows = complete(table, pa.Table.from_batches([batch]))
                         rows = (rows if where is None else rows.filter(where)).select(wanted)
@@ -267,7 +271,7 @@ class Manifest:
                 raise self._no_column(table, unknown[1]) from None
             raise ManifestError(f"{self.path / 'manifest' / table}.parquet: {text[:300]}") from None
 
-    def shard_path(self, file: str) -> Path:
+    def shard_path(self, file: str) -> Location:
         """Returns where a shard lies, by its name in the table `shards`.
 
         Raises:
@@ -277,14 +281,16 @@ class Manifest:
             raise ManifestError(f"{self.path}: the table shards has {file[:80]!r}, which is no name of a file")
         return self.path / "shards" / file
 
+    def disk_path(self, file: str) -> Path:
+        """Returns where a shard lies on a disk of this machine; see shard_path().
 
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """Returns what changes with a file; None if it cannot be looked at."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        Raises:
+            ManifestError: the dataset is in a bucket, or that is no name of a file.
+        """
+        path = self.shard_path(file)
+        if isinstance(path, StoredPath):
+            raise ManifestError(f"{self.path}: {NOT_YET}")
+        return path
 
 
 def fingerprint(shards: pa.Table) -> str:

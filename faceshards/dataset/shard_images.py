@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import open_regular
 from faceshards.formats.mindrecord.reader import Shard
+from faceshards.reading import open_file
+from faceshards.storage.location import Location
+from faceshards.storage.ranges import StoredFile
 
 _BLOCK = 32 << 20  # bytes of images held at a time
 
 
-def check_image(path: Path, row: int, image: bytes | memoryview, sha256: bytes) -> None:
+def check_image(path: Location, row: int, image: bytes | memoryview, sha256: bytes) -> None:
     """Compares an image read from a shard with its checksum in `images`.
 
     Raises:
@@ -47,7 +47,7 @@ def frame_offsets(manifest: Manifest, number: int, sizes: np.ndarray) -> np.ndar
         return shard.frame_offsets(sizes)
 
 
-def _paths(manifest: Manifest) -> dict[int, Path]:
+def _paths(manifest: Manifest) -> dict[int, Location]:
     """Returns where each shard lies, by its number."""
     shards = manifest.table("shards", ["shard", "file"])
     files = zip(shards["shard"].to_pylist(), shards["file"].to_pylist(), strict=True)
@@ -72,7 +72,7 @@ def blocks(manifest: Manifest, rows: pa.Table) -> Iterator[tuple[pa.Table, list[
         yield some, _read(paths, some)
 
 
-def _read(paths: dict[int, Path], rows: pa.Table) -> list[bytes]:
+def _read(paths: dict[int, Location], rows: pa.Table) -> list[bytes]:
     """Returns the images of rows, read in order of their places on disk."""
     shards, offsets = rows["shard"].to_numpy(), rows["offset"].to_numpy()
     at, sizes, hashes = rows["row"].to_pylist(), rows["bytes"].to_pylist(), rows["sha256"].to_pylist()
@@ -80,27 +80,32 @@ def _read(paths: dict[int, Path], rows: pa.Table) -> list[bytes]:
     order = np.lexsort((offsets, shards))
     for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
         path = paths[int(shards[group[0]])]
-        with closing(_Descriptor(path)) as file:
+        with closing(_File(path)) as file:
+            file.ahead([(int(offsets[i]), sizes[i]) for i in group.tolist()])
             for i in group.tolist():
                 images[i] = file.frame(int(offsets[i]), sizes[i])
                 check_image(path, at[i], images[i], hashes[i])
     return images
 
 
-class _Descriptor:
+class _File:
     """A shard's file, open for reading at known places."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Location) -> None:
         try:
-            self._file = open_regular(path)
+            self._file = open_file(path)
         except OSError as error:
             raise ShardError(path, f"cannot be opened: {error.strerror}") from None
 
+    def ahead(self, frames: Sequence[tuple[int, int]]) -> None:
+        """Fetches frames of an object, offset and bytes of their images each, in order of their places."""
+        if isinstance(self._file, StoredFile):
+            self._file.read_ahead([(offset, size + 8) for offset, size in frames])
+
     def frame(self, offset: int, size: int) -> bytes:
         """Returns the image of a frame: u64 LE length, then as many bytes."""
-        return os.pread(self._file, size + 8, offset)[8:]
+        return self._file.read_at(offset, size + 8)[8:]
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        self._file.close()

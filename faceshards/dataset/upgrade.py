@@ -7,17 +7,17 @@ table, is not noticed. So before dataset.json vouches for itself, what it says i
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from faceshards.dataset.manifest import Manifest, ManifestError, fingerprint
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.dataset.verify import check_books
 from faceshards.errors import FaceshardsError
-from faceshards.files import fsync, sealed, write_json
+from faceshards.files import fsync, json_bytes, sealed, write_json
 from faceshards.progress import logging_at
+from faceshards.storage.location import Location, StoredPath
 
 
-def upgrade(path: Path) -> bool:
+def upgrade(path: Location) -> bool:
     """Returns whether a dataset was of an older schema; it is of this release's now.
 
     One rename replaces dataset.json; killed at any moment, the dataset is whole, of one schema or of the other. No
@@ -36,11 +36,15 @@ def upgrade(path: Path) -> bool:
     for problem in _disagreements(found):
         raise ManifestError(f"{found.path / 'dataset.json'}: not what the tables say: {problem}")
     file = found.path / "dataset.json"
+    content = sealed({**found.info, "schema_version": SCHEMA_VERSION})
     try:
-        for left in found.path.glob(f".{file.name}.*"):  # of one that was killed
+        if isinstance(file, StoredPath):
+            file.write_bytes(json_bytes(content))
+            return True
+        for left in file.parent.glob(f".{file.name}.*"):  # of one that was killed
             left.unlink()
-        write_json(sealed({**found.info, "schema_version": SCHEMA_VERSION}), file)
-        fsync(found.path)
+        write_json(content, file)
+        fsync(file.parent)
     except OSError as error:
         raise FaceshardsError(f"{error.filename or file}: {error.strerror}") from None
     return True

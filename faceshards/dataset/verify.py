@@ -21,8 +21,10 @@ from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
-from faceshards.files import difference, open_regular, size_difference, unreadable
+from faceshards.files import difference, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.reading import open_file
+from faceshards.storage.location import Location, StoredPath
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -114,21 +116,21 @@ def _tables(manifest: Manifest, sample: Sample | None) -> Iterator[str]:
     yield from filter(None, _in_threads(problem, manifest.info["files"]))
 
 
-def _not_there(path: Path, size: int, where: str) -> str | None:
+def _not_there(path: Location, size: int, where: str) -> str | None:
     """Returns one line if a file is not there with its size, or may not be read; see files.difference()."""
     if problem := size_difference(path, size, where):
         return problem
     try:
-        os.close(open_regular(path))
+        open_file(path).close()
     except OSError as error:
         return unreadable(path, where, error)
     return None
 
 
-def _opens(path: Path) -> bool:
+def _opens(path: Location) -> bool:
     """Returns whether a file can be read at all."""
     try:
-        os.close(open_regular(path))
+        open_file(path).close()
     except OSError:
         return False
     return True
@@ -187,8 +189,7 @@ def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[Finding]:
     folders = {"", *(str(place) for name in known for place in list(Path(name).parents)[:-1])}
     for folder in sorted(folders):
         try:
-            with os.scandir(manifest.path / folder) as entries:
-                there = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            there = sorted(_entries(manifest.path / folder))
         except OSError:
             continue  # what should be in it is missing
         for name, is_folder in there:
@@ -201,6 +202,14 @@ def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[Finding]:
                     yield Finding(path, "was not published with the dataset; readers of the folder take it for a part")
                 else:
                     yield Finding(path, "no part of the dataset", foreign=True)
+
+
+def _entries(folder: Location) -> list[tuple[str, bool]]:
+    """Returns the names in a folder, and whether each is a folder itself; an object may be beside objects below it."""
+    if isinstance(folder, StoredPath):
+        return [(entry.name, is_prefix) for entry, is_prefix in folder.entries()]
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
 def _shard(manifest: Manifest, entry: dict[str, Any], chosen: np.ndarray | None) -> Iterator[Finding]:

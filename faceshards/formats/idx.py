@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 from array import array
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv
+
+from faceshards.reading import for_arrow
+from faceshards.storage.location import Location, StoredPath
+from faceshards.storage.ranges import StoredFile
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Index:
     problems: list[str]
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Location) -> Index:
     """Returns the entries ``key<TAB>byte offset`` of an .idx; blank lines do no harm, bad ones are listed.
 
     Raises:
@@ -35,7 +39,7 @@ def read_index(path: Path) -> Index:
     """
     try:
         table = csv.read_csv(
-            path,
+            for_arrow(path),
             csv.ReadOptions(column_names=["key", "offset"]),
             csv.ParseOptions(delimiter="\t", quote_char=False),
             csv.ConvertOptions(column_types={"key": pa.int64(), "offset": pa.int64()}, null_values=[]),
@@ -51,9 +55,9 @@ def read_index(path: Path) -> Index:
     return Index(offsets[order], keys[order], problems)
 
 
-def _read_index_lines(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _read_index_lines(path: Location) -> tuple[np.ndarray, np.ndarray, list[str]]:
     pairs, bad, first = array("q"), 0, 0  # a line of four bytes would be 150 as a tuple
-    with open(path, "rb") as file:
+    with io.BufferedReader(StoredFile(path)) if isinstance(path, StoredPath) else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             match = re.fullmatch(rb"\s*([+-]?\d{1,18})\s+([+-]?\d{1,18})\s*", line)
             if match:

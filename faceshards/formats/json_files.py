@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from faceshards.files import open_regular
 from faceshards.formats.pickles import SPARE
+from faceshards.reading import open_file
+from faceshards.storage.location import Location
 
 LARGEST = 16 << 20  # bytes: a hundred thousand files in a dataset.json, and as text at most four times as many
 
@@ -15,15 +15,15 @@ LARGEST = 16 << 20  # bytes: a hundred thousand files in a dataset.json, and as 
 _MADE = {b"[": 128, b"{": 256, b",": 64, b":": 64}
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
         ValueError: no JSON, or not what a file of ours may be; see parse_json().
     """
-    with open(open_regular(path), "rb") as file:
-        return parse_json(file.read(LARGEST + 1))
+    with open_file(path) as file:
+        return parse_json(file.read_at(0, LARGEST + 1))
 
 
 def parse_json(data: bytes) -> Any:

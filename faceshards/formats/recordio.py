@@ -7,12 +7,13 @@ checked byte by byte against MXNet 1.9.1). recordio_scan.py finds the records of
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from faceshards.reading import OpenFile
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -31,19 +32,19 @@ def join_parts(data: memoryview | bytes, parts: int) -> bytes:
     return MAGIC_BYTES.join(pieces)
 
 
-def read_payload(fd: int, offset: int, length: int, parts: int) -> bytes:
+def read_payload(file: OpenFile, offset: int, length: int, parts: int) -> bytes:
     """Returns the payload of a record that recordio_scan found.
 
     Args:
-        fd: open file.
+        file: open.
         offset: byte of the record's first header.
         length: payload bytes, magic words between parts included.
         parts: number of parts.
     """
     if parts == 1:
-        return os.pread(fd, length, offset + 8)
+        return file.read_at(offset + 8, length)
     # A part adds 8 bytes of header and at most 3 of padding, and leaves out a magic word.
-    return join_parts(os.pread(fd, length + 11 * parts, offset), parts)
+    return join_parts(file.read_at(offset, length + 11 * parts), parts)
 
 
 class Writer:

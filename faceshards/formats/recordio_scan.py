@@ -7,14 +7,14 @@ word, and the result is the same however the file is cut into ranges.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from faceshards.formats.recordio import LENGTH_MASK, MAGIC, MAGIC_BYTES, MAX_RECORD, join_parts
+from faceshards.reading import OpenFile, open_file
+from faceshards.storage.location import Location
 
 _AHEAD = 1 << 16
 _LOST = "no record header where one should be: the bytes up to the next one are lost"
@@ -57,7 +57,7 @@ class Row(NamedTuple):
     damage: str  # cause in words, "" for a sound record
 
 
-def scan(path: Path, start: int, stop: int) -> Records:
+def scan(path: Location, start: int, stop: int) -> Records:
     """Returns the records whose first header lies in [start, stop).
 
     Sound means: every part ends exactly where the next one begins or at the end of the file, no magic word inside,
@@ -72,15 +72,15 @@ def scan(path: Path, start: int, stop: int) -> Records:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb", buffering=0) as file:
-        return _Scanner(file.fileno(), os.fstat(file.fileno()).st_size, start, stop).scan()
+    with open_file(path) as file:
+        return _Scanner(file, start, stop).scan()
 
 
 class _Scanner:
     """One range of one open file."""
 
-    def __init__(self, fd: int, size: int, start: int, stop: int) -> None:
-        self.fd, self.size, self.start, self.stop = fd, size, start, min(stop, size)
+    def __init__(self, file: OpenFile, start: int, stop: int) -> None:
+        self.file, self.size, self.start, self.stop = file, file.size, start, min(stop, file.size)
         self.window = b""
         self._reach(self.stop)
         self.position, self.cflag, self.length = self._headers(start, self.stop)
@@ -131,7 +131,7 @@ class _Scanner:
         stop = self.start
         while stop > 0:
             begin = max(0, stop - _AHEAD)
-            good, odd = _Scanner(self.fd, self.size, begin, stop)._rows()
+            good, odd = _Scanner(self.file, begin, stop)._rows()
             if len(good) or odd:
                 return [row for row in odd[-1:] if self.start <= row.offset < self.stop]
             stop = begin
@@ -142,7 +142,7 @@ class _Scanner:
         have = self.start + len(self.window)
         if have < min(end, self.size):
             ahead = max(_AHEAD, len(self.window) // 16)  # in proportion, or a long record takes quadratic time
-            self.window = b"".join([self.window, _read(self.fd, have, end + ahead - have)])
+            self.window = b"".join([self.window, _read(self.file, have, end + ahead - have)])
 
     def _headers(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns offset (int64), cflag (uint32) and length (int64) of each whole part header in [begin, stop)."""
@@ -216,12 +216,12 @@ class _Scanner:
             return f"truncated: it should end at byte {end}, the file ends at {self.size}", False
         gap = False
         if end < self.size and end != following:
-            head = os.pread(self.fd, 8, end)
+            head = self.file.read_at(end, 8)
             if head[:4] == MAGIC_BYTES[: len(head)]:
                 gap = len(head) < 8  # the file ends within a header
             elif len(head) == 8:
                 guess = end + 8 + ((int.from_bytes(head[4:], "little") & LENGTH_MASK) + 3 & ~3)
-                gap = guess == self.size or (guess < self.size and os.pread(self.fd, 4, guess) == MAGIC_BYTES)
+                gap = guess == self.size or (guess < self.size and self.file.read_at(guess, 4) == MAGIC_BYTES)
             if not gap and head[:4] != MAGIC_BYTES[: len(head)]:
                 return f"no record begins where this one ends, at byte {end}", False
         if 0 <= following < end:
@@ -238,20 +238,20 @@ class _Scanner:
         block, stop = 1 << 16, position
         while stop > 0 and position - stop <= MAX_RECORD:
             begin = max(0, stop - block)
-            words = np.frombuffer(_read(self.fd, begin, stop - begin), np.uint32)
+            words = np.frombuffer(_read(self.file, begin, stop - begin), np.uint32)
             at = np.flatnonzero(words == MAGIC)
             if len(at):
                 before = begin + 4 * int(at[-1])
-                lrec = int.from_bytes(os.pread(self.fd, 4, before + 4), "little")
+                lrec = int.from_bytes(self.file.read_at(before + 4, 4), "little")
                 return lrec >> 29, before + 8 + ((lrec & LENGTH_MASK) + 3 & ~3)
             stop = begin
         return 0, -1
 
 
-def _read(fd: int, offset: int, size: int) -> bytes:
-    """Returns up to `size` bytes; fewer only at the end of the file (one pread gives at most 2 GiB)."""
+def _read(file: OpenFile, offset: int, size: int) -> bytes:
+    """Returns up to `size` bytes; fewer only at the end of the file (one read gives at most 2 GiB)."""
     pieces = []
-    while size > 0 and (piece := os.pread(fd, min(size, 1 << 30), offset)):
+    while size > 0 and (piece := file.read_at(offset, min(size, 1 << 30))):
         pieces.append(piece)
         offset += len(piece)
         size -= len(piece)

@@ -8,13 +8,14 @@ Source: POSIX pax and ustar (IEEE Std 1003.1, pax, "ustar Interchange Format"); 
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from faceshards.reading import OpenFile
 
 BLOCK = 512
 """Bytes; headers begin, and contents are filled up, at multiples of it."""
@@ -65,23 +66,23 @@ class Tar:
     """An open .tar.
 
     Args:
-        fd: of the file.
-        size: of the file, in bytes.
+        file: open.
+        size: bytes of it that are looked at; None: all.
 
     Attributes:
         ended: whether the last member that was met is followed by an end; one that was cut between members is not.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, file: OpenFile, size: int | None = None) -> None:
         self.ended = False
-        self._fd, self._size = fd, size
+        self._file, self._size = file, file.size if size is None else size
         self._start, self._window, self._archive = 0, b"", 0
 
     def read(self, start: int, size: int) -> bytes:
         """Returns bytes of the file; fewer only at its end. For members as they are met: it reads ahead."""
         at = start - self._start
         if at < 0 or at + size > len(self._window):
-            self._start, self._window, at = start, os.pread(self._fd, max(size, _AHEAD), start), 0
+            self._start, self._window, at = start, self._file.read_at(start, max(size, _AHEAD)), 0
         return self._window[at : at + size]
 
     def members(self) -> Iterator[Member]:
@@ -163,7 +164,7 @@ class Tar:
         """Returns the first block from a byte on that is a header, or the end of the file."""
         at = _filled(at)
         while at < self._size:
-            window = os.pread(self._fd, _AHEAD, at)
+            window = self._file.read_at(at, _AHEAD)
             blocks = np.frombuffer(window, np.uint8, len(window) // BLOCK * BLOCK).reshape(-1, BLOCK)
             marked = (blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(1)
             for row in np.flatnonzero(marked).tolist():
@@ -172,7 +173,7 @@ class Tar:
             if not len(blocks):
                 break
             at += len(blocks) * BLOCK
-        last = os.pread(self._fd, 2 * BLOCK, max(0, self._size - 2 * BLOCK))
+        last = self._file.read_at(max(0, self._size - 2 * BLOCK), 2 * BLOCK)
         self.ended = len(last) == 2 * BLOCK and not last.strip(b"\0")
         return self._size
 

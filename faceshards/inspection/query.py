@@ -26,6 +26,8 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import LATER, SCHEMAS
 from faceshards.errors import FaceshardsError
 from faceshards.inspection.tables_only import PROTOCOL, tables_only
+from faceshards.reading import for_arrow
+from faceshards.storage.location import Location
 
 BATCH = 65536  # rows handed on at a time
 MEMORY = "4GB"
@@ -138,13 +140,13 @@ def _first_word(duckdb: Any, sql: str) -> str:
 def _show_tables(connection: Any, found: Manifest, sql: str) -> None:
     """Makes the tables of a question known to DuckDB, each a view, and everything else unreachable."""
     named = [table for table in SCHEMAS if table in sql.lower()] or list(SCHEMAS)
-    files: dict[str, Path] = {}
+    files: dict[str, Location] = {}
     views = []
     for table in named:
         found.check_table(table)
         urls = {f"{PROTOCOL}://{table}/{number}": name for number, name in enumerate(found.files(table))}
         files |= {url: found.path / name for url, name in urls.items()}
-        present = pq.read_schema(found.path / found.files(table)[0]).names
+        present = pq.read_schema(for_arrow(found.path / found.files(table)[0])).names
         later = [f", {value!r} AS {name}" for name, value in LATER.get(table, {}).items() if name not in present]
         views.append(f"CREATE VIEW {table} AS SELECT *{''.join(later)} FROM read_parquet({_listed(urls)})")
     connection.register_filesystem(tables_only(files))

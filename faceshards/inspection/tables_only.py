@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
-from faceshards.files import open_regular
+from faceshards.reading import open_file
+from faceshards.storage.location import Location
 
 PROTOCOL = "manifest"
 
 
-def tables_only(files: dict[str, Path]) -> Any:
+def tables_only(files: dict[str, Location]) -> Any:
     """Returns a file system of fsspec with these files and no others, which cannot be written."""
     from fsspec import AbstractFileSystem
 
@@ -20,7 +20,7 @@ def tables_only(files: dict[str, Path]) -> Any:
         protocol = PROTOCOL
         cachable = False
 
-        def _file(self, path: str) -> Path:
+        def _file(self, path: str) -> Location:
             url = path if "://" in path else f"{PROTOCOL}://{path}"
             if url not in files:
                 raise FileNotFoundError(path)
@@ -52,12 +52,12 @@ def tables_only(files: dict[str, Path]) -> Any:
 class _File:
     """A file whose place belongs to the thread: DuckDB's threads share it, and seek and read are two calls."""
 
-    def __init__(self, path: Path) -> None:
-        self._handle, self._place = open_regular(path), threading.local()
+    def __init__(self, path: Location) -> None:
+        self._file, self._place = open_file(path), threading.local()
         self.closed = False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self._handle).st_size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._file.size}[whence]
         self._place.at = start + offset
         return self._place.at
 
@@ -66,8 +66,8 @@ class _File:
 
     def read(self, count: int = -1) -> bytes:
         start, pieces = self.tell(), []
-        left = os.fstat(self._handle).st_size - start if count < 0 else count
-        while left > 0 and (piece := os.pread(self._handle, left, start)):
+        left = self._file.size - start if count < 0 else count
+        while left > 0 and (piece := self._file.read_at(start, left)):
             pieces.append(piece)
             start, left = start + len(piece), left - len(piece)
         self._place.at = start
@@ -76,7 +76,7 @@ class _File:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            os.close(self._handle)
+            self._file.close()
 
     def __del__(self) -> None:
         self.close()

@@ -26,6 +26,7 @@ import pyarrow as pa
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import file_digest, fsync, sealed, write_json, write_parquet
 from faceshards.progress import Progress
+from faceshards.storage.location import Location, absolute
 from faceshards.versions import stamp
 from pipelines import workspace
 from pipelines.exports import cuts, images, labels
@@ -42,12 +43,12 @@ _ROW = 256  # bytes of an image in the work folder: its row by piece
 
 
 def export(
-    dataset: Path, out: Path, request: Request, execution: Execution, *, restart: bool = False
+    dataset: Location, out: Path, request: Request, execution: Execution, *, restart: bool = False
 ) -> dict[str, Any]:
     """Returns what export.json says once a dataset is exported to `out`.
 
     Args:
-        dataset: its folder.
+        dataset: its folder, or its prefix in a bucket.
         out: folder to make, by one rename at the end.
         request: which format, and how.
         execution: how it is run.
@@ -57,7 +58,7 @@ def export(
         ExportError: it cannot start or go on, or the format cannot say what the dataset holds.
         FaceshardsError: the dataset is damaged, or the disk is full; then the export stays resumable.
     """
-    out, manifest = Path(os.path.realpath(out)), Manifest(os.path.abspath(dataset))
+    out, manifest = Path(os.path.realpath(out)), Manifest(absolute(dataset))
     check_place(manifest, out)
     kind = EXPORTS[request.to]
     identities = _identities(manifest, request)
@@ -243,13 +244,13 @@ class _Export:
         return about
 
 
-def write_piece(to: str, piece: Piece, dataset: Path, routed: list[Path], work: Path, done: Path) -> int:
+def write_piece(to: str, piece: Piece, dataset: Location, routed: list[Path], work: Path, done: Path) -> int:
     """Returns the images of a piece after writing it, and `done`, which says so with its facts.
 
     Args:
         to: a key of EXPORTS.
         piece: which.
-        dataset: its folder.
+        dataset: its folder, or its prefix in a bucket.
         routed: what `sort_shard` wrote, of every shard that may have some.
         work: the work folder.
         done: JSON file, written last.

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.shard_images import blocks, frame_offsets
 from faceshards.files import replacing
+from faceshards.storage.location import Location
 from pipelines.exports.base import Sample
 
 _COLUMNS = ["sid", "source", "key", "label_original", "label", "shard", "row", "sha256", "bytes", "height", "width"]
@@ -27,7 +28,7 @@ def suffix(sample: Sample) -> str:
     return _SUFFIXES[sample.image[:2]]
 
 
-def sort_shard(dataset: Path, number: int, plan: Path, by_identity: bool, out: Path) -> int:
+def sort_shard(dataset: Location, number: int, plan: Path, by_identity: bool, out: Path) -> int:
     """Returns the rows of a shard after writing them by piece: _COLUMNS, `piece`, `offset` (bytes) and `written`.
 
     Args:
@@ -79,7 +80,7 @@ def gather(piece: int, routed: Sequence[Path], by_identity: bool) -> pa.Table:
     return pa.concat_tables(found).sort_by([(name, "ascending") for name in order]).combine_chunks()
 
 
-def samples(dataset: Path, rows: pa.Table) -> Iterator[Sample]:
+def samples(dataset: Location, rows: pa.Table) -> Iterator[Sample]:
     """Yields the images of rows in order, each compared with its sha256.
 
     Args:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,9 @@ import numpy as np
 from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
 from faceshards.hashing import splitmix64
+from faceshards.reading import OpenFile, open_file
+from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.ranges import StoredFile
 
 MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
@@ -25,7 +27,7 @@ class SourceFile:
     """One .rec or one image folder, with what tells that it has not changed since.
 
     Args:
-        path: absolute.
+        path: absolute, or an address in a bucket.
         name: short name, for the manifest.
         kind: of SOURCES.
         index: absolute path of the .idx, "" without.
@@ -171,9 +173,9 @@ class OpenFiles:
     """Source files, each opened when it is first read and kept open; a context manager."""
 
     def __init__(self) -> None:
-        self._open: dict[str, int] = {}
+        self._open: dict[str, OpenFile] = {}
 
-    def descriptor(self, file: SourceFile) -> int:
+    def file(self, file: SourceFile) -> OpenFile:
         """Returns the open file.
 
         Raises:
@@ -181,18 +183,32 @@ class OpenFiles:
             OSError: it cannot be opened.
         """
         if file.path not in self._open:
-            self._open[file.path] = os.open(file.path, os.O_RDONLY)
-            stat = os.fstat(self._open[file.path])
+            self._open[file.path] = found = open_file(file.path)
+            stat = found.status
             if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
                 raise SourceError(f"{file.path}: changed since it was scanned")
         return self._open[file.path]
+
+    def read_ahead(self, file: SourceFile, places: Sequence[Place]) -> None:
+        """Fetches what will be read of an object, in few requests; of a file of this machine it does nothing.
+
+        Args:
+            file: the source.
+            places: in it, in order of their offsets.
+        """
+        if not isinstance(as_location(file.path), StoredPath):
+            return  # it may be a folder
+        opened = self.file(file)
+        if isinstance(opened, StoredFile):
+            # A part of a record adds 8 bytes of header and at most 3 of padding.
+            opened.read_ahead([(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places])
 
     def __enter__(self) -> OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._open.values():
-            os.close(handle)
+        for file in self._open.values():
+            file.close()
 
 
 class SourceKind(Protocol):
@@ -201,11 +217,11 @@ class SourceKind(Protocol):
     Any of them may raise OSError, which is told as a SourceError.
     """
 
-    def find(self, path: Path) -> tuple[list[SourceFile], list[str]] | None:
+    def find(self, path: Location) -> tuple[list[SourceFile], list[str]] | None:
         """Returns the files of a source of this kind and warnings about what is left aside; None for another kind.
 
         Args:
-            path: absolute; a file or a folder.
+            path: absolute; a file or a folder. Of a bucket only kinds of this package are asked.
 
         Raises:
             SourceError: it is of this kind, but nothing can be read from it.

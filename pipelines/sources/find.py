@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from faceshards.errors import SourceError
+from faceshards.storage.location import Location, absolute, as_location
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.leftovers import is_image, is_leftover
 from pipelines.sources.registry import cut_file, find, set_of
@@ -23,7 +24,7 @@ _MOST = 100_000  # files that a range of numbers may mean
 _TOLD = 6  # names in a warning
 
 
-def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
+def find_files(*paths: Location) -> tuple[list[SourceFile], list[str]]:
     """Returns the files of a source and warnings about what is left aside; their names are distinct.
 
     A folder with a train.rec is that file (InsightFace); one with other .rec files is all of them but those named as
@@ -31,7 +32,8 @@ def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
     other folder is an image folder, one sub-folder per identity.
 
     Args:
-        paths: each a .rec or .tar file, a range of such files (a{0000..0012}.tar), or a folder.
+        paths: each a .rec or .tar file, a range of such files (a{0000..0012}.tar), or a folder; or the address of any
+            of them in a bucket, image folders apart.
 
     Raises:
         SourceError: nothing there, or nothing in it, or it cannot be read, or one folder lies in another.
@@ -39,7 +41,7 @@ def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
     files: list[SourceFile] = []
     warnings: list[str] = []
     for path in itertools.chain.from_iterable(map(_numbered, paths)):
-        found, told = _find(Path(os.path.abspath(path)))
+        found, told = _find(absolute(path))
         files += found
         warnings += told
     files, told = _once(files)
@@ -47,9 +49,10 @@ def find_files(*paths: Path) -> tuple[list[SourceFile], list[str]]:
     return _with_distinct_names(files), warnings + told
 
 
-def _numbered(path: Path) -> Iterator[Path]:
+def _numbered(path: Location) -> Iterator[Location]:
     """Yields the paths that a{0000..0012}.tar means, as WebDataset and shells have it; any other path is itself."""
-    found = None if os.path.lexists(path) else _RANGE.search(str(path))
+    there = isinstance(path, Path) and os.path.lexists(path)
+    found = None if there else _RANGE.search(str(path))
     if found is None:
         yield path
         return
@@ -58,10 +61,10 @@ def _numbered(path: Path) -> Iterator[Path]:
     if not first <= last < first + _MOST:
         raise SourceError(f"{path}: {found[0]} is no range of up to {_MOST:,} numbers, the smaller one first")
     for number in range(first, last + 1):
-        yield from _numbered(Path(f"{before}{number:0{len(found[1])}d}{after}"))
+        yield from _numbered(as_location(f"{before}{number:0{len(found[1])}d}{after}"))
 
 
-def _find(path: Path) -> tuple[list[SourceFile], list[str]]:
+def _find(path: Location) -> tuple[list[SourceFile], list[str]]:
     """Returns the files that one path means, and warnings."""
     try:
         if (path.is_file() or path.is_dir()) and (found := find(path)):
@@ -72,9 +75,9 @@ def _find(path: Path) -> tuple[list[SourceFile], list[str]]:
     raise SourceError(f"{path}: no such file or folder")
 
 
-def _beside(path: Path, files: list[SourceFile]) -> list[str]:
+def _beside(path: Location, files: list[SourceFile]) -> list[str]:
     """Returns a warning if a folder that was read as files has sub-folders with pictures, .rec or .tar files."""
-    if not path.is_dir() or any(file.path == str(path) for file in files):
+    if not isinstance(path, Path) or not path.is_dir() or any(file.path == str(path) for file in files):
         return []
     others = [
         entry.name
@@ -101,14 +104,21 @@ def _has_records(folder: str) -> bool:
 
 def _once(files: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
     """Returns the files, each once whatever the names that lead to it, and warnings about the others."""
-    first: dict[tuple[int, int], SourceFile] = {}
+    first: dict[object, SourceFile] = {}
     warnings = []
     for file in files:
-        stat = os.stat(file.path)
-        same = first.setdefault((stat.st_dev, stat.st_ino), file)
+        same = first.setdefault(_identity(file.path), file)
         if same is not file:
             warnings.append(f"{file.path}: is {same.path} once more, left aside")
     return list(first.values()), warnings
+
+
+def _identity(path: str) -> object:
+    """Returns what is equal for two names of one file."""
+    if isinstance(as_location(path), Path):
+        stat = os.stat(path)
+        return stat.st_dev, stat.st_ino
+    return path
 
 
 def _refuse_nested(files: list[SourceFile]) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import SourceError
+from faceshards.storage.location import Location, StoredPath
 from pipelines.sources import nesting
 from pipelines.sources.base import (
     MAX_ENCODED,
@@ -30,12 +31,17 @@ from pipelines.sources.leftovers import Leftovers, is_image
 _TOLD = 8  # names in a warning
 
 
-def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns the folder, as SourceKind has it.
 
     Raises:
-        SourceError: no image in it.
+        SourceError: no image in it; or it is in a bucket, where an image is a request.
     """
+    if isinstance(path, StoredPath):
+        raise SourceError(
+            f"{path}: no .rec and no .tar, and of buckets only these are read: pack pictures (im2rec or tar), or copy "
+            "them to a disk"
+        )
     if not path.is_dir():
         return None
     return [SourceFile(str(path), path.name, "folder", "", *_state(path))], []

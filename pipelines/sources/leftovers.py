@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from pathlib import Path
+
+from faceshards.storage.location import Location, StoredPath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -59,13 +60,13 @@ class Leftovers:
         self._found: Counter[str] = Counter()
         self._pictures: Counter[str] = Counter()
 
-    def take(self, entry: os.DirEntry[str] | Path) -> bool:
+    def take(self, entry: os.DirEntry[str] | Location) -> bool:
         """Returns whether an entry is a leftover, and counts it if so, with all that has a picture's name in it."""
         if not is_leftover(entry.name):
             return False
         name = "._*" if entry.name.startswith("._") else entry.name
         self._found[name] += 1
-        if os.path.isdir(entry.path if isinstance(entry, os.DirEntry) else entry):
+        if not isinstance(entry, StoredPath) and os.path.isdir(entry):
             self._pictures[name] += sum(is_image(file) for _, _, files in os.walk(entry) for file in files)
         else:
             self._pictures[name] += is_image(entry.name)

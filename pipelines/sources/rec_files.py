@@ -10,14 +10,18 @@ import numpy as np
 
 from faceshards.errors import SourceError
 from faceshards.formats import recordio
+from faceshards.reading import files_in, open_file
+from faceshards.storage.location import Location, as_location
 from pipelines.sources.base import Claims, SourceFile
 from pipelines.sources.leftovers import Leftovers, is_held_out
+
+_PROPERTY = 1 << 16  # bytes of the file of this name that are looked at: it has one line
 
 IR_HEADER = 24
 """Bytes of an image record's header: u32 flag, f32 label, u64 id, u64 id2 (MXNet recordio.py, format "IfQQ")."""
 
 
-def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns a .rec, the train.rec of a folder or else all its .rec files but held-out ones, as SourceKind has it.
 
     Raises:
@@ -26,7 +30,7 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
     if path.is_file():
         return [_rec_file(path)], []
     leftovers = Leftovers()
-    recs = sorted(entry for entry in path.iterdir() if entry.suffix == ".rec" and entry.is_file())
+    recs = files_in(path, lambda name: Path(name).suffix == ".rec")
     recs = [entry for entry in recs if not leftovers.take(entry)]
     if not recs:
         return None
@@ -46,12 +50,11 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
     return [_rec_file(entry) for entry in recs if entry.name not in held], warnings
 
 
-def _rec_file(path: Path) -> SourceFile:
-    stat = path.stat()
-    if stat.st_size == 0:
+def _rec_file(path: Location) -> SourceFile:
+    with open_file(path) as file:
+        stat, head = file.status, file.read_at(0, 1 << 20)
+    if not head:
         raise SourceError(f"{path}: empty file")
-    with open(path, "rb") as file:
-        head = file.read(1 << 20)
     if not (np.frombuffer(head, np.uint32, len(head) // 4) == recordio.MAGIC).any():
         raise SourceError(f"{path}: not RecordIO: no record header in its first {len(head)} bytes")
     index = path.with_suffix(".idx")
@@ -66,22 +69,23 @@ def claims(file: SourceFile) -> Claims:
     A header record is the first, with id 0, no image, and two labels: one behind the last image's key, and one behind
     the last identity's. Both are float32, exact below 2**24.
     """
-    with open(file.path, "rb") as opened:
-        head = opened.read(8 + IR_HEADER + 8)
+    with open_file(file.path) as opened:
+        head = opened.read_at(0, 8 + IR_HEADER + 8)
     images = None
     if len(head) == 40:
         magic, length, flag, _, key, _, behind, _ = struct.unpack("<IIIfQQff", head)
         if (magic, length, flag, key) == (recordio.MAGIC, 32, 2, 0) and 1 <= behind < 1 << 31:
             rounded = int(np.spacing(np.float32(behind)) / 2)
             images = range(int(behind) - 1 - rounded, int(behind) + rounded)
-    return Claims(images, _claimed_identities(Path(file.path)))
+    return Claims(images, _claimed_identities(as_location(file.path)))
 
 
-def _claimed_identities(path: Path) -> int | None:
+def _claimed_identities(path: Location) -> int | None:
     """Returns the classes that the file `property` beside a .rec names; None if there is none, or it is another's."""
     try:
-        text = (path.parent / "property").read_text(encoding="ascii")
-        alone = path.name == "train.rec" or len([*path.parent.glob("*.rec")]) == 1
+        with open_file(path.parent / "property") as file:
+            text = file.read_at(0, _PROPERTY).decode("ascii")
+        alone = path.name == "train.rec" or len(files_in(path.parent, lambda name: name.endswith(".rec"))) == 1
     except (OSError, ValueError):
         return None
     match = re.match(r"\s*(\d{1,9})\s*,", text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
 from faceshards.formats import idx, recordio, recordio_scan
+from faceshards.storage.location import as_location
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.rec_files import IR_HEADER, claims, find
@@ -30,7 +30,7 @@ def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
     if not file.index:
         return Cut(bounds, None, [])
     table = str(work / f"index-{number}.npy")
-    index = idx.read_index(Path(file.index))
+    index = idx.read_index(as_location(file.index))
     np.save(table, np.stack([index.offsets, index.keys]))
     return Cut(bounds, table, index.problems)
 
@@ -42,7 +42,7 @@ def names(_: Partition) -> list[str] | None:
 
 def labels(part: Partition) -> np.ndarray:
     """Returns the labels of a partition, as SourceKind has it."""
-    found = _headers(recordio_scan.scan(Path(part.path), part.start, part.stop))
+    found = _headers(recordio_scan.scan(as_location(part.path), part.start, part.stop))
     return np.unique(
         found.label[found.sound & ~found.short & ~found.structural & _is_identity(found.label)].astype(np.int32)
     )
@@ -64,9 +64,9 @@ def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     Raises:
         SourceError: the file changed since it was scanned.
     """
-    handle = opened.descriptor(file)
+    handle = opened.file(file)
     if place.parts == 1:
-        return os.pread(handle, place.size, place.offset + 8 + place.header)
+        return handle.read_at(place.offset + 8 + place.header, place.size)
     return recordio.read_payload(handle, place.offset, place.header + place.size, place.parts)[place.header :]
 
 
@@ -76,7 +76,7 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
     Raises:
         SourceError: the file changed since it was scanned, or has no image under this key.
     """
-    opened.descriptor(file)
+    opened.file(file)
     offset = int(key[1:]) if key.startswith("@") else _indexed(file, key) if file.index else _counted(file, int(key))
     if offset % 4 == 0 and 0 <= offset < file.bytes:
         found = scan(Partition(0, 0, file.kind, file.path, offset, offset + 4, None, False))
@@ -89,7 +89,7 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
 
 def _indexed(file: SourceFile, key: str) -> int:
     """Returns the byte at which the .idx has a key."""
-    state = os.stat(file.index)  # says it in fewer words than the reader if it is gone
+    state = as_location(file.index).stat()  # says it in fewer words than the reader if it is gone
     index = _read_index(file.index, state.st_size, state.st_mtime_ns)
     found = index.offsets[index.keys == int(key)]
     if len(found) != 1:
@@ -100,7 +100,7 @@ def _indexed(file: SourceFile, key: str) -> int:
 @functools.lru_cache(maxsize=1)  # whoever wants one record mostly wants more
 def _read_index(path: str, size: int, mtime_ns: int) -> idx.Index:
     """Returns an .idx as it is in this state."""
-    return idx.read_index(Path(path))
+    return idx.read_index(as_location(path))
 
 
 def _counted(file: SourceFile, ordinal: int) -> int:
@@ -110,7 +110,7 @@ def _counted(file: SourceFile, ordinal: int) -> int:
         stop = min(start + _STEP, file.bytes)
         count = _count(file.path, start, stop, file.mtime_ns)
         if ordinal < before + count:
-            return int(recordio_scan.scan(Path(file.path), start, stop).offset[ordinal - before])
+            return int(recordio_scan.scan(as_location(file.path), start, stop).offset[ordinal - before])
         before += count
     raise SourceError(f"{file.path}: has {before} records, none of the place {ordinal}")
 
@@ -118,7 +118,7 @@ def _counted(file: SourceFile, ordinal: int) -> int:
 @functools.lru_cache(maxsize=1 << 16)  # 4 TiB of records: counted once, however many are looked for
 def _count(path: str, start: int, stop: int, mtime_ns: int) -> int:
     """Returns how many records begin in a piece of a file as it is in this state."""
-    return len(recordio_scan.scan(Path(path), start, stop).offset)
+    return len(recordio_scan.scan(as_location(path), start, stop).offset)
 
 
 class _Headers(NamedTuple):
@@ -143,7 +143,7 @@ def scan(part: Partition) -> Scanned:
     Raises:
         OSError: the file cannot be read.
     """
-    found = recordio_scan.scan(Path(part.path), part.start, part.stop)
+    found = recordio_scan.scan(as_location(part.path), part.start, part.stop)
     every = _headers(found)
     rows = np.flatnonzero(~every.structural)
     heads = _Headers(*(column[rows] for column in every))

@@ -11,6 +11,7 @@ import numpy as np
 
 from faceshards.errors import SourceError
 from faceshards.extensions import blamed, family
+from faceshards.storage.location import Location, StoredPath
 from pipelines.sources import folder, recordio, webdataset
 from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
@@ -22,14 +23,14 @@ SOURCES: dict[str, SourceKind] = family("sources", _OWN, SourceKind)
 _ASKED = [*(name for name in SOURCES if name not in _OWN), *_OWN]  # whoever installs another kind wants it asked
 
 
-def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns the files that a path means, and warnings; None if it is of no kind.
 
     Raises:
         SourceError: it is of one, but nothing can be read from it.
         OSError: it cannot be looked at.
     """
-    for name in _ASKED:
+    for name in _OWN if isinstance(path, StoredPath) else _ASKED:
         with blamed(f"source '{name}': {path}"):
             if found := SOURCES[name].find(path):
                 return found

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from faceshards.errors import SourceError, first_few
 from faceshards.formats.tar import BLOCK, Tar
+from faceshards.reading import OpenFile, files_in, open_file
+from faceshards.storage.location import Location, StoredPath
 from pipelines.sources.base import SourceFile
 from pipelines.sources.leftovers import Leftovers, is_held_out, is_image
 
@@ -21,7 +23,7 @@ _SEARCHED = 1 << 20  # bytes at a file's beginning that must hold a header
 _TOLD = 6  # names in a warning
 
 
-def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
+def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns a .tar, or the .tar files of a folder but held-out ones, as SourceKind has it.
 
     A folder with a .rec is not asked for its .tar files, nor one with pictures in sub-folders: there they are what it
@@ -31,14 +33,14 @@ def find(path: Path) -> tuple[list[SourceFile], list[str]] | None:
         SourceError: a file is compressed, empty or no .tar, or a folder has none that can be read.
     """
     if path.is_file():
-        if path.suffix.lower() != ".tar" and not _COMPRESSED.fullmatch("".join(path.suffixes[-2:])):
+        if path.suffix.lower() != ".tar" and not _COMPRESSED.fullmatch("".join(Path(path.name).suffixes[-2:])):
             return None if path.suffix == ".rec" or not _is_tar(path) else ([_tar_file(path)], [])
         return [_tar_file(path)], []
     leftovers = Leftovers()
-    names = sorted(os.listdir(path))
+    names = [entry.name for entry in path.iterdir()]
     if not any(name.lower().endswith(".tar") or _COMPRESSED.search(name) for name in names):
         return None
-    entries = [path / name for name in names if os.path.isfile(path / name)]
+    entries = files_in(path, lambda _: True)
     if any(entry.suffix == ".rec" for entry in entries) or _holds_people(path):
         return None
     entries = [entry for entry in entries if not leftovers.take(entry)]
@@ -72,36 +74,40 @@ def set_of(file: SourceFile) -> str:
     return os.path.dirname(file.path)
 
 
-def _tar_file(path: Path) -> SourceFile:
-    stat = path.stat()
+def _tar_file(path: Location) -> SourceFile:
+    with open_file(path) as file:
+        stat, head, is_tar = file.status, file.read_at(0, BLOCK), _begins(file)
     if stat.st_size == 0:
         raise SourceError(f"{path}: empty file")
-    with open(path, "rb") as file:
-        head = file.read(BLOCK)
     for magic, unpack in _UNPACK.items():
         if head.startswith(magic):
             raise SourceError(
                 f"{path}: compressed; images are read back by their place in the file, which only a plain .tar has: "
                 f"unpack it first ({unpack} {path.name})"
             )
-    if not _is_tar(path):
+    if not is_tar:
         raise SourceError(f"{path}: no .tar: no member begins in its first {min(stat.st_size, _SEARCHED)} bytes")
     return SourceFile(str(path), path.name, "webdataset", "", stat.st_size, stat.st_mtime_ns)
 
 
-def _is_tar(path: Path) -> bool:
+def _is_tar(path: Location) -> bool:
+    """Returns whether a file is a .tar, whatever its name."""
+    with open_file(path) as file:
+        return _begins(file)
+
+
+def _begins(file: OpenFile) -> bool:
     """Returns whether a member begins near the beginning of a file, or it is an archive without any."""
-    with open(path, "rb", buffering=0) as file:
-        tar = Tar(file.fileno(), min(os.fstat(file.fileno()).st_size, _SEARCHED))
-        for member in tar.members():
-            if not member.damage or member.damage.startswith("cut off: its contents"):
-                return True
-        return tar.ended
+    tar = Tar(file, min(file.size, _SEARCHED))
+    for member in tar.members():
+        if not member.damage or member.damage.startswith("cut off: its contents"):
+            return True
+    return tar.ended
 
 
-def _holds_people(path: Path) -> bool:
-    """Returns whether pictures lie in sub-folders of a folder."""
-    return any(
+def _holds_people(path: Location) -> bool:
+    """Returns whether pictures lie in sub-folders of a folder; in buckets, where none are read, they do not matter."""
+    return not isinstance(path, StoredPath) and any(
         is_image(name)
         for entry in os.scandir(path)
         if os.path.isdir(entry.path)  # DirEntry's own raises for a link to itself
@@ -110,7 +116,7 @@ def _holds_people(path: Path) -> bool:
     )
 
 
-def _one_set(path: Path, tars: Sequence[Path]) -> list[str]:
+def _one_set(path: Location, tars: Sequence[Location]) -> list[str]:
     """Returns a warning if the names of a folder's files, but for their numbers, are those of several sets."""
     kinds = Counter(re.sub(r"\d+", "*", entry.name) for entry in tars)
     if len(kinds) == 1:
@@ -121,7 +127,7 @@ def _one_set(path: Path, tars: Sequence[Path]) -> list[str]:
     ]
 
 
-def _others(path: Path, entries: Sequence[Path]) -> list[str]:
+def _others(path: Location, entries: Sequence[Location]) -> list[str]:
     """Returns a warning that counts what else is in a folder, by suffix."""
     if not entries:
         return []

@@ -10,7 +10,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ import pyarrow.compute as pc
 from faceshards.dataset.schema import CODE
 from faceshards.errors import first_few
 from faceshards.formats.tar import Member, Tar
+from faceshards.reading import open_file
+from faceshards.storage.location import Location
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED
 from pipelines.sources.leftovers import IMAGE_SUFFIXES, is_leftover
@@ -82,7 +83,7 @@ class _Table:
         return pa.Table.from_batches(self._spilled, self._schema).combine_chunks()
 
 
-def listing(path: Path) -> tuple[pa.Table, list[str]]:
+def listing(path: Location) -> tuple[pa.Table, list[str]]:
     """Returns the rows of a .tar, LISTING, and warnings about what is left aside.
 
     Labels that are whole numbers up to MAX_LABEL throughout stay what they are; others are places among the sorted
@@ -91,8 +92,8 @@ def listing(path: Path) -> tuple[pa.Table, list[str]]:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb", buffering=0) as file:
-        walk = _Walk(Tar(file.fileno(), os.fstat(file.fileno()).st_size))
+    with open_file(path) as file:
+        walk = _Walk(Tar(file))
         walk.run()
     warnings = [f"{path}: {line}" for line in walk.told()]
     rows = _with_numbers(_with_distinct_keys(_rows(walk.images.table(), walk.others.table())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import pyarrow as pa
 from faceshards.errors import SourceError
 from faceshards.files import replacing
 from faceshards.formats.tar import Tar
+from faceshards.reading import open_file
+from faceshards.storage.location import as_location
 from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.tar_files import find, set_of
 from pipelines.sources.tar_samples import is_numbered, listing
@@ -22,7 +23,7 @@ _READ = 32 << 20  # bytes read at once
 
 def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
     """Returns how a .tar is cut, as SourceKind has it: by rows of its listing, LISTING in an Arrow file."""
-    rows, warnings = listing(Path(file.path))
+    rows, warnings = listing(as_location(file.path))
     table = work / f"listing-{number}.arrow"
     with replacing(table) as temporary, pa.ipc.new_file(str(temporary), rows.schema) as writer:
         writer.write_table(rows)
@@ -96,15 +97,13 @@ def _take_images(out: Scanned, path: str) -> None:
     rows = np.flatnonzero(out.reason == 0)
     begin = (out.offset + out.header)[rows]
     end = begin + out.size[rows]
-    with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
         first = 0
         while first < len(rows):
             last = first + 1
             while last < len(rows) and begin[last] - end[last - 1] <= _GAP and end[last] - begin[first] <= _READ:
                 last += 1
-            window = np.frombuffer(
-                os.pread(file.fileno(), int(end[last - 1] - begin[first]), int(begin[first])), np.uint8
-            )
+            window = np.frombuffer(file.read_at(int(begin[first]), int(end[last - 1] - begin[first])), np.uint8)
             if len(window) != end[last - 1] - begin[first]:
                 raise SourceError(f"{path}: changed since it was scanned")
             for i in range(first, last):
@@ -118,7 +117,7 @@ def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     Raises:
         SourceError: the file changed since it was scanned.
     """
-    return os.pread(opened.descriptor(file), place.size, place.offset + place.header)
+    return opened.file(file).read_at(place.offset + place.header, place.size)
 
 
 def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
@@ -127,7 +126,7 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
     Raises:
         SourceError: the file changed since it was scanned, or has no image under this key.
     """
-    for member in Tar(opened.descriptor(file), file.bytes).members():
+    for member in Tar(opened.file(file), file.bytes).members():
         name = member.name
         if key in (name, f"{name}@{member.offset}") and not member.damage:
             if member.kind:

@@ -14,6 +14,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.dataset.shard_images import blocks, frame_offsets
 from faceshards.files import replacing, write_parquet
+from faceshards.storage.location import Location
 
 WINDOW = 1 << 20
 """Sids whose dropped rows are put together at once."""
@@ -27,7 +28,7 @@ class Shards:
         names: of its sources.
     """
 
-    def __init__(self, dataset: Path, names: list[str]) -> None:
+    def __init__(self, dataset: Location, names: list[str]) -> None:
         self.dataset, self.names = dataset, names
 
     def images(self, table: pa.Table) -> Iterator[bytes]:
@@ -44,7 +45,7 @@ class Shards:
             yield from images
 
 
-def route(dataset: Path, number: int, decisions: Path, names: list[str], routed: Path, held: Path) -> int:
+def route(dataset: Location, number: int, decisions: Path, names: list[str], routed: Path, held: Path) -> int:
     """Returns the rows of a shard after writing those that stay by their new shard and row, and the others by sid.
 
     Args:
@@ -99,7 +100,7 @@ def held_rows(paths: Sequence[Path], sids: np.ndarray) -> pa.Table:
     return pa.concat_tables(found).sort_by("sid").combine_chunks()
 
 
-def drop(dataset: Path, window: int, held: Sequence[Path], out: Path) -> int:
+def drop(dataset: Location, window: int, held: Sequence[Path], out: Path) -> int:
     """Returns the rows of `dropped` for a window of sids after writing them: the dataset's, and those held out.
 
     Args:

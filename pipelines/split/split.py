@@ -30,6 +30,8 @@ from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.files import write_json, write_parquet
 from faceshards.formats.mindrecord.geometry import Geometry, geometry
 from faceshards.progress import Progress
+from faceshards.reading import fetch
+from faceshards.storage.location import Location, absolute
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.runner import Execution, Runner, survived
@@ -43,11 +45,11 @@ from pipelines.stages.write import write
 log = logging.getLogger(__name__)
 
 
-def split(dataset: Path, out: Path, request: Request, execution: Execution, *, restart: bool = False) -> Manifest:
+def split(dataset: Location, out: Path, request: Request, execution: Execution, *, restart: bool = False) -> Manifest:
     """Returns the dataset published at `out`: the parent without the identities held out, and a set of their pairs.
 
     Args:
-        dataset: the parent's folder.
+        dataset: the parent's folder, or its prefix in a bucket.
         out: folder to publish; made by one rename at the end.
         request: what to hold out.
         execution: how it is run.
@@ -58,7 +60,7 @@ def split(dataset: Path, out: Path, request: Request, execution: Execution, *, r
         BuildError: cannot start, go on, or publish; an interrupted split stays resumable.
         FaceshardsError: the dataset is damaged.
     """
-    out, manifest = Path(os.path.realpath(out)), Manifest(os.path.abspath(dataset))
+    out, manifest = Path(os.path.realpath(out)), Manifest(absolute(dataset))
     workspace.check_apart(manifest, out)
     workspace.check_output(out)
     asked = _describe(manifest, request)
@@ -201,7 +203,7 @@ class _Split:
         for table in ("conflicts", "identity_links"):
             (name,) = self.manifest.files(table)
             self.manifest.check_file(name)
-            shutil.copyfile(self.manifest.path / name, temporary / f"{table}.parquet")
+            fetch(self.manifest.path / name, temporary / f"{table}.parquet")
         write_parquet(self._identities(fresh), temporary / "identities.parquet")
         dropped = {**totals["dropped"], "held_out": totals["dropped"].get("held_out", 0) + totals["kept"] - rows}
         facts = {

@@ -96,7 +96,9 @@ class Sources:
         order = np.lexsort((rows["offset"].to_numpy(), sources))
         for group in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
             file, at = self.files[sources[group[0]]], group.tolist()
-            for i, image in zip(at, read_images(file, [places[i] for i in at], opened), strict=True):
+            wanted = [places[i] for i in at]
+            opened.read_ahead(file, wanted)
+            for i, image in zip(at, read_images(file, wanted, opened), strict=True):
                 if hashlib.sha256(image).digest() != signed[i]:
                     key = places[i].key
                     raise SourceError(f"{file.path}: record {key} changed since it was scanned: its sha256 is another")

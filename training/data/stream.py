@@ -14,7 +14,8 @@ import numpy as np
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import open_regular, size_difference
+from faceshards.files import size_difference
+from faceshards.reading import open_regular
 from faceshards.formats.mindrecord.reader import Shard
 from training.config import CHECKS, CHOICES
 from training.data.layout import Layout, StreamError, lane_order
@@ -88,7 +89,7 @@ class Stream:
                     pass
             if check_shards:
                 names, sizes, digests = layout.names, layout.bytes, layout.sha256
-                self._check = ShardCheck([Written(data.shard_path(names[i]), sizes[i], digests[i]) for i in self._files])
+                self._check = ShardCheck([Written(data.disk_path(names[i]), sizes[i], digests[i]) for i in self._files])
                 if check_shards != "background":
                     self.wait_for_check()
         except BaseException:
@@ -124,7 +125,7 @@ class Stream:
 
     def _open(self, data: Manifest, number: int) -> None:
         """Opens a shard and notes where the images of its own rows lie."""
-        layout, path = self._layout, data.shard_path(self._layout.names[number])
+        layout, path = self._layout, data.disk_path(self._layout.names[number])
         if problem := size_difference(path, layout.bytes[number], "the manifest"):
             raise StreamError(problem)
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from faceshards.cli.manifest.links import of_identity, print_links
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import check_identity, limit_option, print_table
 from faceshards.dataset.manifest import Manifest
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
@@ -18,7 +17,7 @@ from faceshards.dataset.manifest import Manifest
 @click.option("--label", help="Only those of this identity, by its label in the source.")
 @limit_option
 @json_option
-def conflicts(path: Path, pairs: bool, label: str | None, limit: int | None, as_json: bool) -> None:
+def conflicts(path: Location, pairs: bool, label: str | None, limit: int | None, as_json: bool) -> None:
     """Photographs under two identities: perhaps wrong labels.
 
     Or perhaps the two are one person. Without --pairs it is the list of `links`.

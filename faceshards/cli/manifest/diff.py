@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from faceshards.cli.options import PATH, Command, json_option
+from faceshards.cli.options import LOCATION, Command, json_option
 from faceshards.cli.rows import FEW, print_rows
 from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text
+from faceshards.storage.location import Location
 
 if TYPE_CHECKING:
     from faceshards.inspection.diff import Diff
@@ -32,14 +32,14 @@ _SAID = {
 
 
 @click.command(cls=Command)
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
+@click.argument("a", type=LOCATION)
+@click.argument("b", type=LOCATION)
 @click.option(
     "--limit", type=click.IntRange(min=0), help=f"Rows of each list; 0: all. Without it {FEW}, and all with --json."
 )
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if they differ, as git diff does.")
 @json_option
-def diff(a: Path, b: Path, limit: int | None, exit_code: bool, as_json: bool) -> None:
+def diff(a: Location, b: Location, limit: int | None, exit_code: bool, as_json: bool) -> None:
     """What differs from dataset A to dataset B.
 
     Settings, images, identities, labels and drops. An image is its sha256 under its label_original; one that lies in

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import pyarrow.compute as pc
 
@@ -11,6 +9,7 @@ from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import check_identity, limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
@@ -21,7 +20,7 @@ from faceshards.errors import FaceshardsError
 @limit_option
 @json_option
 def drops(
-    path: Path, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
+    path: Location, reasons: tuple[str, ...], label: str | None, source: str | None, limit: int | None, as_json: bool
 ) -> None:
     """Every record that was dropped, why, and what stands for it.
 

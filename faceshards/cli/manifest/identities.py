@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from functools import reduce
-from pathlib import Path
 
 import click
 import pyarrow.compute as pc
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import check_identity, limit_option, print_sorted, print_table
 from faceshards.dataset.manifest import Manifest
+from faceshards.storage.location import Location
 
 _LOST = "dropped records"  # no drop reason is called so
 ORDERS = {"images": "kept", "scanned": "scanned", "dropped": _LOST, "label": "label"}  # the columns they go by
@@ -29,7 +29,7 @@ _COUNT = click.IntRange(min=0)
 @limit_option
 @json_option
 def identities(
-    path: Path,
+    path: Location,
     label: str | None,
     least: int | None,
     most: int | None,

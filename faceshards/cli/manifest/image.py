@@ -8,6 +8,7 @@ import click
 
 from faceshards.cli.columns import cell
 from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.paths import LocalPath
 from faceshards.cli.rows import limit_option, print_list, row_json
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
@@ -15,18 +16,17 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
 from faceshards.inspection.photograph import Photograph, photograph
 from faceshards.inspection.pictures import Pictures
+from faceshards.storage.location import Location
 from pipelines.sources.registry import read_record
 
 
 @click.command(cls=Command)
 @dataset_argument
 @click.argument("name", metavar="SID|SHA256|KEY")
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the encoded image, as the source has it."
-)
+@click.option("--out", type=LocalPath(dir_okay=False), help="Write the encoded image, as the source has it.")
 @limit_option
 @json_option
-def image(path: Path, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
+def image(path: Location, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
     """One photograph: where it came from, and what became of it.
 
     It is named by its sid, by the sha256 of the encoded image (8 or more hex digits will do; of images that were

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import pyarrow.compute as pc
 
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import check_identity, limit_option, print_sorted
 from faceshards.dataset.manifest import Manifest
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
@@ -18,7 +17,7 @@ from faceshards.dataset.manifest import Manifest
 @click.option("--min", "least", type=click.IntRange(min=1), help="Only those that share so many photographs.")
 @limit_option
 @json_option
-def links(path: Path, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
+def links(path: Location, label: str | None, least: int | None, limit: int | None, as_json: bool) -> None:
     """Pairs of identities that share photographs.
 
     Perhaps they are one person under two labels; those with most photographs come first.

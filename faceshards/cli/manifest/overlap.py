@@ -11,17 +11,20 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faceshards.cli.options import PATH, Command, dataset_argument, json_option, quiet_option, show
+from faceshards.cli.options import FETCHED, Command, dataset_argument, json_option, quiet_option, show
 from faceshards.cli.rows import BATCH, limit_option, print_rows
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
+from faceshards.storage.location import Location
 
 log = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
 @dataset_argument
-@click.option("--set", "sets", type=PATH, multiple=True, required=True, help="A verification set (.bin); repeatable.")
+@click.option(
+    "--set", "sets", type=FETCHED, multiple=True, required=True, help="A verification set (.bin); repeatable."
+)
 @click.option(
     "--max-distance",
     type=click.IntRange(-1, 64),
@@ -35,7 +38,7 @@ log = logging.getLogger(__name__)
 @quiet_option
 @json_option
 def overlap(
-    path: Path,
+    path: Location,
     sets: tuple[Path, ...],
     max_distance: int,
     identities: bool,

@@ -12,10 +12,12 @@ import click
 import pyarrow as pa
 
 from faceshards.cli.options import PATH, Command, dataset_argument
+from faceshards.cli.paths import LocalPath
 from faceshards.cli.rows import FEW, print_rows
 from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
+from faceshards.storage.location import Location
 
 if TYPE_CHECKING:
     from faceshards.inspection.query import Answer
@@ -28,13 +30,13 @@ FORMATS = ("table", "csv", "json", "parquet")
 @click.argument("sql")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Without it table, or what --out ends with.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write csv, json or parquet to this file.")
+@click.option("--out", type=LocalPath(dir_okay=False), help="Write csv, json or parquet to this file.")
 @click.option("--limit", type=click.IntRange(min=0), help=f"Rows; 0: all. Without it {FEW} as table, else all.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that the query may take.")
 @click.option("--memory", default="4GB", show_default=True, help="That the query may hold; more goes to disk.")
 @click.option("--temp-dir", type=PATH, help="Where, in place of the system's temporary folder.")
 def query(
-    path: Path,
+    path: Location,
     sql: str,
     kind: str | None,
     as_json: bool,

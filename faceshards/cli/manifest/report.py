@@ -12,6 +12,7 @@ from faceshards.cli.manifest.summary import summary_facts
 from faceshards.cli.options import PATH, Command, dataset_argument, json_option, show
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text, check_writable
+from faceshards.storage.location import Location
 from pipelines.sources.registry import read_record
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class _Size(click.ParamType):
     "--max-size", type=_Size(), default="8MB", show_default=True, metavar="SIZE", help="That the page may have."
 )
 @json_option
-def report(path: Path, out: Path, seed: int, max_size: int, as_json: bool) -> None:
+def report(path: Location, out: Path, seed: int, max_size: int, as_json: bool) -> None:
     """A page that shows the dataset PATH in figures and pictures.
 
     Pictures of what was dropped, linked and kept. The page needs nothing else: pictures are in it. Kept ones come from
@@ -71,7 +72,7 @@ def report(path: Path, out: Path, seed: int, max_size: int, as_json: bool) -> No
     show(facts, [report_line(out, written)], as_json)
 
 
-def check_report(out: Path, folder: Path) -> None:
+def check_report(out: Path, folder: Location) -> None:
     """Refuses a page that cannot be written, or must not be; before work that takes hours.
 
     Args:

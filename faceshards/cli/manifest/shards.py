@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from faceshards.cli.options import Command, dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
 @dataset_argument
 @limit_option
 @json_option
-def shards(path: Path, limit: int | None, as_json: bool) -> None:
+def shards(path: Location, limit: int | None, as_json: bool) -> None:
     """The files of the images: rows, identities, bytes, checksums.
 
     With --json those of their indexes too.

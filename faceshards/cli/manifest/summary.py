@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.errors import one_line
 from faceshards.files import bytes_text
 from faceshards.inspection.sizes import spread
+from faceshards.storage.location import Location
 from pipelines.config import BuildConfig
 from pipelines.sources.catalog import known_datasets
 
@@ -23,7 +23,7 @@ from pipelines.sources.catalog import known_datasets
 @click.command(cls=Command)
 @dataset_argument
 @json_option
-def summary(path: Path, as_json: bool) -> None:
+def summary(path: Location, as_json: bool) -> None:
     """What was scanned, kept and dropped, and why.
 
     How large identities are, too, and where it all comes from.

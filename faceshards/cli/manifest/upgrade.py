@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from faceshards.cli.options import Command, dataset_argument, json_option, show
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
+from faceshards.storage.location import Location
 
 
 @click.command(cls=Command)
 @dataset_argument
 @json_option
-def upgrade(path: Path, as_json: bool) -> None:
+def upgrade(path: Location, as_json: bool) -> None:
     """Bring a dataset of an older schema to this release's.
 
     Its tables are compared first, its shards left alone.

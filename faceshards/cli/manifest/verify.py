@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ from faceshards.cli.options import Command, dataset_argument, json_option, quiet
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress
+from faceshards.storage.location import Location
 
 if TYPE_CHECKING:
     from faceshards.dataset.row_check import Finding
@@ -59,7 +59,7 @@ class _Share(click.ParamType):
 @click.pass_context
 def verify(
     ctx: click.Context,
-    path: Path,
+    path: Location,
     sample: tuple[Fraction, bool] | None,
     seed: int,
     limit: int | None,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import stat
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,6 +26,8 @@ from faceshards.formats.mindrecord.layout import (
     read_raw_rows,
     row_groups,
 )
+from faceshards.reading import fetch, open_file
+from faceshards.storage.location import Location, StoredPath, as_location
 
 
 class Picked(NamedTuple):
@@ -55,10 +56,10 @@ class Shard:
         ShardError: not a shard of ours, cut, or its header contradicts itself. Reading rows raises it likewise.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Location | str) -> None:
+        self.path = as_location(path)
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+            self._file = open_file(path)
         except (OSError, ValueError) as error:
             raise ShardError(path, f"cannot be opened: {getattr(error, 'strerror', error)}") from None
         try:
@@ -71,27 +72,25 @@ class Shard:
 
     def _open(self) -> list[RowGroup]:
         """Returns the row groups, all of them inside the file."""
-        status = os.fstat(self._file)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("no regular file")
+        size = self._file.size
         length = int.from_bytes(self._read(0, 8), "little")
         # A page's entry takes up to 300 bytes, so a header longer than this has more pages than the file can hold.
-        if length > min(status.st_size - 8, 4096 + 300 * (status.st_size // PAGE_SIZES[0] + 2)):
-            raise ValueError(f"a header of {length} bytes in a file of {status.st_size}")
+        if length > min(size - 8, 4096 + 300 * (size // PAGE_SIZES[0] + 2)):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
         self._header_size, self._page_size, pages = read_header(self.path.name, self._read(8, length))
         if not HEADER_SIZES[0] <= self._header_size <= HEADER_SIZES[-1] or length + 8 > self._header_size:
             raise ValueError(f"a header of {length} bytes in {self._header_size}")
         if self._page_size not in PAGE_SIZES:
             raise ValueError(f"pages of {self._page_size} bytes")
         groups = row_groups(pages)
-        size = self._header_size + (len(pages) - 1) * self._page_size + pages[-1].used
-        if size != status.st_size:
-            raise ValueError(f"{status.st_size} bytes long, its header says {size}")
+        said = self._header_size + (len(pages) - 1) * self._page_size + pages[-1].used
+        if size != said:
+            raise ValueError(f"{size} bytes long, its header says {said}")
         return groups
 
     def _read(self, offset: int, count: int) -> bytes:
         """Returns exactly `count` bytes from `offset` on."""
-        data = os.pread(self._file, count, offset)
+        data = self._file.read_at(offset, count)
         if len(data) != count:
             raise ValueError(f"ends within {count} bytes at {offset}")
         return data
@@ -191,12 +190,10 @@ class Shard:
         base, page = int(offsets[group.start]), None
         try:
             if 4 * len(rows) > group.end - group.start:
-                page = memoryview(os.pread(self._file, group.blob_used, base))
+                page = memoryview(self._file.read_at(base, group.blob_used))
             images = []
             for at, length in zip(offsets[rows].tolist(), lengths[rows].tolist(), strict=True):
-                frame = (
-                    os.pread(self._file, length + 8, at) if page is None else page[at - base : at - base + length + 8]
-                )
+                frame = self._file.read_at(at, length + 8) if page is None else page[at - base : at - base + length + 8]
                 whole = len(frame) == length + 8 and int.from_bytes(frame[:8], "little") == length
                 images.append(memoryview(frame)[8:] if whole else None)
         except OSError as error:
@@ -212,7 +209,7 @@ class Shard:
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        self._file.close()
 
     def __enter__(self) -> Shard:
         return self
@@ -221,15 +218,27 @@ class Shard:
         self.close()
 
 
-def verify_index(path: Path) -> None:
+def verify_index(path: Location) -> None:
     """Checks that `path`.db says of every row what the data file says; of a partial one MindSpore dies by SIGSEGV.
 
     Raises:
         ShardError: the index is missing, damaged, incomplete or differs, or the data file is no shard.
     """
-    index = Path(f"{path}.db")
-    if not index.is_file() or Path(f"{index}-journal").exists():
+    index = path.with_name(f"{path.name}.db")
+    if not index.is_file() or index.with_name(f"{index.name}-journal").exists():
         raise ShardError(index, "is missing, or its journal says that writing it was interrupted")
+    try:
+        if not isinstance(index, StoredPath):
+            return _verify_index(path, index, index)
+        with tempfile.NamedTemporaryFile(prefix="faceshards-index-") as copy:
+            fetch(index, Path(copy.name))
+            _verify_index(path, index, Path(copy.name))
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:  # the last one for SQLite's messages of damaged names
+        raise ShardError(index, f"cannot be read: {error!r}") from None
+
+
+def _verify_index(path: Location, index: Location, copy: Path) -> None:
+    """Compares an index, that lies where SQLite can read it, with the data file."""
     names = ("table", "SHARD_NAME", "SHARD_NAME", TABLES[1])
     ours = [("table", "INDEXES", "INDEXES", TABLES[0] + WITHOUT_ROWID), names]
     theirs = [  # FileWriter's, and our own once
@@ -237,22 +246,19 @@ def verify_index(path: Path) -> None:
         ("table", "INDEXES", "INDEXES", TABLES[0]),
         names,
     ]
-    source = f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1"  # immutable: takes no lock, leaves no files
-    try:
-        with Shard(path) as shard, closing(sqlite3.connect(source, uri=True)) as link:
-            tables = link.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
-            if tables not in (ours, theirs):
-                raise ShardError(index, "does not have MindRecord's tables")
-            if link.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]:
-                raise ShardError(index, "is damaged: SQLite's integrity_check fails")
-            if link.execute("SELECT NAME FROM SHARD_NAME").fetchmany(2) != [(path.name,)]:
-                raise ShardError(index, f"is not the index of {path.name}")
-            order = "ROW_ID" if tables == ours else "rowid"
-            found = link.execute(f"SELECT * FROM INDEXES NOT INDEXED ORDER BY {order}")
-            for rows in shard.index_rows():
-                if found.fetchmany(len(rows)) != rows:
-                    raise ShardError(index, f"differs from the data file in rows {rows[0][0]}..{rows[-1][0]}")
-            if found.fetchone() is not None:
-                raise ShardError(index, f"has more rows than the data file's {len(shard)}")
-    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:  # the last one for SQLite's messages of damaged names
-        raise ShardError(index, f"cannot be read: {error!r}") from None
+    source = f"file:{quote(str(copy.absolute()))}?mode=ro&immutable=1"  # immutable: takes no lock, leaves no files
+    with Shard(path) as shard, closing(sqlite3.connect(source, uri=True)) as link:
+        tables = link.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+        if tables not in (ours, theirs):
+            raise ShardError(index, "does not have MindRecord's tables")
+        if link.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]:
+            raise ShardError(index, "is damaged: SQLite's integrity_check fails")
+        if link.execute("SELECT NAME FROM SHARD_NAME").fetchmany(2) != [(path.name,)]:
+            raise ShardError(index, f"is not the index of {path.name}")
+        order = "ROW_ID" if tables == ours else "rowid"
+        found = link.execute(f"SELECT * FROM INDEXES NOT INDEXED ORDER BY {order}")
+        for rows in shard.index_rows():
+            if found.fetchmany(len(rows)) != rows:
+                raise ShardError(index, f"differs from the data file in rows {rows[0][0]}..{rows[-1][0]}")
+        if found.fetchone() is not None:
+            raise ShardError(index, f"has more rows than the data file's {len(shard)}")

@@ -16,6 +16,7 @@ from faceshards.inspection.report.album import Album, Filled, fill
 from faceshards.inspection.report.figures import figures
 from faceshards.inspection.report.sheets import plan, records
 from faceshards.inspection.report.templates import environment
+from faceshards.storage.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def write(
     return Written(len(text), sum(sheet.pictures for sheet in filled), len(unread))
 
 
-def check_page(page: Path, folder: Path) -> None:
+def check_page(page: Path, folder: Location) -> None:
     """Refuses a page that is no regular file, or would lie in the dataset's folder.
 
     A link is refused too: what is replaced would be the link, and that of /dev/stdout is the machine's.
@@ -94,7 +95,7 @@ def check_page(page: Path, folder: Path) -> None:
             raise FaceshardsError(f"{page}: a link; name the file itself")
         if page.exists() and not page.is_file():
             raise FaceshardsError(f"{page}: no regular file")
-        inside = page.resolve().is_relative_to(folder.resolve())
+        inside = isinstance(folder, Path) and page.resolve().is_relative_to(folder.resolve())
     except OSError as error:
         raise FaceshardsError(f"{page}: {error.strerror}") from None
     if inside:

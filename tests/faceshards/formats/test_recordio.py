@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from faceshards.formats.idx import read_index
 from faceshards.formats.recordio import join_parts, read_payload
 from faceshards.formats.recordio_scan import scan
+from faceshards.reading import open_file
 from tests.recs import MAGIC, read_rec, write_rec
 
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -68,14 +69,14 @@ def rows_of(path, start=0, stop=None):
     """Returns (offset, payload or None, parts, cause) of each row, and checks both ways to a payload."""
     found = scan(path, start, os.path.getsize(path) if stop is None else stop)
     rows = []
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         for row, (offset, length, parts) in enumerate(
             zip(found.offset.tolist(), found.length.tolist(), found.parts.tolist(), strict=True)
         ):
             cause = found.damage.get(row)
             if cause is None:
                 payload = found.payload(row).tobytes()
-                assert payload == read_payload(file.fileno(), offset, length, parts)
+                assert payload == read_payload(file, offset, length, parts)
                 assert len(payload) == length
             else:
                 assert cause

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from faceshards.formats.tar import BLOCK, Member, Tar
+from faceshards.reading import open_file
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LINK = "a symbolic link"
@@ -40,8 +41,8 @@ def walk(data: bytes, folder: Path) -> tuple[list[Member], bool]:
     """Returns the members of an archive, and whether it has an end."""
     path = folder / "x.tar"
     path.write_bytes(data)
-    with open(path, "rb", buffering=0) as file:
-        tar = Tar(file.fileno(), len(data))
+    with open_file(path) as file:
+        tar = Tar(file, len(data))
         return list(tar.members()), tar.ended
 
 

@@ -1,0 +1,74 @@
+"""What commands take as places: a path of this machine, an address in a bucket, or either."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from faceshards.reading import fetch
+from faceshards.storage.faults import MissingError, StorageError
+from faceshards.storage.location import Location, StoredPath, as_location
+
+
+class LocalPath(click.Path):
+    """A path of this machine, where an address in a bucket would do no good.
+
+    Args:
+        instead: what to say to such an address.
+    """
+
+    def __init__(self, instead: str = "is in a bucket, and has to be on a disk here", **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+        self.instead = instead
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the Path."""
+        place = LOCATION.convert(value, param, ctx)
+        if isinstance(place, StoredPath):
+            self.fail(f"{place} {self.instead}", param, ctx)
+        return super().convert(place, param, ctx)
+
+
+class _Fetched(click.Path):
+    """A file, or an object in a bucket, which is copied into a temporary folder until the command ends."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the Path of the file or the copy."""
+        place = LOCATION.convert(value, param, ctx)
+        if not isinstance(place, StoredPath):
+            return super().convert(place, param, ctx)
+        folder = Path(tempfile.mkdtemp(prefix="faceshards-fetched-"))
+        # Of the whole command line's: that of a command whose options are wrong is not closed.
+        root = (ctx or click.get_current_context()).find_root()
+        root.call_on_close(functools.partial(shutil.rmtree, folder, True))
+        try:
+            fetch(place, folder / place.name)
+        except MissingError as error:
+            many = "; of buckets one file is taken, not a folder of them" if place.is_dir() else ""
+            raise click.ClickException(f"{error}{many}") from None
+        except StorageError as error:
+            raise click.ClickException(str(error)) from None
+        return folder / place.name
+
+
+class _Location(click.ParamType):
+    """A path of this machine, or an address in a bucket."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """Returns the Path, or the StoredPath."""
+        try:
+            return as_location(value)
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
+
+
+LOCATION = _Location()
+PATH = LocalPath()
+FETCHED = _Fetched(path_type=Path)

@@ -1,0 +1,105 @@
+"""Files of this machine and objects in buckets, opened for reading in one way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.fs as fs
+
+from faceshards.storage.arrow import ObjectsForArrow
+from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.ranges import StoredFile
+
+BLOCK = 32 << 20
+"""Bytes of an object that are read at a time where it is read whole: some ranges at once."""
+
+NOT_REGULAR = "no regular file"
+
+
+def open_regular(path: Path | str) -> int:
+    """Returns the descriptor of a file, open for reading; what is no regular file is not waited for.
+
+    Raises:
+        OSError: it cannot be opened; or it is a pipe, a socket, a device or a folder, as strerror says.
+    """
+    if stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already do something
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+    raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+
+
+class RegularFile:
+    """A file of this machine, open for reading at known places; see open_regular().
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        status: of the file, when it was opened.
+        size: in bytes.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._handle = open_regular(path)
+        self.status = os.fstat(self._handle)
+        self.size = self.status.st_size
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Returns `count` bytes from a place on, fewer only at the end of the file or beyond 2 GiB."""
+        return os.pread(self._handle, count, offset)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._handle)
+
+    def __enter__(self) -> RegularFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_file(path: Location | str) -> OpenFile:
+    """Returns a file or an object, open for reading at known places; OSError if it cannot be."""
+    path = as_location(path)
+    return StoredFile(path) if isinstance(path, StoredPath) else RegularFile(path)
+
+
+OpenFile: TypeAlias = RegularFile | StoredFile
+"""A file or an object, open for reading at known places."""
+
+
+def files_in(folder: Location, wanted: Callable[[str], bool]) -> list[Location]:
+    """Returns the files, or objects, right in a folder whose names are wanted, by name."""
+    if isinstance(folder, StoredPath):
+        return [*sorted(entry for entry, is_prefix in folder.entries() if not is_prefix and wanted(entry.name))]
+    return [*sorted(entry for entry in folder.iterdir() if wanted(entry.name) and entry.is_file())]
+
+
+def fetch(path: Location, to: Path) -> None:
+    """Copies a file or an object into a file."""
+    if not isinstance(path, StoredPath):
+        shutil.copyfile(path, to)
+        return
+    with StoredFile(path) as stored, open(to, "wb") as file:
+        for start in range(0, stored.size, BLOCK):
+            file.write(stored.read_at(start, BLOCK))
+
+
+def for_arrow(path: Location) -> str | pa.NativeFile:
+    """Returns what Arrow's readers take for a file or an object."""
+    return pa.PythonFile(StoredFile(path), "r") if isinstance(path, StoredPath) else str(path)
+
+
+def arrow_files(path: Location) -> fs.FileSystem:
+    """Returns the file system of Arrow's in which a path lies."""
+    return fs.PyFileSystem(ObjectsForArrow()) if isinstance(path, StoredPath) else fs.LocalFileSystem()

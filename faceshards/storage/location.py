@@ -1,0 +1,278 @@
+"""Where a thing lies: a path of this machine, or an address in a bucket with the handful of methods that both have."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import unquote
+
+from faceshards.storage.faults import MissingError, StorageError, TakenError, no_bucket, told
+from faceshards.storage.stores import store
+
+SCHEMES = ("s3", "gs", "az")
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)(.*)", re.DOTALL)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_CHUNK = 16 << 20  # bytes of a piece of an upload: with 10,000 pieces, objects of up to 160 GB
+_AT_ONCE = 4  # pieces in flight
+_SHA256 = "sha256"  # of an object's content (hex), among what is stored with it
+
+
+class Status(NamedTuple):
+    """What is known of an object, by the names of os.stat."""
+
+    st_size: int  # bytes
+    st_mtime_ns: int
+    st_ino: str  # what changes with the content: the ETag; "" where the store has none
+    st_mode: int = stat.S_IFREG
+
+    @property
+    def st_mtime(self) -> float:
+        """Seconds since 1970."""
+        return self.st_mtime_ns / 1e9
+
+
+@dataclass(frozen=True, order=True)
+class StoredPath:
+    """A place in a bucket: an object, or the prefix of objects as a folder is one of files; picklable.
+
+    It has pathlib's names where it does the same. Every method that asks the store raises StorageError.
+
+    Args:
+        scheme: of SCHEMES.
+        bucket: its name.
+        key: names with / between them; "" for the bucket itself.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.key}".rstrip("/")
+
+    def __truediv__(self, name: str | PurePosixPath) -> StoredPath:
+        return StoredPath(self.scheme, self.bucket, f"{self.key}/{name}".strip("/"))
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self.key or self.bucket)
+
+    @property
+    def name(self) -> str:
+        """The last name."""
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        """The last name up to its last dot."""
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        """The last name from its last dot on."""
+        return self._pure.suffix
+
+    @property
+    def parent(self) -> StoredPath:
+        """The prefix that this lies under."""
+        return StoredPath(self.scheme, self.bucket, self.key.rpartition("/")[0])
+
+    def with_name(self, name: str) -> StoredPath:
+        """Returns the place of another name beside this one."""
+        return self.parent / name
+
+    def with_suffix(self, suffix: str) -> StoredPath:
+        """Returns the place with another ending."""
+        return self.with_name(self._pure.with_suffix(suffix).name)
+
+    def resolve(self) -> StoredPath:
+        """Returns itself: in buckets are no links."""
+        return self
+
+    def stat(self) -> Status:
+        """Returns what is known of the object.
+
+        Raises:
+            MissingError: there is none; where the bucket is missing, it is not a MissingError.
+        """
+        try:
+            with told(self) as obstore:
+                found = obstore.head(self._store, self.key)
+        except MissingError:
+            self._check_bucket()  # a HEAD has no words for it
+            raise
+        return status(found)
+
+    def exists(self) -> bool:
+        """Returns whether there is such an object."""
+        try:
+            self.stat()
+        except MissingError:
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        """Returns whether there is such an object."""
+        return bool(self.key) and self.exists()
+
+    def is_dir(self) -> bool:
+        """Returns whether objects lie below this place."""
+        return next(self.tree(), None) is not None
+
+    def entries(self) -> Iterator[tuple[StoredPath, bool]]:
+        """Yields what is right below this place, and whether it is the prefix of more."""
+        with told(self) as obstore:
+            found = obstore.list_with_delimiter(self._store, self.key or None)
+        for key in found["common_prefixes"]:
+            yield StoredPath(self.scheme, self.bucket, key.rstrip("/")), True
+        for entry in found["objects"]:
+            yield StoredPath(self.scheme, self.bucket, entry["path"]), False
+
+    def iterdir(self) -> Iterator[StoredPath]:
+        """Yields what is right below this place, as a folder's entries."""
+        return (entry for entry, _ in self.entries())
+
+    def tree(self) -> Iterator[tuple[StoredPath, int]]:
+        """Yields every object below this place, and its size in bytes."""
+        with told(self) as obstore:
+            for entries in obstore.list(self._store, self.key or None):
+                for entry in entries:
+                    yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
+
+    def sha256(self) -> tuple[int, str]:
+        """Returns size and SHA-256 (hex) of the object as it was uploaded; "" if it was not by `upload`."""
+        with told(self) as obstore:
+            found = obstore.get(self._store, self.key, options={"head": True})
+            return found.meta["size"], str(found.attributes.get(_SHA256, ""))
+
+    def write_bytes(self, data: bytes, exclusive: bool = False) -> None:
+        """Makes or replaces an object, whole or not at all.
+
+        Args:
+            data: its content.
+            exclusive: only if there is none yet.
+
+        Raises:
+            TakenError: exclusive, and there is one.
+        """
+        with told(self) as obstore:
+            obstore.put(self._store, self.key, data, mode="create" if exclusive else "overwrite")
+
+    def upload(self, path: Path, sha256: str) -> None:
+        """Makes or replaces an object with the content of a file, whole or not at all.
+
+        Args:
+            path: of the file.
+            sha256: its digest (hex), which is stored with the object.
+        """
+        with told(self) as obstore, open(path, "rb") as file:
+            obstore.put(
+                *(self._store, self.key, file),
+                attributes={_SHA256: sha256},
+                chunk_size=_CHUNK,
+                max_concurrency=_AT_ONCE,
+            )
+
+    def unlink(self) -> None:
+        """Removes the object; nothing happens if there is none."""
+        with told(self) as obstore:
+            obstore.delete(self._store, self.key)
+
+    def make_alone(self, data: bytes) -> None:
+        """Makes an object that must not be there, and sees that the store would not make it twice.
+
+        Raises:
+            TakenError: it is there.
+            StorageError: the store knows no exclusive PUT.
+        """
+        self.write_bytes(data, exclusive=True)
+        try:
+            self.write_bytes(data, exclusive=True)
+        except TakenError:
+            return
+        self.unlink()
+        raise StorageError(
+            errno.ENOTSUP, "its store ignores If-None-Match, so that two could publish there at once", str(self)
+        )
+
+    @property
+    def _store(self) -> Any:
+        return store(self.scheme, self.bucket)
+
+    def _check_bucket(self) -> None:
+        """Raises StorageError if the bucket is missing, as far as one may look."""
+        try:
+            with told(self) as obstore:
+                next(iter(obstore.list(self._store, self.key or None)), None)
+        except StorageError as error:
+            if error.strerror == no_bucket("").strerror:
+                raise
+
+
+Location: TypeAlias = Path | StoredPath
+"""Where a thing lies."""
+
+
+def absolute(path: str | Location) -> Location:
+    """Returns a place that does not depend on the folder one stands in."""
+    found = as_location(path)
+    return found if isinstance(found, StoredPath) else Path(os.path.abspath(found))
+
+
+def status(found: Any) -> Status:
+    """Returns what obstore says of an object."""
+    changed: datetime = found["last_modified"]
+    return Status(found["size"], round(changed.timestamp() * 1e6) * 1000, found["e_tag"] or "")
+
+
+def as_location(text: str | Location) -> Location:
+    """Returns what a path or an address of the user's means.
+
+    Raises:
+        StorageError: an address that is none, of another scheme, or one that holds credentials.
+    """
+    if not isinstance(text, str):
+        return as_location(str(text)) if isinstance(text, Path) and _collapsed(text) else text
+    found = _ADDRESS.fullmatch(text)
+    if found is None or (len(found[2]) == 1 and os.path.lexists(text)):
+        return Path(text)
+    scheme, slashes, rest = found[1].lower(), found[2], found[3]
+    if len(slashes) == 1 and scheme not in SCHEMES:
+        return Path(text)
+    if scheme == "file" and len(slashes) == 3:
+        return Path("/" + unquote(rest))
+    bucket, _, key = rest.partition("/")
+    # What holds credentials is never repeated.
+    shown = f"{scheme}://..." if re.search("[@:?]", bucket) or re.search(r"[?&][^/]*=", key) else text
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in (*SCHEMES, "file"))
+        raise _refused(shown, f"addresses of {scheme} are not known; there are {known}{'/' * (scheme == 'file')}")
+    if shown != text:
+        raise _refused(shown, "an address holds no credentials or options: command lines are public; set variables")
+    if len(slashes) != 2 or not bucket:
+        raise _refused(text, f"no bucket in it: an address is {scheme}://BUCKET/PREFIX")
+    if not _BUCKET.fullmatch(bucket):
+        raise _refused(text, "no name of a bucket: letters, digits, dots and dashes, at least two")
+    names = key.rstrip("/").split("/") if key.rstrip("/") else []
+    if bad := next((name for name in names if name in ("", ".", "..") or not name.isprintable()), None):
+        raise _refused(text, f"{bad!r} is no name in a bucket")
+    if "" in names:
+        raise _refused(text, "an empty name, between two slashes")
+    return StoredPath(scheme, bucket, "/".join(names))
+
+
+def _collapsed(path: Path) -> bool:
+    """Returns whether a Path was made of an address, which takes a slash from it."""
+    return str(path).startswith(tuple(f"{scheme}:/" for scheme in SCHEMES)) and not os.path.lexists(path)
+
+
+def _refused(text: str, cause: str) -> StorageError:
+    return StorageError(errno.EINVAL, cause, text)

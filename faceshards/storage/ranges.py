@@ -1,0 +1,141 @@
+"""Objects read by ranges: large reads in pieces at once, small ones from windows that grow as long as they follow.
+
+Every range is asked of the object as it was when it was opened (If-Match): one that is replaced meanwhile is noticed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from faceshards.storage.faults import told
+from faceshards.storage.location import StoredPath
+from faceshards.storage.stores import store
+
+PIECE = 8 << 20
+"""Bytes of the largest range that is asked for at once."""
+
+_AT_ONCE = 4  # ranges in flight, of all objects of a process
+_FIRST, _LARGEST = 256 << 10, PIECE  # bytes of a window: the first, and what it grows to
+_WINDOWS = 4  # held of an object
+_GAP = 64 << 10  # bytes between two images that are read along rather than asked for apart
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Returns the threads of a process that wait for ranges; another process has its own."""
+    return ThreadPoolExecutor(_AT_ONCE, "faceshards-ranges")
+
+
+class StoredFile(io.RawIOBase):
+    """An object, open for reading; several threads may read at known places.
+
+    Args:
+        path: of the object.
+
+    Attributes:
+        status: of the object, when it was opened.
+        size: in bytes.
+
+    Raises:
+        StorageError: it cannot be read, here or later.
+    """
+
+    def __init__(self, path: StoredPath) -> None:
+        super().__init__()
+        self.path, self.status, self._at = path, path.stat(), 0
+        self.size = self.status.st_size
+        self._windows: OrderedDict[int, bytes] = OrderedDict()  # by where they begin
+        self._ahead: tuple[list[int], list[bytes]] = ([], [])  # where each begins, ascending
+        self._lock = threading.Lock()
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Returns `count` bytes from a place on; fewer only at the end of the object."""
+        count = min(count, self.size - offset)
+        if count <= 0:
+            return b""
+        starts, pieces = self._ahead
+        if (at := bisect_right(starts, offset) - 1) >= 0 and offset + count <= starts[at] + len(pieces[at]):
+            return pieces[at][offset - starts[at] : offset - starts[at] + count]
+        if count >= _LARGEST:
+            edges = [*range(offset, offset + count, PIECE), offset + count]
+            return b"".join(self._ranges(list(pairwise(edges))))
+        return self._windowed(offset, count)
+
+    def _windowed(self, offset: int, count: int) -> bytes:
+        """Returns bytes from a window; a new one is larger than the one that it follows."""
+        with self._lock:
+            size = _FIRST
+            for start, data in self._windows.items():
+                if start <= offset <= start + len(data):
+                    if offset + count <= start + len(data):
+                        self._windows.move_to_end(start)
+                        return data[offset - start : offset - start + count]
+                    size = min(4 * max(len(data), _FIRST), _LARGEST)
+            data = self._range(offset, min(self.size, offset + max(size, count)))
+            self._windows[offset] = data
+            self._windows.move_to_end(offset)
+            while len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+            return data[:count]
+
+    def read_ahead(self, places: Sequence[tuple[int, int]]) -> None:
+        """Fetches what will be read next, in few ranges; what was fetched before is forgotten.
+
+        Args:
+            places: offset and bytes of each, ascending.
+        """
+        spans: list[tuple[int, int]] = []
+        for offset, count in places:
+            stop = min(offset + count, self.size)
+            if spans and offset - spans[-1][1] <= _GAP and stop - spans[-1][0] <= PIECE:
+                spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
+            elif offset < stop:
+                spans.append((offset, stop))
+        self._ahead = ([], [])
+        self._ahead = ([start for start, _ in spans], self._ranges(spans))
+
+    def _ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        if len(spans) == 1:
+            return [self._range(*spans[0])]
+        return list(_threads(os.getpid()).map(lambda span: self._range(*span), spans))
+
+    def _range(self, start: int, stop: int) -> bytes:
+        """Returns the bytes of one request."""
+        options: Any = {"range": (start, stop), "if_match": self.status.st_ino or None}
+        with told(self.path) as obstore:
+            return bytes(obstore.get(store(self.path.scheme, self.path.bucket), self.path.key, options=options).bytes())
+
+    # What Arrow, SQLite's copy and the like ask of a file of Python's.
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the place that is read next."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Returns the place that is read next, after it was moved."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        return self._at
+
+    def readinto(self, into: Any) -> int:
+        """Returns how many bytes were read."""
+        data = self.read_at(self._at, len(into))
+        into[: len(data)] = data
+        self._at += len(data)
+        return len(data)

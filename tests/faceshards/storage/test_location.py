@@ -1,0 +1,115 @@
+"""Addresses: what they mean, which are refused, and that no secret is repeated."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from faceshards.cli.main import main
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import StoredPath, as_location
+
+
+@pytest.mark.parametrize(
+    ("text", "bucket", "key"),
+    [
+        ("s3://faces", "faces", ""),
+        ("s3://faces/", "faces", ""),
+        ("S3://faces/a/b.rec", "faces", "a/b.rec"),
+        ("s3://faces/a/", "faces", "a"),
+        ("s3://faces/with spaces/and ünïcode/日本", "faces", "with spaces/and ünïcode/日本"),
+        ("s3://faces/100%/a+b#c?d", "faces", "100%/a+b#c?d"),
+        ("gs://my.bucket-1/x..y", "my.bucket-1", "x..y"),
+        ("az://container/x@y", "container", "x@y"),
+    ],
+)
+def test_an_address_is_a_bucket_and_a_key(text: str, bucket: str, key: str) -> None:
+    assert as_location(text) == StoredPath(text[:2].lower(), bucket, key)
+
+
+@pytest.mark.parametrize("text", ["a/b", "/a/b", "a:b", "C:/x", "s3", "s3:x", "./s3:/x"])
+def test_anything_else_is_a_path(text: str) -> None:
+    assert as_location(text) == Path(text)
+
+
+def test_an_address_of_a_file_is_its_path() -> None:
+    assert as_location("file:///data/with%20space") == Path("/data/with space")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("s3://", "no bucket in it: an address is s3://BUCKET/PREFIX"),
+        ("s3:///key", "no bucket in it"),
+        ("s3:/faces/x", "no bucket in it"),
+        ("s3://b/x", "no name of a bucket"),
+        ("s3://two words/x", "no name of a bucket"),
+        ("s3://faces/../x", "'..' is no name in a bucket"),
+        ("s3://faces/a/..", "'..' is no name in a bucket"),
+        ("s3://faces/./x", "'.' is no name in a bucket"),
+        ("s3://faces/a//b", "an empty name, between two slashes"),
+        ("s3://faces//a", "an empty name, between two slashes"),
+        ("s3://faces/a\nb", r"'a\\nb' is no name in a bucket"),
+        ("hdfs://host/x", "addresses of hdfs are not known; there are s3://, gs://, az://, file://"),
+        ("https://host/x", "addresses of https are not known"),
+        ("file://host/x", "there are .*file:///"),
+    ],
+)
+def test_what_is_no_address_is_refused_and_said(text: str, cause: str) -> None:
+    with pytest.raises(StorageError, match=cause):
+        as_location(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKIAKEY:sEcReT@faces/x",
+        "s3://AKIAKEY:sEc/ReT@faces/x",
+        "s3://sEcReT@faces",
+        "s3://faces/x?access_key=AKIAKEY&secret_key=sEcReT",
+        "s3://faces?secret_key=sEcReT",
+        "https://AKIAKEY:sEcReT@host/faces",
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
+    said = CliRunner().invoke(main, ["manifest", "summary", text])
+    assert said.exit_code == 2
+    assert "sEc" not in said.output
+    assert "AKIA" not in said.output
+    assert text.partition(":")[0] in said.output
+
+
+def test_a_path_made_of_an_address_is_refused_unless_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="an address is s3://BUCKET/PREFIX"):
+        as_location(Path("s3://faces/x"))
+    (tmp_path / "s3:" / "faces").mkdir(parents=True)
+    assert as_location(Path("s3:/faces")) == Path("s3:/faces")
+
+
+def test_places_have_pathlibs_names() -> None:
+    place = as_location("s3://faces/a/b.rec")
+    assert isinstance(place, StoredPath)
+    assert (place.name, place.stem, place.suffix) == ("b.rec", "b", ".rec")
+    assert str(place.parent / "c") == "s3://faces/a/c"
+    assert str(place.with_suffix(".idx")) == "s3://faces/a/b.idx"
+    assert str(place.parent.parent) == "s3://faces"
+    assert str(place.parent.parent.parent) == "s3://faces"
+    assert pickle.loads(pickle.dumps(place)) == place
+
+
+def test_an_option_of_files_refuses_an_address(tmp_path: Path) -> None:
+    said = CliRunner().invoke(main, ["manifest", "report", str(tmp_path), "--out", "s3://faces/page.html"])
+    assert said.exit_code == 2
+    assert "s3://faces/page.html is in a bucket, and has to be on a disk here" in said.output
+
+
+def test_training_says_that_it_does_not_read_buckets_yet(tmp_path: Path) -> None:
+    said = CliRunner().invoke(main, ["train", "r50", "--data", "s3://faces/x", "--out", str(tmp_path)])
+    assert said.exit_code == 2
+    assert "s3://faces/x is in a bucket: training does not read buckets yet: copy the dataset" in said.output
