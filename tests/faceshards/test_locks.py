@@ -14,6 +14,7 @@ import pytest
 
 from faceshards.errors import FaceshardsError
 from faceshards.locks import BusyError, exclusive_folder
+from tests.open_files import opened_below
 
 
 def test_a_folder_is_had_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -49,12 +50,6 @@ def test_a_folder_that_its_last_holder_removed_is_made_again(tmp_path: Path, mon
     with exclusive_folder(folder):
         assert (folder / ".lock").read_text() == str(os.getpid())
     assert len(removed) == 3
-
-
-def opened_below(folder: Path) -> list[str]:
-    """Returns the files in a folder that this process has open."""
-    paths = (os.path.realpath(place) for place in Path("/proc/self/fd").iterdir())
-    return [path for path in paths if path.startswith(str(folder))]
 
 
 def test_a_folder_that_is_always_removed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

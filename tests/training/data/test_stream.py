@@ -24,6 +24,7 @@ from faceshards.formats.mindrecord.writer import write_shard
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.errors import ShardError
 from tests.pipelines.build_fixtures import rewrite_info
+from tests.open_files import opened_below
 from tests.recs import encode, texture, with_orientation
 from training.data.layout import Layout, StreamError, lane_order
 from training.data.stream import Stream
@@ -189,10 +190,9 @@ def test_a_stream_that_does_not_open_leaves_no_file_open(data, tmp_path):
     names = copy.table("shards", ["file"])["file"].to_pylist()
     for name in names[5:]:
         copy.shard_path(name).unlink()
-    before = os.listdir("/proc/self/fd")
     with pytest.raises(StreamError, match=f"{names[5]}: missing"):  # the first one
         Stream(copy, Layout(copy, 1, 16), threads=8)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert opened_below(copy.path) == []
 
 
 def test_what_is_wrong_is_named(data, tmp_path):
