@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from faceshards.reading import fetch
 from faceshards.storage.faults import MissingError, StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
 
@@ -42,6 +41,8 @@ class _Fetched(click.Path):
         place = LOCATION.convert(value, param, ctx)
         if not isinstance(place, StoredPath):
             return super().convert(place, param, ctx)
+        from faceshards.reading import fetch  # needs pyarrow
+
         folder = Path(tempfile.mkdtemp(prefix="faceshards-fetched-"))
         # Of the whole command line's: that of a command whose options are wrong is not closed.
         root = (ctx or click.get_current_context()).find_root()

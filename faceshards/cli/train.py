@@ -23,7 +23,7 @@ from faceshards.cli.options import (
 )
 from faceshards.cli.paths import LocalPath
 from faceshards.cli.terminal import echo
-from faceshards.dataset.manifest import NOT_YET
+from faceshards.storage.location import NOT_YET
 
 
 @click.command(cls=Command)

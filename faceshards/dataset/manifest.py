@@ -29,14 +29,12 @@ from faceshards.files import check_seal, dead_link, difference, file_state
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
 from faceshards.reading import arrow_files, for_arrow
-from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.location import NOT_YET, Location, StoredPath, as_location
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 log = logging.getLogger(__name__)
-
-NOT_YET = "training does not read buckets yet: copy the dataset to a disk, or build it with --out on one"
 
 _BATCH = 8192  # rows
 _FINGERPRINT_RULE = 1  # of fingerprint(); no schema's number, so that a new schema leaves fingerprints as they are
@@ -80,7 +78,8 @@ class Manifest:
             check_info(self.info)
         except FileNotFoundError:
             link = dead_link(file)
-            cause = "no dataset.json" if self.path.exists() else "no such folder"
+            here = isinstance(self.path, StoredPath) or self.path.exists()  # a bucket has no folders
+            cause = "no dataset.json" if here else "no such folder"
             cause = f"{link} is a link that leads nowhere" if link else cause
             raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
