@@ -169,7 +169,8 @@ def connected(workers: int, scheduler: str | None, dashboard: bool, tls: Tls | N
             cluster = stack.enter_context(_local_cluster(workers, dashboard)) if scheduler is None else None
             client = stack.enter_context(_client(cluster, scheduler, security))
             if cluster is not None:
-                client.register_plugin(_Behave())
+                with suppress(*FAILURES):  # of a worker that dies meanwhile; the one in its place has the plugin
+                    client.register_plugin(_Behave())
         yield client
 
 
