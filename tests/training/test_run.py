@@ -152,18 +152,15 @@ def test_two_ranks_have_the_losses_of_one(calm, data, tmp_path):
     assert checkpoint.read_meta(checkpoint.known(out / "checkpoints")[-1]).world == 2
 
 
-def test_ranks_die_with_their_launcher_and_one_goes_on(calm, data, tmp_path):
+def test_ranks_die_with_their_launcher(data, tmp_path):
     out = tmp_path / "run"
     job = start(data.path, out, "--devices", "2", **CALM)
-    wait_for_step(job, out, 6)
+    wait_for_step(job, out, 1)
     ranks = rank_handles(out / "logs")
     job.kill()
     assert len(ranks) == 2
     assert await_end(ranks)
     job.communicate()
-    done = train(data.path, out, "--resume", **CALM)
-    assert done.exit_code == 0, done.output
-    assert_same_losses(out, calm)
 
 
 def test_a_rank_that_dies_is_named_and_one_rank_goes_on(calm, data, tmp_path, caplog):
