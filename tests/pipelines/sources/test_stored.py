@@ -15,7 +15,7 @@ from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.sources.base import OpenFiles, Place
 from pipelines.sources.find import cut, find_files
-from pipelines.sources.registry import claims, labels, read_image, read_record, scan
+from pipelines.sources.registry import claims, labels, read_images, read_record, scan
 from tests.faceshards.test_stored_dataset import upload
 from tests.pipelines.build_fixtures import by_shared_worker
 
@@ -46,7 +46,7 @@ def test_a_rec_is_read_as_on_a_disk(
                 for i in np.flatnonzero(found.reason == 0)
             ]
             opened.read_ahead(files[0], [place for _, place in some])
-            images = [read_image(file, place, opened) for file, place in some]
+            images = read_images(files[0], [place for _, place in some], opened)
         key = next(key for key in rows[0].key if key)
         found[name] = (
             [line.replace(str(path), "") for line in (*warnings, *told)],
