@@ -218,17 +218,24 @@ class _Scanner:
             return f"truncated: it should end at byte {end}, the file ends at {self.size}", False
         gap = False
         if end < self.size and end != following:
-            head = self.file.read_at(end, 8)
+            head = self._peek(end, 8)
             if head[:4] == MAGIC_BYTES[: len(head)]:
                 gap = len(head) < 8  # the file ends within a header
             elif len(head) == 8:
                 guess = end + 8 + ((int.from_bytes(head[4:], "little") & LENGTH_MASK) + 3 & ~3)
-                gap = guess == self.size or (guess < self.size and self.file.read_at(guess, 4) == MAGIC_BYTES)
+                gap = guess == self.size or (guess < self.size and self._peek(guess, 4) == MAGIC_BYTES)
             if not gap and head[:4] != MAGIC_BYTES[: len(head)]:
                 return f"no record begins where this one ends, at byte {end}", False
         if 0 <= following < end:
             return f"another record begins at byte {following}, before this one ends at {end}", False
         return "", gap
+
+    def _peek(self, at: int, count: int) -> bytes | memoryview:
+        """Returns a few bytes of the file, mostly of the window."""
+        begin = at - self.start
+        if 0 <= begin <= len(self.window) - count:
+            return self.window[begin : begin + count]
+        return self.file.read_at(at, count)
 
     def _is_attached(self, position: int) -> bool:
         """Returns whether the continuation part at `position` follows a part that asks for one."""
@@ -244,11 +251,7 @@ class _Scanner:
             at = np.flatnonzero(words == MAGIC)
             if len(at):
                 last, before = int(at[-1]) + 1, begin + 4 * int(at[-1])
-                lrec = (
-                    int(words[last])
-                    if last < len(words)
-                    else int.from_bytes(self.file.read_at(before + 4, 4), "little")
-                )
+                lrec = int(words[last]) if last < len(words) else int.from_bytes(self._peek(before + 4, 4), "little")
                 return lrec >> 29, before + 8 + ((lrec & LENGTH_MASK) + 3 & ~3)
             stop = begin
         return 0, -1
