@@ -320,7 +320,11 @@ def test_a_form_that_changed_is_said_and_goes_on(stopped, tiny_source, tiny_dige
 
 @pytest.mark.parametrize("harm", ["bit", "short", "empty"])
 def test_a_damaged_spill_is_found_and_made_anew(stopped, tiny_source, tiny_digests, tmp_path, harm):
-    spilled = sorted(stopped("spill").glob("*.images"))[1]
+    routed = stopped("spill")
+    before = {path: path.stat().st_mtime_ns for path in routed.iterdir()}
+    assert stopped("spill") == routed
+    assert {path: path.stat().st_mtime_ns for path in routed.iterdir()} == before
+    spilled = sorted(routed.glob("*.images"))[1]
     size = spilled.stat().st_size
     if harm == "bit":
         for byte in range(0, size, 2000):
