@@ -23,7 +23,7 @@ from pipelines.sources.base import OpenFiles, Place, SourceFile
 from pipelines.sources.registry import read_images
 
 _BLOCK = 512  # images read at once, in order of their place in the source
-_STRETCH = 32 << 20  # bytes of a source that are read at once from front to back
+_STRETCH = 24 << 20  # bytes of a source, about, that are read at once from front to back
 _HELD = 64 << 20  # bytes that a shard holds of all spills together, and the least that it reads of one
 _LEAST = 64 << 10
 _PLACE = ("key", "offset", "header", "bytes", "parts")

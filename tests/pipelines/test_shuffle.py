@@ -150,29 +150,36 @@ def test_a_source_in_a_bucket_is_read_twice_in_large_ranges(
     assert told[0] == told[1]
 
 
-def test_a_shard_reads_one_stretch_of_each_spill(tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_partition_is_read_at_once_and_a_shard_reads_one_stretch_of_each(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(origins, "_HELD", 0)
     monkeypatch.setattr(origins, "_LEAST", 9000)
     read: list[tuple[str, int, int]] = []
-    taken = RegularFile.read_at
+    taken = RegularFile._read
 
     def noted(self: RegularFile, offset: int, count: int) -> bytes:
         data = taken(self, offset, count)
         read.append((os.readlink(f"/proc/self/fd/{self._handle}"), offset, len(data)))
         return data
 
-    shards = []
+    stages: dict[str, list[list[tuple[str, int, int]]]] = defaultdict(list)
 
     @contextmanager
     def around(stage: str) -> Iterator[None]:
         read.clear()
         yield
-        shards.extend([read.copy()] if stage == "write" else [])
+        stages[stage].append(read.copy())
 
-    monkeypatch.setattr(RegularFile, "read_at", noted)
+    monkeypatch.setattr(RegularFile, "_read", noted)
     built(tiny_source, tmp_path / "tiny", "spill", around=around)
-    assert len(shards) == CONFIG.shards
-    for reads in shards:
+    rec, at = str(tiny_source / "train.rec"), 0
+    for reads in stages["route"]:  # a read for each partition, one behind the other
+        ((name, offset, count),) = reads
+        assert (name, at <= offset) == (rec, True)
+        at = offset + count - 12  # what a record may have of header and padding
+    assert len(stages["write"]) == CONFIG.shards
+    for reads in stages["write"]:
         of_spills: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for name, offset, count in reads:
             assert not name.startswith(str(tiny_source))
