@@ -18,10 +18,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import cv2
@@ -82,40 +82,24 @@ def side_decode(rec: str, out: str, images: int) -> None:
 
 def side_stages(rec: str, out: str, images: int) -> None:
     """A whole build in this process; prints the CPU seconds of each stage, and last those of all the rest of it."""
+    from benchmarks.in_process import InProcess
     from pipelines.build import build
     from pipelines.cluster import settle
     from pipelines.config import BuildConfig
-    from pipelines.runner import Execution
     from pipelines.sources.find import find_files
 
     spent: Counter[str] = Counter()
 
-    class Here:
-        """In place of a Runner: its functions, one after the other."""
-
-        workers = 1
-
-        def __enter__(self) -> Here:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-            for task in tasks:
-                begin = time.process_time()
-                result = function(*task)
-                spent[function.__name__] += time.process_time() - begin
-                yield task, result
-
-    class InProcess(Execution):
-        def runner(self) -> Any:
-            return Here()
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        begin = time.process_time()
+        yield
+        spent[stage] += time.process_time() - begin
 
     settle()
     files, _ = find_files(Path(rec))
     begin = time.process_time()
-    build("stages", files, Path(out) / "set", BuildConfig(), InProcess(1, quiet=True))
+    build("stages", files, Path(out) / "set", BuildConfig(), InProcess(1, quiet=True, around=timed))
     rest = time.process_time() - begin - sum(spent.values())
     print(json.dumps({**spent, "decide and assemble": rest}))
 

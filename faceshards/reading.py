@@ -52,9 +52,21 @@ class RegularFile:
         self._handle = open_regular(path)
         self.status = os.fstat(self._handle)
         self.size = self.status.st_size
+        self._ahead = (0, b"")  # where it begins, and what was read there
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Returns `count` bytes from a place on, fewer only at the end of the file or beyond 2 GiB."""
+        start, data = self._ahead
+        if start <= offset and offset + count <= start + len(data):
+            return data[offset - start : offset - start + count]
+        return self._read(offset, count)
+
+    def read_ahead(self, offset: int, count: int) -> None:
+        """Reads at once what will be read by and by; what was read before is forgotten."""
+        self._ahead = (0, b"")
+        self._ahead = (offset, self._read(offset, count))
+
+    def _read(self, offset: int, count: int) -> bytes:
         return os.pread(self._handle, count, offset)
 
     def close(self) -> None:

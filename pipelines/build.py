@@ -4,7 +4,7 @@ In the work folder, every finished piece is a file that appears by rename, so wh
 
     request.json            what is being built
     ...                     what is found and decided about the sources (survey.py), which a plan may have left
-    routed/, dropped/       one per partition
+    routed/, dropped/       one per partition; in a spill, the images beside what is routed (stages/origins.py)
     done/shard-*.json       one per shard; its files already lie in dataset/, which becomes the published folder
 """
 
@@ -26,13 +26,15 @@ from faceshards.progress import Progress
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.runner import Execution, Runner, survived
+from pipelines.shuffle import spills
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.assemble import assemble
+from pipelines.stages.origins import Sources, Spilled, spill_of
 from pipelines.stages.route import route
 from pipelines.stages.sign import PartitionFacts
-from pipelines.stages.write import Sources, write
-from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
+from pipelines.stages.write import write
+from pipelines.survey import Doubts, Found, Survey, ask, carried, refusal, room
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,10 @@ def build(
             workspace.clear(work)
         workspace.claim(work, asked.request)
         done = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-        workspace.check_space(work, room(files) - done)
-        _Build(Survey(asked, files, work, config, execution, warnings), expected, strict).run()
+        spilled = spills(execution.shuffle, [file.path for file in files])
+        images = sum(file.bytes for file in files) * spilled
+        workspace.check_space(work, room(files, spilled) - done, about=carried(images))
+        _Build(Survey(asked, files, work, config, execution, warnings), expected, strict, spilled).run()
         workspace.publish(work / "dataset", out, work)
     return Manifest(out)
 
@@ -96,10 +100,11 @@ class _Build:
         survey: its first half.
         expected: the known set.
         strict: publish nothing if the sources are unsound.
+        spilled: images are carried through the work folder.
     """
 
-    def __init__(self, survey: Survey, expected: Dataset | None, strict: bool) -> None:
-        self.survey, self.expected, self.strict = survey, expected, strict
+    def __init__(self, survey: Survey, expected: Dataset | None, strict: bool, spilled: bool) -> None:
+        self.survey, self.expected, self.strict, self.spilled = survey, expected, strict, spilled
         self.work, self.files, self.config, self.execution = survey.work, survey.files, survey.config, survey.execution
         self.names = survey.names
         for folder in ("routed", "dropped", "done", "dataset/manifest/images.parquet", "dataset/shards"):
@@ -111,6 +116,7 @@ class _Build:
         with execution.runner() as runner:
             found = self.survey.run(runner)
             unsound, odd = self._doubts(found)
+            self._change_form(found)
             self._route(runner, found.partitions, found.facts)
             self._write(runner, found.partitions, found.decided)
         structural = sum(fact.structural for fact in found.facts)
@@ -133,16 +139,38 @@ class _Build:
     def _dropped(self, part: Partition) -> Path:
         return self.work / "dropped" / f"part-{part.number:06d}.parquet"
 
+    def _done(self, shard: int) -> Path:
+        return self.work / "done" / f"shard-{shard:05d}.json"
+
+    def _is_routed(self, part: Partition) -> bool:
+        rows, spilled = self._routed(part), self.spilled
+        return rows.exists() and self._dropped(part).exists() and (not spilled or spill_of(rows).exists())
+
+    def _change_form(self, found: Found) -> None:
+        """Has what was routed in the other form serve this one: rows are the same, images are made or removed."""
+        if all(self._done(shard).exists() for shard in range(found.decided["shards"])):
+            self.spilled = False  # no image is needed any more
+            return
+        routed = [self._routed(part) for part in found.partitions]
+        spills = [spill_of(rows) for rows in routed if spill_of(rows).exists()]
+        if self.spilled and (count := sum(rows.exists() and not spill_of(rows).exists() for rows in routed)):
+            log.warning("%d of %d partitions were routed without their images, and are once more", count, len(routed))
+        elif not self.spilled and spills:
+            log.warning("the images of %d partitions were carried here; they are removed, and read anew", len(spills))
+            for path in spills:
+                path.unlink()
+
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
         sets = self.survey.sets if self.config.labels == "separate" else None
+        carried = Sources(self.files) if self.spilled else None
         told = (self.names, sets, (*REASONS, *self.config.filter_reasons))
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
-            if not (self._routed(part).exists() and self._dropped(part).exists()):
-                paths = (self._routed(part), self._dropped(part))
+            if not self._is_routed(part):
+                paths = (self._routed(part), self._dropped(part), carried)
                 tasks.append((self.survey.records(part), self.work / "decisions", sid, ordinal, *told, *paths))
             sid += fact.rows
             ordinal += fact.records
@@ -153,11 +181,12 @@ class _Build:
     def _write(self, runner: Runner, partitions: list[Partition], decided: dict[str, Any]) -> None:
         routed = [self._routed(part) for part in partitions]
         shards, geometry = decided["shards"], Geometry(**decided.get("geometry", {}))
-        data, origin = self.work / "dataset", Sources(self.files)
+        origin = Spilled(self.names, routed) if self.spilled else Sources(self.files)
+        data = self.work / "dataset"
         tasks = []
         with Progress("write", shards, self.execution.quiet) as progress:
             for shard in range(shards):
-                done = self.work / "done" / f"shard-{shard:05d}.json"
+                done = self._done(shard)
                 if done.exists():
                     progress.advance(1, json.loads(done.read_text())["rows"])
                 else:

@@ -28,11 +28,12 @@ from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.filters.quantiles import quantiles
 from pipelines.runner import Execution
+from pipelines.shuffle import spills
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.balance import shard_count
 from pipelines.stages.sign import PartitionFacts
-from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
+from pipelines.survey import Doubts, Found, Survey, ask, carried, refusal, room
 
 # Bytes of the manifest, measured on sets of 400 to 7,400 images: hashes do not compress, all else nearly vanishes.
 _IMAGE_ROW, _IMAGE_PART, _DROPPED_ROW, _IDENTITY_ROW, _CONFLICT_ROW, _REST = 76, 3500, 30, 28, 50, 12_000
@@ -109,9 +110,11 @@ def plan(
         else:
             shutil.rmtree(work, ignore_errors=True)
     disk = told["disk"]
-    needed = max(room(files), disk["shards"] + disk["tables"] + disk["work"]) - disk["work_now"]
+    spilled = disk["spilled"] > 0
+    needed = max(room(files, spilled), disk["shards"] + disk["tables"] + disk["work"]) - disk["work_now"]
     if needed > disk["free"]:
-        refused.append(f"{out.parent}: {bytes_text(disk['free'])} free, the build needs about {bytes_text(needed)}")
+        about = f"{bytes_text(needed)}{carried(sum(file.bytes for file in files) * spilled)}"
+        refused.append(f"{out.parent}: {bytes_text(disk['free'])} free, the build needs about {about}")
     return {"out": str(out), **told, "refused": refused}
 
 
@@ -211,7 +214,8 @@ def _disk(
     identities: int,
     geometry: Mapping[str, int],
 ) -> dict[str, int]:
-    """Returns bytes: of the shards, the tables, the work folder when it is largest, and now; and what is free."""
+    """Returns bytes: of the shards, the tables, the work folder when it is largest, the images carried through it, and
+    what is in it now; and what is free."""
     order = np.lexsort((kept.row, kept.shard))
     if survey.share == 1:
         ends = np.searchsorted(kept.shard[order], np.arange(shards + 1))
@@ -231,9 +235,11 @@ def _disk(
         + _REST
     )
     now = sum(path.stat().st_size for path in survey.work.rglob("*") if path.is_file())
-    aside = round(now * scale.images + (_ROUTED_ROW + kept.key_bytes) * count + 4 * _DROPPED_ROW * lost)
+    carries = spills(survey.execution.shuffle, [file.path for file in survey.files])
+    spilled = scale.count(int(kept.size.sum(dtype=np.int64))) * carries
+    aside = spilled + round(now * scale.images + (_ROUTED_ROW + kept.key_bytes) * count + 4 * _DROPPED_ROW * lost)
     free = shutil.disk_usage(survey.work).free
-    return {"shards": data, "tables": tables, "work": aside, "work_now": now, "free": free}
+    return {"shards": data, "tables": tables, "work": aside, "spilled": spilled, "work_now": now, "free": free}
 
 
 def _seconds(facts: Sequence[PartitionFacts], count: int, share: float, workers: int) -> dict[str, Any] | None:

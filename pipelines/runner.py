@@ -30,6 +30,7 @@ from pipelines.cluster import (
     name_of,
     one_line,
 )
+from pipelines.shuffle import FORMS
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,11 @@ class Execution:
         dashboard: serve Dask's dashboard.
         quiet: no progress.
         tls: how a `scheduler` at tls:// is known; None leaves it to Dask's own settings.
+        shuffle: of shuffle.FORMS, how a build's images get into the order of its shards.
 
     Raises:
         BuildError: a dashboard is wanted that this machine cannot serve.
-        ConfigError: `tls` is no use, or its files are not.
+        ConfigError: `tls` is no use, or its files are not; or there is no such form of shuffle.
     """
 
     workers: int = 0
@@ -68,8 +70,11 @@ class Execution:
     dashboard: bool = False
     quiet: bool = False
     tls: Tls | None = None
+    shuffle: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.shuffle not in FORMS:
+            raise ConfigError(f"shuffle is {self.shuffle!r}, and has to be one of {', '.join(FORMS)}")
         if self.dashboard and self.scheduler is None:
             check_dashboard()
         if self.tls is not None:

@@ -198,20 +198,21 @@ def _forget_decisions(work: Path) -> None:
         shutil.rmtree(away)
 
 
-def check_space(folder: Path, need: int, what: str = "build") -> None:
+def check_space(folder: Path, need: int, what: str = "build", about: str = "") -> None:
     """Refuses to start what cannot end.
 
     Args:
         folder: on the disk that is written to.
         need: bytes.
         what: needs them, a build, an ``export`` or a ``split``.
+        about: what more there is to say of them.
 
     Raises:
         BuildError: fewer than `need` bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise BuildError(f"{folder}: {bytes_text(free)} free, the {what} needs about {bytes_text(need)}")
+        raise BuildError(f"{folder}: {bytes_text(free)} free, the {what} needs about {bytes_text(need)}{about}")
 
 
 def publish(dataset: Path, out: Path, work: Path) -> None:

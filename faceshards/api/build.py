@@ -29,6 +29,7 @@ def build(
     exclude: StrPath | Sequence[StrPath] = (),
     workers: int = 0,
     scheduler: str | None = None,
+    shuffle: str = "auto",
     strict: bool = False,
     overwrite: bool = False,
     restart: bool = False,
@@ -51,6 +52,8 @@ def build(
         exclude: verification sets (.bin); what is a picture of theirs is dropped.
         workers: processes; 0: one per core.
         scheduler: address of a Dask scheduler to use instead.
+        shuffle: ``"direct"`` fetches each image from the source, ``"spill"`` reads it in order and carries the images
+            through the work folder; ``"auto"`` takes the one that suits where the source lies. The result is the same.
         strict: publish nothing if records are broken, or counts are not what the sources say.
         overwrite: replace a dataset that is published at `out`.
         restart: throw away an interrupted build.
@@ -82,7 +85,7 @@ def build(
             wanted.files,
             place,
             config,
-            Execution(workers, scheduler, quiet=quiet),
+            Execution(workers, scheduler, quiet=quiet, shuffle=shuffle),
             work=None if work is None else Path(work),
             expected=wanted.expected,
             warnings=wanted.warnings,

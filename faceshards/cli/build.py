@@ -32,6 +32,7 @@ from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
 from faceshards.storage.location import Location, StoredPath
 from pipelines.config import BuildConfig
+from pipelines.shuffle import FORMS
 from pipelines.sources.catalog import dataset_folder
 
 
@@ -63,6 +64,13 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @partition_bytes_option
 @dashboard_option
 @click.option(
+    "--shuffle",
+    type=click.Choice(FORMS),
+    default=FORMS[0],
+    show_default=True,
+    help="Fetch each image where it lies (direct), or read sources in order and keep all images a while (spill).",
+)
+@click.option(
     "--exclude",
     type=FETCHED,
     multiple=True,
@@ -90,6 +98,7 @@ def build(
     tls: dict[str, Path] | None,
     partition_bytes: int,
     dashboard: bool,
+    shuffle: str,
     exclude: tuple[Path, ...],
     strict: bool,
     overwrite: bool,
@@ -138,7 +147,7 @@ def build(
 
     if page is not None:
         check_report(page, out)  # before hours of building
-    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None)
+    execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None, shuffle)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)
     wanted = find_wanted(name, sources, data_root, exclude, quiet, workers)

@@ -81,8 +81,10 @@ class _Scanner:
 
     def __init__(self, file: OpenFile, start: int, stop: int) -> None:
         self.file, self.size, self.start, self.stop = file, file.size, start, min(stop, file.size)
-        self.window = b""
-        self._reach(self.stop)
+        # What precedes the range in the same read: mostly a record that ends in it began there.
+        begin = max(0, start - _AHEAD)
+        both = memoryview(_read(file, begin, max(start, self.stop) + _AHEAD - begin))
+        self.before, self.window = both[: start - begin], both[start - begin :]
         self.position, self.cflag, self.length = self._headers(start, self.stop)
         self._extend()
         self.end = self.position + 8 + (self.length + 3 & ~3)
@@ -142,7 +144,7 @@ class _Scanner:
         have = self.start + len(self.window)
         if have < min(end, self.size):
             ahead = max(_AHEAD, len(self.window) // 16)  # in proportion, or a long record takes quadratic time
-            self.window = b"".join([self.window, _read(self.file, have, end + ahead - have)])
+            self.window = memoryview(b"".join([self.window, _read(self.file, have, end + ahead - have)]))
 
     def _headers(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns offset (int64), cflag (uint32) and length (int64) of each whole part header in [begin, stop)."""
@@ -216,17 +218,24 @@ class _Scanner:
             return f"truncated: it should end at byte {end}, the file ends at {self.size}", False
         gap = False
         if end < self.size and end != following:
-            head = self.file.read_at(end, 8)
+            head = self._peek(end, 8)
             if head[:4] == MAGIC_BYTES[: len(head)]:
                 gap = len(head) < 8  # the file ends within a header
             elif len(head) == 8:
                 guess = end + 8 + ((int.from_bytes(head[4:], "little") & LENGTH_MASK) + 3 & ~3)
-                gap = guess == self.size or (guess < self.size and self.file.read_at(guess, 4) == MAGIC_BYTES)
+                gap = guess == self.size or (guess < self.size and self._peek(guess, 4) == MAGIC_BYTES)
             if not gap and head[:4] != MAGIC_BYTES[: len(head)]:
                 return f"no record begins where this one ends, at byte {end}", False
         if 0 <= following < end:
             return f"another record begins at byte {following}, before this one ends at {end}", False
         return "", gap
+
+    def _peek(self, at: int, count: int) -> bytes | memoryview:
+        """Returns a few bytes of the file, mostly of the window."""
+        begin = at - self.start
+        if 0 <= begin <= len(self.window) - count:
+            return self.window[begin : begin + count]
+        return self.file.read_at(at, count)
 
     def _is_attached(self, position: int) -> bool:
         """Returns whether the continuation part at `position` follows a part that asks for one."""
@@ -238,14 +247,23 @@ class _Scanner:
         block, stop = 1 << 16, position
         while stop > 0 and position - stop <= MAX_RECORD:
             begin = max(0, stop - block)
-            words = np.frombuffer(_read(self.file, begin, stop - begin), np.uint32)
+            words = np.frombuffer(self._read_before(begin, stop), np.uint32)
             at = np.flatnonzero(words == MAGIC)
             if len(at):
-                before = begin + 4 * int(at[-1])
-                lrec = int.from_bytes(self.file.read_at(before + 4, 4), "little")
+                last, before = int(at[-1]) + 1, begin + 4 * int(at[-1])
+                lrec = int(words[last]) if last < len(words) else int.from_bytes(self._peek(before + 4, 4), "little")
                 return lrec >> 29, before + 8 + ((lrec & LENGTH_MASK) + 3 & ~3)
             stop = begin
         return 0, -1
+
+    def _read_before(self, begin: int, stop: int) -> bytes | memoryview:
+        """Returns the bytes [begin, stop) of the file, mostly of those that precede the range."""
+        at = begin - (self.start - len(self.before))
+        return (
+            self.before[at : at + stop - begin]
+            if at >= 0 and stop <= self.start
+            else _read(self.file, begin, stop - begin)
+        )
 
 
 def _read(file: OpenFile, offset: int, size: int) -> bytes:

@@ -21,12 +21,14 @@ from faceshards.storage.location import StoredPath
 from faceshards.storage.stores import store
 
 PIECE = 8 << 20
-"""Bytes of the largest range that is asked for at once."""
+"""Bytes of a range, about, of what is read whole."""
 
+_MOST = PIECE * 3 // 2  # bytes of the largest range, unless one image is larger
 _AT_ONCE = 4  # ranges in flight, of all objects of a process
 _FIRST, _LARGEST = 256 << 10, PIECE  # bytes of a window: the first, and what it grows to
 _WINDOWS = 4  # held of an object
 _GAP = 64 << 10  # bytes between two images that are read along rather than asked for apart
+_WIDE_GAP = 4 << 20  # the same, of images that are read in order
 
 
 @cache
@@ -66,7 +68,8 @@ class StoredFile(io.RawIOBase):
         if (at := bisect_right(starts, offset) - 1) >= 0 and offset + count <= starts[at] + len(pieces[at]):
             return pieces[at][offset - starts[at] : offset - starts[at] + count]
         if count >= _LARGEST:
-            edges = [*range(offset, offset + count, PIECE), offset + count]
+            number = round(count / PIECE)  # of like size: what is little more than one piece is not two
+            edges = [offset + count * i // number for i in range(number + 1)]
             return b"".join(self._ranges(list(pairwise(edges))))
         return self._windowed(offset, count)
 
@@ -87,16 +90,19 @@ class StoredFile(io.RawIOBase):
                 self._windows.popitem(last=False)
             return data[:count]
 
-    def read_ahead(self, places: Sequence[tuple[int, int]]) -> None:
+    def read_ahead(self, places: Sequence[tuple[int, int]], in_order: bool = False) -> None:
         """Fetches what will be read next, in few ranges; what was fetched before is forgotten.
 
         Args:
             places: offset and bytes of each, ascending.
+            in_order: they follow each other, and what lies between them may be read, too: then no two ranges that
+                follow each other begin less than 4 MiB apart.
         """
+        gap, most = (_WIDE_GAP, _MOST) if in_order else (_GAP, PIECE)
         spans: list[tuple[int, int]] = []
         for offset, count in places:
             stop = min(offset + count, self.size)
-            if spans and offset - spans[-1][1] <= _GAP and stop - spans[-1][0] <= PIECE:
+            if spans and offset - spans[-1][1] <= gap and stop - spans[-1][0] <= most:
                 spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
             elif offset < stop:
                 spans.append((offset, stop))

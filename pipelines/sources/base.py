@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -189,19 +190,24 @@ class OpenFiles:
                 raise SourceError(f"{file.path}: changed since it was scanned")
         return self._open[file.path]
 
-    def read_ahead(self, file: SourceFile, places: Sequence[Place]) -> None:
-        """Fetches what will be read of an object, in few requests; of a file of this machine it does nothing.
+    def read_ahead(self, file: SourceFile, places: Sequence[Place], in_order: bool = False) -> None:
+        """Fetches what will be read of an object, in few requests; of a file of this machine only if it is in order.
 
         Args:
             file: the source.
             places: in it, in order of their offsets.
+            in_order: they follow each other, and what lies between them may be read, too.
         """
-        if not isinstance(as_location(file.path), StoredPath):
+        stored = isinstance(as_location(file.path), StoredPath)
+        if not stored and not (in_order and os.path.isfile(file.path)):
             return  # it may be a folder
         opened = self.file(file)
+        # A part of a record adds 8 bytes of header and at most 3 of padding.
+        spans = [(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places]
         if isinstance(opened, StoredFile):
-            # A part of a record adds 8 bytes of header and at most 3 of padding.
-            opened.read_ahead([(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places])
+            opened.read_ahead(spans, in_order)
+        else:
+            opened.read_ahead(spans[0][0], sum(spans[-1]) - spans[0][0])
 
     def __enter__(self) -> OpenFiles:
         return self

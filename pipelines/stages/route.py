@@ -1,4 +1,4 @@
-"""Stage route: sorts a partition's survivors by shard and row, and lists its dropped rows."""
+"""Stage route: sorts a partition's survivors, perhaps with their images, by shard and row; lists its dropped rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.files import replacing, write_parquet
 from pipelines.stages.label_spaces import own_names
+from pipelines.stages.origins import Sources, spill, spill_of
 
 ROUTED_SCHEMA = pa.schema(
     [
@@ -44,8 +45,11 @@ def route(
     reasons: Sequence[str],
     routed: Path,
     dropped: Path,
+    carried: Sources | None = None,
 ) -> int:
     """Returns the rows of a partition after writing its survivors, ordered by shard and row, and its dropped rows.
+
+    The images of the survivors are written before their rows, if they are carried along.
 
     Args:
         records: the partition's record table.
@@ -57,6 +61,10 @@ def route(
         reasons: names of the codes in the decisions.
         routed: Arrow file to write, ROUTED_SCHEMA.
         dropped: Parquet file to write, SCHEMAS["dropped"].
+        carried: where the images come from, to write those of the survivors beside `routed`; None leaves them there.
+
+    Raises:
+        SourceError: a source changed.
     """
     table = pq.read_table(records)
     n = len(table)
@@ -77,6 +85,8 @@ def route(
     for name in ("label", "shard", "row"):
         out = out.append_column(name, pa.array(column[name][kept]))
     out = out.select(ROUTED_SCHEMA.names).cast(ROUTED_SCHEMA).combine_chunks()
+    if carried is not None:
+        spill(out, carried, spill_of(routed))
     with replacing(routed) as temporary, pa.ipc.new_file(str(temporary), ROUTED_SCHEMA) as writer:
         writer.write_table(out)
     gone = np.flatnonzero(column["reason"])

@@ -1,35 +1,30 @@
 """Stage write: turns a shard's rows, gathered from what `route` wrote of every partition, into files.
 
 The two are a sort-shuffle on disk: each partition writes one file, ordered by (shard, row), and each shard reads its
-stretch of every such file. No process holds more than one partition or one shard's rows.
+stretch of every such file. No process holds more than one partition or one shard's rows. Images come from the sources,
+or lie in the same order beside the rows (origins.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from faceshards.dataset.row_check import check_rows
 from faceshards.dataset.schema import SCHEMAS
-from faceshards.errors import ShardError, SourceError
+from faceshards.errors import ShardError
 from faceshards.files import write_json, write_parquet
 from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.mindrecord.writer import write_shard
 from faceshards.hashing import splitmix64
-from pipelines.sources.base import OpenFiles, Place, SourceFile
-from pipelines.sources.registry import read_images
+from pipelines.stages.origins import Origin, stretches
 
-_BLOCK = 512  # images read at once, in order of their place in the source
-_PLACE = ("key", "offset", "header", "bytes", "parts")
 _SAMPLE = 64  # rows of a shard whose images are read back, besides the first and last of each row group
 
 
@@ -40,70 +35,10 @@ def gather(shard: int, routed: list[Path]) -> pa.Table:
         shard: its number.
         routed: what `route` wrote, for every partition.
     """
-    pieces = []
-    for path in routed:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-            if not len(table):
-                continue
-            column = table["shard"].chunk(0).to_numpy()
-            low, high = np.searchsorted(column, (shard, shard + 1))
-            if low < high:  # a view: the mapping outlives the file until the rows are copied below
-                pieces.append(table.slice(low, high - low))
+    # Views: the mappings outlive the files until the rows are copied below.
+    pieces = [table.slice(low, high - low) for _, table, low, high in stretches(shard, routed)]
     found = pa.concat_tables(pieces).combine_chunks()
     return found.take(pa.array(np.argsort(found["row"].to_numpy(), kind="stable"))).combine_chunks()
-
-
-class Origin(Protocol):
-    """Where the images of shards come from; picklable."""
-
-    names: list[str]
-    """Of the sources, by their place in the build's list."""
-
-    def images(self, table: pa.Table) -> Iterator[bytes]:
-        """Yields the images of a table's rows in order, each compared with its sha256.
-
-        Raises:
-            FaceshardsError: one is not what was signed; names file and record.
-        """
-
-
-class Sources:
-    """The files of a build, as where its images come from.
-
-    Args:
-        files: the build's files.
-    """
-
-    def __init__(self, files: list[SourceFile]) -> None:
-        self.files, self.names = files, [file.name for file in files]
-
-    def images(self, table: pa.Table) -> Iterator[bytes]:
-        """Yields the images of a table's rows in order, ROUTED_SCHEMA; each block of them is read in order of place.
-
-        Raises:
-            SourceError: an image is not what was signed.
-        """
-        with OpenFiles() as opened:
-            for start in range(0, len(table), _BLOCK):
-                yield from self._block(table.slice(start, _BLOCK).combine_chunks(), opened)
-
-    def _block(self, rows: pa.Table, opened: OpenFiles) -> list[bytes]:
-        """Returns the images of some rows, each compared with the sha256 that was signed."""
-        places = list(map(Place._make, zip(*(rows[name].to_pylist() for name in _PLACE), strict=True)))
-        signed = rows["sha256"].to_numpy(zero_copy_only=False)
-        sources, images = rows["source"].to_numpy(), [b""] * len(rows)
-        order = np.lexsort((rows["offset"].to_numpy(), sources))
-        for group in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
-            file, at = self.files[sources[group[0]]], group.tolist()
-            wanted = [places[i] for i in at]
-            opened.read_ahead(file, wanted)
-            for i, image in zip(at, read_images(file, wanted, opened), strict=True):
-                if hashlib.sha256(image).digest() != signed[i]:
-                    key = places[i].key
-                    raise SourceError(f"{file.path}: record {key} changed since it was scanned: its sha256 is another")
-                images[i] = image
-        return images
 
 
 def write(
@@ -127,6 +62,7 @@ def write(
     Raises:
         ShardError: it cannot be written, or is not read back as it was written.
         SourceError: a source changed.
+        BuildError: what was carried along is damaged.
     """
     table = gather(shard, routed)
     name = f"shard-{shard:05d}.mindrecord"

@@ -72,8 +72,11 @@ def shared_worker() -> str:
 
 
 def by_shared_worker(partition_bytes: int = 0) -> Execution:
-    """Returns how tests build, plan, split and export unless it is about workers: by the shared one, in silence."""
-    return Execution(1, shared_worker(), partition_bytes, quiet=True)
+    """Returns how tests build, plan, split and export unless it is about workers: by the shared one, in silence.
+
+    Whatever disk they run on, images are not carried through the work folder.
+    """
+    return Execution(1, shared_worker(), partition_bytes, quiet=True, shuffle="direct")
 
 
 def run_build(

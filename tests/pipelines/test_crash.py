@@ -110,12 +110,13 @@ def test_an_uninterrupted_command_says_what_is_broken_and_nothing_else(
     assert digests(tmp_path / "tiny") == tiny_digests
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "form"), [*((stage, "direct") for stage in STAGES), ("write", "spill")])
 def test_killed_and_run_again_is_as_if_never_killed(
-    tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path, stage: str
+    tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path, stage: str, form: str
 ) -> None:
     out, work = tmp_path / "tiny", tmp_path / ".tiny.building"
-    first = start(command(tiny_source, out))
+    asked = command(tiny_source, out, "--shuffle", form)
+    first = start(asked)
     caught = wait_for(lambda: STAGES[stage](work), first)
     kill_group(first)
     if out.exists():  # the build was faster than the kill: then all of it is there
@@ -123,13 +124,35 @@ def test_killed_and_run_again_is_as_if_never_killed(
         assert digests(out) == tiny_digests
         return
     before = shards_done(times(work))
-    code, _, err = run_here(command(tiny_source, out))
+    code, _, err = run_here(asked)
     assert (code, err) == (0, PLANTED)
     assert digests(out) == tiny_digests
     assert not work.exists()
     for name, at in before.items():  # finished shards came through as they were
         if name.startswith("dataset/"):
             assert (out / name.removeprefix("dataset/")).stat().st_mtime_ns == at
+
+
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        ("spill", ""),
+        ("direct", "WARNING the images of 3 partitions were carried here; they are removed, and read anew\n"),
+    ],
+)
+def test_killed_while_images_are_carried_it_goes_on(
+    tiny_source: Path, tiny_digests: dict[str, str], tmp_path: Path, again: str, said: str
+) -> None:
+    out, routed, held = tmp_path / "tiny", tmp_path / ".tiny.building" / "routed", tmp_path / "held"
+    held.touch()
+    environment = preload(tmp_path, "pipelines.stages.origins:replacing", b"part-000003.images", "hold", held)
+    first = start(command(tiny_source, out, "--shuffle", "spill"), **environment)
+    assert wait_for(lambda: len(list(routed.glob("part-*.arrow"))) == 3, first)
+    kill_group(first)
+    assert len(list(routed.glob("part-*.images"))) == 3
+    assert run_here(command(tiny_source, out, "--shuffle", again))[::2] == (0, PLANTED + said)
+    assert digests(out) == tiny_digests
+    assert [path.name for path in tmp_path.glob(".tiny*")] == []
 
 
 def test_partitions_that_were_finished_are_not_done_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -152,11 +153,13 @@ def test_a_mistake_of_the_writer_is_seen_before_the_shard_counts(tmp_path, folde
     assert not folders[2].exists()
 
 
-def test_a_bit_that_turns_in_the_source_between_sign_and_write_is_found(tmp_path):
+@pytest.mark.parametrize("form", ["direct", "spill"])
+def test_a_bit_that_turns_in_the_source_after_it_was_signed_is_found(tmp_path, form):
     """A plan signs, a build goes on from it. The file's size and time stay: only the image tells."""
     source, out = synthetic_set(tmp_path), tmp_path / "out"
     files, _ = find_files(source)
-    plan("tiny", files, out, CONFIG, by_shared_worker(PARTITION_BYTES))
+    execution = dataclasses.replace(by_shared_worker(PARTITION_BYTES), shuffle=form)
+    plan("tiny", files, out, CONFIG, execution)
     rec = source / "train.rec"
     key, (_, image) = sorted(read_rec(rec).items())[100]
     data, status = bytearray(rec.read_bytes()), rec.stat()
@@ -165,12 +168,12 @@ def test_a_bit_that_turns_in_the_source_between_sign_and_write_is_found(tmp_path
     os.utime(rec, ns=(status.st_atime_ns, status.st_mtime_ns))
     said = rf"train\.rec: record {key} changed since it was scanned: its sha256 is another"
     with pytest.raises(SourceError, match=said):
-        build("tiny", files, out, CONFIG, by_shared_worker(PARTITION_BYTES))
+        build("tiny", files, out, CONFIG, execution)
     assert not out.exists()
     data[data.index(image[: len(image) // 2]) + len(image) // 2] ^= 1  # mended, the build goes on
     rec.write_bytes(data)
     os.utime(rec, ns=(status.st_atime_ns, status.st_mtime_ns))
-    mended = build("tiny", files, out, CONFIG, by_shared_worker(PARTITION_BYTES))
+    mended = build("tiny", files, out, CONFIG, execution)
     assert mended.info["fingerprint"] == run_build(source, tmp_path / "whole").info["fingerprint"]
 
 
