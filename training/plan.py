@@ -15,7 +15,7 @@ from faceshards.files import bytes_text, differences
 from training.backbones.registry import find_spec
 from training.centers.class_centers import slice_of
 from training.centers.rules import RULES
-from training.config import TrainConfig
+from training.config import WINDOW, TrainConfig
 from training.data.layout import Layout
 from training.data.transforms import SIZE
 from training.head.margins.registry import make_margin
@@ -68,6 +68,9 @@ class Plan:
         )
     )
 
+    # What settings were, of releases that had not made them settings yet.
+    SILENT: ClassVar = {"order": "global", "window": WINDOW}
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch, on every rank."""
@@ -103,6 +106,7 @@ class Plan:
                 f"{path}: made with the dataset {fingerprint[:12]}, this one is {self.fingerprint[:12]}; "
                 f"--finetune takes over its backbone only"
             )
+        settings = {**self.SILENT, **settings}
         found = [entry for entry in differences(settings, vars(self.config)) if self.binds(entry.name, self.config.amp)]
         if found:
             name, then, value = found[0]

@@ -88,6 +88,8 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
         rank,
         seed=config.seed,
         sampling=config.sampling,
+        order=config.order,
+        window=config.window,
         mirror=config.mirror,
         augment=config.augment,
         threads=config.threads,

@@ -6,6 +6,7 @@ import os
 from types import TracebackType
 
 from faceshards.dataset.manifest import Manifest
+from training.config import WINDOW
 from training.data import stream
 from training.data.layout import Layout, StreamError
 
@@ -26,6 +27,9 @@ class Stream(stream.Stream):
         seed: of order, mirroring and augmentation.
         sampling: ``instance``: each image once an epoch; ``identity`` or ``sqrt``: drawn so that identities come
             equally often, or by the square root of their images.
+        order: ``global`` shuffles all images of a lane (eight a set, or one a reader); ``window`` takes its shards in
+            random order and shuffles the images of `window` shards at a time, which are read whole, front to back.
+        window: shards of a window.
         mirror: mirrors each image with probability 1/2.
         augment: the augmentations of arcface_torch's DALI pipeline.
         threads: that decode; 0: one per core.
@@ -47,6 +51,8 @@ class Stream(stream.Stream):
         *,
         seed: int = 0,
         sampling: str = "instance",
+        order: str = "global",
+        window: int = WINDOW,
         mirror: bool = True,
         augment: bool = False,
         threads: int = 0,
@@ -68,6 +74,8 @@ class Stream(stream.Stream):
             rank,
             seed=seed,
             sampling=sampling,
+            order=order,
+            window=window,
             mirror=mirror,
             augment=augment,
             threads=threads,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from functools import partial
 
 import cv2
@@ -17,14 +18,16 @@ from faceshards.errors import ShardError
 from faceshards.files import size_difference
 from faceshards.reading import open_regular
 from faceshards.formats.mindrecord.reader import Shard
-from training.config import CHECKS, CHOICES
-from training.data.layout import Layout, StreamError, lane_order
+from training.config import CHECKS, CHOICES, WINDOW
+from training.data.layout import LaneOrder, Layout, StreamError, lane_order
+from training.data.read_ahead import have_read, memory, will_read
 from training.data.shard_check import ShardCheck, Written
 from training.data.transforms import ImageError, augment, decode, scaled
+from training.data.windows import Windows
 
 log = logging.getLogger(__name__)
 
-SAMPLING = CHOICES["sampling"]
+SAMPLING, ORDERS = CHOICES["sampling"], CHOICES["order"]
 
 
 class Stream:
@@ -40,6 +43,8 @@ class Stream:
         rank: this one.
         seed: of order, mirroring and augmentation.
         sampling: see training.data.layout.lane_order.
+        order: ``global`` shuffles all rows of a lane, ``window`` those of a few shards at a time: see there too.
+        window: shards of a window.
         mirror: mirrors each image with probability 1/2.
         augment: see training.data.transforms.augment.
         threads: that decode; 0: one per core.
@@ -47,7 +52,7 @@ class Stream:
             False never.
 
     Raises:
-        StreamError: an unknown `sampling`, a shard is missing or changed, a label names no identity.
+        StreamError: an unknown `sampling` or `order`, a shard is missing or changed, a label names no identity.
         ManifestError: a table is missing or changed.
         ShardError: a file is no shard of ours.
     """
@@ -60,6 +65,8 @@ class Stream:
         *,
         seed: int = 0,
         sampling: str = "instance",
+        order: str = "global",
+        window: int = WINDOW,
         mirror: bool = True,
         augment: bool = False,
         threads: int = 0,
@@ -69,13 +76,19 @@ class Stream:
             raise StreamError(f"check_shards {check_shards!r} is not one of {', '.join(map(repr, CHECKS))}")
         if sampling not in SAMPLING:
             raise StreamError(f"sampling '{sampling}' is not one of {', '.join(SAMPLING)}")
+        if order not in ORDERS:
+            raise StreamError(f"order '{order}' is not one of {', '.join(ORDERS)}")
+        if window < 1:
+            raise StreamError(f"window is {window}, and has to be 1 at least")
         if not 0 <= rank < layout.world:
             raise StreamError(f"rank {rank} is not one of {layout.world}")
         self._layout, self._rank, self._seed, self._sampling = layout, rank, seed, sampling
+        self._window = window if order == "window" else 0
         self._mirror, self._augment = mirror, augment
         self._threads = threads or len(os.sched_getaffinity(0))
         self._start, end = layout.span(rank)
         self._files = layout.files(rank)
+        self._forgets = 2 * sum(layout.bytes) > memory()  # a set that the system can keep is read once, not each epoch
         self._size: tuple[int, int] | None = None
         self._max_pixels = data.max_pixels
         # Of row `start + i`: where its frame begins in its file, the bytes of its image, its identity.
@@ -164,36 +177,60 @@ class Stream:
         bounds = layout.bounds[lanes.start : lanes.stop + 1] - self._start
         orders = []
         for i, lane in enumerate(lanes):
-            labels = self.labels[bounds[i] : bounds[i + 1]]
-            orders.append(lane_order(self._seed, epoch, lane, labels, self._sampling))
+            labels, edges = self.labels[bounds[i] : bounds[i + 1]], layout.edges(lane)
+            orders.append(lane_order(self._seed, epoch, lane, labels, self._sampling, edges, self._window))
 
         def load(step: int) -> tuple[np.ndarray, np.ndarray]:
             items = np.arange(step * layout.batch, (step + 1) * layout.batch)
             which, places = items % len(lanes), items // len(lanes)  # (B,) own lane, position in it
             rows, mirrored = np.empty(len(items), np.int64), np.empty(len(items), bool)
-            for i, (order, flips) in enumerate(orders):
+            for i, order in enumerate(orders):
                 mine = which == i
-                rows[mine] = bounds[i] + order[places[mine]]
-                mirrored[mine] = flips[places[mine]]
+                rows[mine] = bounds[i] + order.rows[places[mine]]
+                mirrored[mine] = order.mirrored[places[mine]]
             seeds = [(self._seed, epoch, lanes[i], int(place)) for i, place in zip(which, places, strict=True)]
             return self._load(rows, mirrored, seeds)
 
         steps = iter(range(start, layout.steps_per_epoch))
         waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
-        with ThreadPoolExecutor(self._threads, "decode") as pool:
+        with self._windows(orders, start) as windows, ThreadPoolExecutor(self._threads, "decode") as pool:
+
+            def oldest() -> tuple[np.ndarray, np.ndarray]:
+                self._refuse_damage()
+                batch = waiting.popleft().result()
+                windows.step_done()
+                return batch
+
             try:
                 for step in steps:
                     waiting.append(pool.submit(load, step))
                     if len(waiting) > self._threads + 1:
-                        self._refuse_damage()
-                        yield waiting.popleft().result()
+                        yield oldest()
                 while waiting:
-                    self._refuse_damage()
-                    yield waiting.popleft().result()
+                    yield oldest()
                 self.wait_for_check()
             finally:  # also when the caller leaves in the middle
                 for future in waiting:
                     future.cancel()
+
+    def _windows(self, orders: list[LaneOrder], start: int) -> AbstractContextManager[Windows]:
+        """Returns the windows of an epoch; the system reads each of them ahead, whole, and forgets it after use."""
+        layout, lanes = self._layout, self._layout.own_lanes(self._rank)
+        edges = [layout.edges(lane) + layout.bounds[lane] - self._start for lane in lanes]
+
+        def advise(advice: Callable[[int, int, int], None], lane: int, window: int) -> None:
+            for piece in sorted(orders[lane].pieces[window]):
+                first, last = edges[lane][piece], edges[lane][piece + 1] - 1  # own rows
+                handle = self._handles.get(int(self._shards(first)))
+                if handle is not None:  # the stream is not closed
+                    advice(handle, int(self._offsets[first]), int(self._offsets[last] + 8 + self._lengths[last]))
+
+        def nothing(lane: int, window: int) -> None:
+            """All rows are one window: there is nothing to be read ahead, or to be forgotten."""
+
+        ready = partial(advise, will_read) if self._window else nothing
+        done = partial(advise, have_read) if self._window and self._forgets else nothing
+        return closing(Windows(layout, orders, start, ready, done))
 
     def _load(
         self, rows: np.ndarray, mirrored: np.ndarray, seeds: list[tuple[int, int, int, int]]
