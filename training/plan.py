@@ -72,6 +72,11 @@ class Plan:
     SILENT: ClassVar = {"order": "global", "window": WINDOW}
 
     @property
+    def window(self) -> int:
+        """Shards of a window; 0: all of a lane."""
+        return self.config.window if self.config.order == "window" else 0
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch, on every rank."""
         return self.layout.steps_per_epoch
@@ -150,8 +155,12 @@ class Plan:
         made = -(-self.steps // (self.config.checkpoint_steps or self.steps_per_epoch))
         return min(made, self.config.keep + bool(self.config.verify) + 1)
 
-    def lines(self) -> Iterator[str]:
-        """Yields the plan as a user wants to read it."""
+    def lines(self, cached: bool = False) -> Iterator[str]:
+        """Yields the plan as a user wants to read it.
+
+        Args:
+            cached: copies of the shards are kept on this host.
+        """
         config = self.config
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
         yield f"device {config.device}"
@@ -170,7 +179,7 @@ class Plan:
                 f"on, {self.sample[rank]:,} in a step; {bytes_text(count * self.row_bytes)} in {config.centers}, "
                 f"{bytes_text(self.step_bytes(rank))} in a step"
             )
-        yield self._checks()
+        yield self._checks(cached)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON has it; sizes in bytes."""
@@ -189,8 +198,10 @@ class Plan:
             "settings": asdict(self.config),
         }
 
-    def _checks(self) -> str:
+    def _checks(self, cached: bool) -> str:
         """Returns what of the dataset is compared with its checksums, and when."""
+        if cached:
+            return "compared with their checksums: the dataset's tables; shards when they come into the cache"
         sizes = (sum(self.layout.bytes[i] for i in self.layout.files(rank)) for rank in range(self.world))
         largest = f"up to {max(sizes) / 2**30:.2f} GiB of shards on each rank"
         shards = {

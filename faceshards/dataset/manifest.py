@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_YET = "training does not read buckets yet: copy the dataset to a disk, or build it with --out on one"
+NEEDS_CACHE = (
+    "in a bucket: training keeps copies of shards on a disk here, in a folder: name it by --cache (in Python cache=)"
+)
 
 _BATCH = 8192  # rows
 _FINGERPRINT_RULE = 1  # of fingerprint(); no schema's number, so that a new schema leaves fingerprints as they are
@@ -289,7 +291,7 @@ class Manifest:
         """
         path = self.shard_path(file)
         if isinstance(path, StoredPath):
-            raise ManifestError(f"{self.path}: {NOT_YET}")
+            raise ManifestError(f"{self.path}: {NEEDS_CACHE}")
         return path
 
 

@@ -8,6 +8,7 @@ nodes in mosaicml's streaming.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -89,6 +90,26 @@ class Layout:
         start, end = self.bounds[lane : lane + 2]
         inside = self.shard_bounds[(self.shard_bounds > start) & (self.shard_bounds < end)]
         return np.unique([start, *inside, end]) - start
+
+    def shards(self, lane: int) -> np.ndarray:
+        """Returns the numbers of the shards that a lane's pieces are of, (pieces,)."""
+        return np.searchsorted(self.shard_bounds, self.bounds[lane] + self.edges(lane)[:-1], side="right") - 1
+
+    def bytes_at_once(self, ranks: Sequence[int], window: int) -> int:
+        """Returns how many bytes of shards some ranks hold at once at most, if they hold what training.data.windows
+        keeps ready.
+
+        Args:
+            ranks: of one host.
+            window: shards of a window; 0: all of a lane.
+        """
+        each, total = self.lanes // self.world, 0
+        for lane in (lane for rank in ranks for lane in self.own_lanes(rank)):
+            sizes, rows = sorted(self.bytes[i] for i in self.shards(lane)), np.sort(np.diff(self.edges(lane)))
+            taken = -(-self.batch // each)  # rows of the lane in a step, which may be those of several small windows
+            windows = 2 + max(0, taken - 2) // max(1, int(rows[:window].sum()))
+            total += sum(sizes[-window * windows :] if window else sizes)
+        return min(total, sum(self.bytes[i] for i in {i for rank in ranks for i in self.files(rank)}))
 
     def places(self, step: int, own_lane: int) -> range:
         """Returns which places in the order of a rank's lane (its first is 0) a step takes: those i of its items

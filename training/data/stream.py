@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from functools import partial
+from threading import Event
 
 import cv2
 import numpy as np
@@ -16,12 +17,13 @@ import numpy as np
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
 from faceshards.files import size_difference
-from faceshards.reading import open_regular
 from faceshards.formats.mindrecord.reader import Shard
 from training.config import CHECKS, CHOICES, WINDOW
 from training.data.layout import LaneOrder, Layout, StreamError, lane_order
-from training.data.read_ahead import have_read, memory, will_read
+from training.data.read_ahead import memory
+from training.data.shard_cache import ShardCache
 from training.data.shard_check import ShardCheck, Written
+from training.data.shelves import CachedShelf, LocalShelf, Run
 from training.data.transforms import ImageError, augment, decode, scaled
 from training.data.windows import Windows
 
@@ -34,8 +36,7 @@ class Stream:
     """A rank's images, epoch after epoch.
 
     Of every own row it keeps 8 bytes of offset, 4 of length and 4 of label, and in an epoch 4 of order and 1 of
-    mirroring. Batches come from a plain iterator with threads of its own; benchmarks/bench_stream.py compares it with
-    MindDataset and with the same iterator behind mindspore.dataset.GeneratorDataset.
+    mirroring. benchmarks/bench_stream.py compares it with MindDataset and others.
 
     Args:
         data: the dataset.
@@ -50,8 +51,10 @@ class Stream:
         threads: that decode; 0: one per core.
         check_shards: compares the files with their checksums: ``background`` beside the first batches, True first,
             False never.
+        cache: keeps copies of what is read now and next, compared with their checksums; of a bucket it needs one.
 
     Raises:
+        CacheError: the cache is too small, or cannot be used.
         StreamError: an unknown `sampling` or `order`, a shard is missing or changed, a label names no identity.
         ManifestError: a table is missing or changed.
         ShardError: a file is no shard of ours.
@@ -71,6 +74,7 @@ class Stream:
         augment: bool = False,
         threads: int = 0,
         check_shards: bool | str = "background",
+        cache: ShardCache | None = None,
     ) -> None:
         if check_shards not in CHECKS:
             raise StreamError(f"check_shards {check_shards!r} is not one of {', '.join(map(repr, CHECKS))}")
@@ -88,21 +92,25 @@ class Stream:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._start, end = layout.span(rank)
         self._files = layout.files(rank)
-        self._forgets = 2 * sum(layout.bytes) > memory()  # a set that the system can keep is read once, not each epoch
         self._size: tuple[int, int] | None = None
         self._max_pixels = data.max_pixels
         # Of row `start + i`: where its frame begins in its file, the bytes of its image, its identity.
         self._offsets = np.empty(end - self._start, np.int64)
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
-        self._handles: dict[int, int] = {}
+        self._closed = False
         self._check: ShardCheck | None = None
+        names, sizes, digests = layout.names, layout.bytes, layout.sha256
+        written = {i: Written(data.shard_path(names[i]), sizes[i], digests[i]) for i in self._files}
+        forget = 2 * sum(layout.bytes) > memory()  # what the system can keep is read once, not in each epoch
+        self._shelf = CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, forget)
+        if cache:
+            cache.check(layout.bytes_at_once([rank], self._window))
         try:
             with ThreadPoolExecutor(self._threads, "open") as pool:  # most of it is the checksums of the tables' parts
                 for _ in pool.map(partial(self._open, data), self._files):
                     pass
-            if check_shards:
-                names, sizes, digests = layout.names, layout.bytes, layout.sha256
-                self._check = ShardCheck([Written(data.disk_path(names[i]), sizes[i], digests[i]) for i in self._files])
+            if check_shards and not cache:  # which compares what it gives
+                self._check = ShardCheck([*written.values()])
                 if check_shards != "background":
                     self.wait_for_check()
         except BaseException:
@@ -138,7 +146,8 @@ class Stream:
 
     def _open(self, data: Manifest, number: int) -> None:
         """Opens a shard and notes where the images of its own rows lie."""
-        layout, path = self._layout, data.disk_path(self._layout.names[number])
+        layout, name = self._layout, self._layout.names[number]
+        path = data.disk_path(name) if isinstance(self._shelf, LocalShelf) else data.shard_path(name)
         if problem := size_difference(path, layout.bytes[number], "the manifest"):
             raise StreamError(problem)
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
@@ -155,7 +164,8 @@ class Stream:
         own = slice(max(first, self._start) - self._start, min(end, self._start + len(self.labels)) - self._start)
         part = slice(own.start + self._start - first, own.stop + self._start - first)
         self._offsets[own], self._lengths[own], self.labels[own] = offsets[part], lengths[part], labels[part]
-        self._handles[number] = open_regular(path)
+        if isinstance(self._shelf, LocalShelf):
+            self._shelf.open(number, path)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the batches of an epoch from step `start` on, at once wherever that is.
@@ -170,7 +180,7 @@ class Stream:
         """
         if epoch < 0 or start < 0:
             raise StreamError(f"epoch {epoch} from step {start} on: both are counted from 0")
-        if not self._handles:
+        if self._closed:
             raise StreamError("the stream is closed")
         layout = self._layout
         lanes = layout.own_lanes(self._rank)
@@ -189,6 +199,8 @@ class Stream:
                 rows[mine] = bounds[i] + order.rows[places[mine]]
                 mirrored[mine] = order.mirrored[places[mine]]
             seeds = [(self._seed, epoch, lanes[i], int(place)) for i, place in zip(which, places, strict=True)]
+            if self._shelf.waits:
+                windows.wait(step)
             return self._load(rows, mirrored, seeds)
 
         steps = iter(range(start, layout.steps_per_epoch))
@@ -210,27 +222,25 @@ class Stream:
                     yield oldest()
                 self.wait_for_check()
             finally:  # also when the caller leaves in the middle
+                windows.cancel()
                 for future in waiting:
                     future.cancel()
 
     def _windows(self, orders: list[LaneOrder], start: int) -> AbstractContextManager[Windows]:
-        """Returns the windows of an epoch; the system reads each of them ahead, whole, and forgets it after use."""
-        layout, lanes = self._layout, self._layout.own_lanes(self._rank)
-        edges = [layout.edges(lane) + layout.bounds[lane] - self._start for lane in lanes]
+        """Returns the windows of an epoch, which the shelf has ready when they are read."""
+        layout, shelf, lanes = self._layout, self._shelf, self._layout.own_lanes(self._rank)
+        edges = [layout.edges(lane) + layout.bounds[lane] - self._start for lane in lanes]  # own rows
 
-        def advise(advice: Callable[[int, int, int], None], lane: int, window: int) -> None:
+        def runs(lane: int, window: int) -> Iterator[Run]:
             for piece in sorted(orders[lane].pieces[window]):
-                first, last = edges[lane][piece], edges[lane][piece + 1] - 1  # own rows
-                handle = self._handles.get(int(self._shards(first)))
-                if handle is not None:  # the stream is not closed
-                    advice(handle, int(self._offsets[first]), int(self._offsets[last] + 8 + self._lengths[last]))
+                first, last = edges[lane][piece], edges[lane][piece + 1] - 1
+                end = int(self._offsets[last]) + 8 + int(self._lengths[last])
+                yield Run(int(self._shards(first)), int(self._offsets[first]), end)
 
-        def nothing(lane: int, window: int) -> None:
-            """All rows are one window: there is nothing to be read ahead, or to be forgotten."""
+        def ready(lane: int, window: int, ended: Event) -> None:
+            shelf.ready([*runs(lane, window)], ended)
 
-        ready = partial(advise, will_read) if self._window else nothing
-        done = partial(advise, have_read) if self._window and self._forgets else nothing
-        return closing(Windows(layout, orders, start, ready, done))
+        return closing(Windows(layout, orders, start, ready, lambda *window: shelf.done([*runs(*window)])))
 
     def _load(
         self, rows: np.ndarray, mirrored: np.ndarray, seeds: list[tuple[int, int, int, int]]
@@ -269,7 +279,7 @@ class Stream:
             OSError: it cannot be read.
             ImageError: it has another length.
         """
-        data = os.pread(self._handles[shard], length + 8, offset)
+        data = os.pread(self._shelf.handle(shard), length + 8, offset)
         if len(data) != length + 8 or int.from_bytes(data[:8], "little") != length:
             raise ImageError(f"no image of {length} bytes, which the manifest says")
         return memoryview(data)[8:]
@@ -283,6 +293,5 @@ class Stream:
         """Closes the files, and gives up a check that goes on."""
         if self._check is not None:
             self._check.close()
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles = {}
+        self._closed = True
+        self._shelf.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 
@@ -22,8 +23,9 @@ class Windows:
         layout: of the dataset.
         orders: of the rank's lanes.
         step: the first one to come.
-        ready: makes a window ready, by lane and window; called in threads.
-        done: gives it up again, likewise; called once for each that was to be made ready.
+        ready: makes a window ready, by lane and window, with an event that is set when nobody waits any more; called
+            in threads.
+        done: gives it up again, by lane and window; called once for each that ready() made so.
     """
 
     def __init__(
@@ -31,11 +33,12 @@ class Windows:
         layout: Layout,
         orders: Sequence[LaneOrder],
         step: int,
-        ready: Callable[[int, int], None],
+        ready: Callable[[int, int, Event], None],
         done: Callable[[int, int], None],
     ) -> None:
         self._layout, self._orders, self._step = layout, orders, step
         self._ready, self._done = ready, done
+        self._ended = Event()
         self._windows: list[list[Future[None]]] = [[Future() for _ in order.pieces] for order in orders]
         firsts = (self._window(lane, step)[0] for lane in range(len(orders)))
         self._held = [range(first, first) for first in firsts]  # of each lane
@@ -69,7 +72,7 @@ class Windows:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            self._ready(lane, window)
+            self._ready(lane, window, self._ended)
         except BaseException as error:  # for whoever waits
             future.set_exception(error)
         else:
@@ -90,14 +93,17 @@ class Windows:
 
     def cancel(self) -> None:
         """Has nobody wait any more for what is not ready."""
+        self._ended.set()
         for future in (future for windows in self._windows for future in windows):
             future.cancel()
 
     def close(self) -> None:
-        """Gives up all that is ready, or was to be."""
+        """Gives up all that is ready."""
         self.cancel()
         self._pool.shutdown(cancel_futures=True)
         for lane, held in enumerate(self._held):
             for window in held:
-                self._done(lane, window)
+                future = self._windows[lane][window]
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    self._done(lane, window)
             self._held[lane] = range(held.stop, held.stop)
