@@ -112,7 +112,7 @@ def test_an_option_of_files_refuses_an_address(tmp_path: Path) -> None:
 
 def test_training_from_a_bucket_wants_a_folder_for_its_shards(tmp_path: Path) -> None:
     for options, line in (
-        (["--data", "s3://faces/x"], "--data s3://faces/x: in a bucket: training keeps copies of its shards on a disk"),
+        (["--data", "s3://faces/x"], "--data s3://faces/x: in a bucket: training keeps copies of shards on a disk"),
         (["--data", str(tmp_path), "--cache-bytes", "9G"], "--cache-bytes belongs to --cache"),
         (["--data", "s3://faces/x", "--cache", "s3://faces/y"], "s3://faces/y is in a bucket, and has to be on a disk"),
         (["--data", "s3://faces/x", "--cache", "c", "--cache-bytes", "much"], "much: no number of bytes, such as 200G"),
