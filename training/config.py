@@ -12,6 +12,9 @@ from training.recipes import read_recipe, resolve
 
 RECIPES = CONFIGS / "train"
 
+WINDOW = 2
+"""Shards of a window, unless a setting says otherwise."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -52,6 +55,10 @@ class TrainConfig:
         loss_scale: factor of the backbone's gradients in mixed precision; 0 finds it as it goes (dynamic).
         sampling: each image once an epoch (``instance``), or images drawn so that identities come equally often
             (``identity``) or by the square root of their images (``sqrt``).
+        order: ``global`` shuffles all rows of a lane in each epoch; ``window`` takes a lane's shards in random order
+            and shuffles the rows of `window` shards at a time, which are read whole, front to back: for slow disks.
+        window: shards of a lane whose rows are shuffled together by order=window. Each shard is a balanced random
+            sample of the set already, so 2 mix enough, and a small window is ready sooner.
         mirror: mirrors each image with probability 1/2.
         augment: the augmentations of arcface_torch's DALI pipeline (training.data.transforms).
         seed: decides first values, order, mirroring and samples.
@@ -96,6 +103,8 @@ class TrainConfig:
     amp: str = one_of("O0", "O2", "O3")
     loss_scale: float = within(0.0, 0, 2.0**24)
     sampling: str = one_of("instance", "identity", "sqrt")
+    order: str = one_of("global", "window")
+    window: int = within(WINDOW, 1, 1 << 20)
     mirror: bool = True
     augment: bool = False
     seed: int = within(0, 0, (1 << 63) - 1)

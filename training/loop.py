@@ -15,6 +15,7 @@ from faceshards.errors import FaceshardsError
 from training import checkpoint
 from training.config import TrainConfig
 from training.data.layout import StreamError
+from training.data.shard_cache import ShardCache
 from training.device.distributed import Group
 from training.loggers.base import Run
 from training.loggers.registry import open_loggers
@@ -42,6 +43,7 @@ def train(
     resume: bool = False,
     finetune: Path | None = None,
     verify: Verify | None = None,
+    cache: ShardCache | None = None,
 ) -> dict[str, Any]:
     """Trains as planned and returns what came of it.
 
@@ -54,6 +56,7 @@ def train(
         finetune: a checkpoint whose backbone is taken over, whatever its dataset; or a file of weights
             (training.weights.read).
         verify: measures a backbone; called on rank 0.
+        cache: keeps copies of the shards that this rank reads.
 
     Returns:
         steps, skipped_steps (of mixed precision), first_loss, last_loss, accuracies; checkpoint (the last) and best, as
@@ -67,7 +70,7 @@ def train(
     """
     config, folder = plan.config, out / "checkpoints"
     saved = next(iter(checkpoint.known(folder)[-1:] if resume else []), None)
-    parts = set_up(plan, data, out, group, None if saved else finetune)
+    parts = set_up(plan, data, out, group, None if saved else finetune, cache)
     state = restore(saved, plan, parts) if saved else RunState()
     if group.rank == 0:
         write_config(config, out / "config.yaml")

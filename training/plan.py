@@ -15,7 +15,7 @@ from faceshards.files import bytes_text, differences
 from training.backbones.registry import find_spec
 from training.centers.class_centers import slice_of
 from training.centers.rules import RULES
-from training.config import TrainConfig
+from training.config import WINDOW, TrainConfig
 from training.data.layout import Layout
 from training.data.transforms import SIZE
 from training.head.margins.registry import make_margin
@@ -68,6 +68,14 @@ class Plan:
         )
     )
 
+    # What settings were, of releases that had not made them settings yet.
+    SILENT: ClassVar = {"order": "global", "window": WINDOW}
+
+    @property
+    def window(self) -> int:
+        """Shards of a window; 0: all of a lane."""
+        return self.config.window if self.config.order == "window" else 0
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch, on every rank."""
@@ -103,6 +111,7 @@ class Plan:
                 f"{path}: made with the dataset {fingerprint[:12]}, this one is {self.fingerprint[:12]}; "
                 f"--finetune takes over its backbone only"
             )
+        settings = {**self.SILENT, **settings}
         found = [entry for entry in differences(settings, vars(self.config)) if self.binds(entry.name, self.config.amp)]
         if found:
             name, then, value = found[0]
@@ -146,8 +155,12 @@ class Plan:
         made = -(-self.steps // (self.config.checkpoint_steps or self.steps_per_epoch))
         return min(made, self.config.keep + bool(self.config.verify) + 1)
 
-    def lines(self) -> Iterator[str]:
-        """Yields the plan as a user wants to read it."""
+    def lines(self, cached: bool = False) -> Iterator[str]:
+        """Yields the plan as a user wants to read it.
+
+        Args:
+            cached: copies of the shards are kept on this host.
+        """
         config = self.config
         yield f"{config.epochs} epochs of {self.steps_per_epoch:,} steps of {config.global_batch:,} images"
         yield f"device {config.device}"
@@ -166,7 +179,7 @@ class Plan:
                 f"on, {self.sample[rank]:,} in a step; {bytes_text(count * self.row_bytes)} in {config.centers}, "
                 f"{bytes_text(self.step_bytes(rank))} in a step"
             )
-        yield self._checks()
+        yield self._checks(cached)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON has it; sizes in bytes."""
@@ -185,8 +198,10 @@ class Plan:
             "settings": asdict(self.config),
         }
 
-    def _checks(self) -> str:
+    def _checks(self, cached: bool) -> str:
         """Returns what of the dataset is compared with its checksums, and when."""
+        if cached:
+            return "compared with their checksums: the dataset's tables; shards when they come into the cache"
         sizes = (sum(self.layout.bytes[i] for i in self.layout.files(rank)) for rank in range(self.world))
         largest = f"up to {max(sizes) / 2**30:.2f} GiB of shards on each rank"
         shards = {

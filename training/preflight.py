@@ -23,6 +23,7 @@ from training.centers.host import HEADROOM
 from training.checkpoint import CheckpointError
 from training.config import TrainConfig
 from training.data.layout import StreamError
+from training.data.shard_cache import ShardCache
 from training.data.transforms import SIZE
 from training.device.distributed import check_device
 from training.hosts import Hosts
@@ -36,7 +37,16 @@ FOLDERS = ("checkpoints", "centers", "logs", *LOGGERS)  # below a run's own, if 
 SPARE_FILES = 128  # that a rank has open beside its shards: libraries, logs, sockets
 
 
-def check(plan: Plan, data: Manifest, hosts: Hosts, out: Path, *, resume: bool, start: Path | None) -> None:
+def check(
+    plan: Plan,
+    data: Manifest,
+    hosts: Hosts,
+    out: Path,
+    *,
+    resume: bool,
+    start: Path | None,
+    cache: ShardCache | None = None,
+) -> None:
     """Refuses a run that would fail later for something that can be seen now, and warns of what may be too little.
 
     Args:
@@ -46,6 +56,7 @@ def check(plan: Plan, data: Manifest, hosts: Hosts, out: Path, *, resume: bool, 
         out: the run's folder, which need not be there.
         resume: it goes on from its last checkpoint, if there is one.
         start: a checkpoint or a file of weights whose backbone is taken over.
+        cache: keeps copies of the shards that this host's ranks read.
 
     Raises:
         FaceshardsError: one line with the setting or file, the cause, and what to do.
@@ -64,6 +75,8 @@ def check(plan: Plan, data: Manifest, hosts: Hosts, out: Path, *, resume: bool, 
     for folder in (out, *(out / name for name in FOLDERS if (out / name).exists())):
         check_writable(folder)
     _check_sizes(data)
+    if cache is not None:
+        cache.check(plan.layout.bytes_at_once(hosts.ranks, plan.window))
     _check_shards(plan, data, hosts)
     _check_room(plan, out)
     _weigh(plan, hosts)

@@ -13,15 +13,17 @@ from typing import Any
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from faceshards.files import write_json
+from faceshards.files import bytes_text, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.locks import exclusive_folder, holder_of
 from faceshards.progress import logging_at
 from faceshards.settings import make_config
+from faceshards.storage.location import Location
 from faceshards.versions import stamp
 from training import preflight
 from training.backbones.registry import BACKBONES, find_spec
 from training.config import TrainConfig, find_recipe, verification_sets
+from training.data.shard_cache import ShardCache
 from training.device.diagnostics import diagnostics_in, reported_in
 from training.device.distributed import choose_device, init
 from training.head.margins.registry import make_margin
@@ -45,20 +47,28 @@ class Request:
     Args:
         recipe: name or file.
         settings: plain values laid over it.
-        data: the dataset's folder.
+        data: the dataset's folder, or its address in a bucket.
         out: the run's folder.
         resume: go on from the last checkpoint in `out`.
         finetune: checkpoint or weights to start the backbone from.
         data_root: where the known sets lie; see training.config.verification_sets.
+        cache: a folder of this host for copies of the shards that are read; None reads them where they are.
+        cache_bytes: that they may take; 0: no limit.
     """
 
     recipe: str
     settings: dict[str, Any]
-    data: Path
+    data: Location
     out: Path
     resume: bool = False
     finetune: Path | None = None
     data_root: Path = Path("data/raw")
+    cache: Path | None = None
+    cache_bytes: int = 0
+
+    def shard_cache(self) -> ShardCache | None:
+        """Returns what keeps copies of shards, None if they are read where they are."""
+        return ShardCache(self.cache, self.cache_bytes) if self.cache else None
 
     def config(self) -> TrainConfig:
         """Returns the settings of the run on this host, its device chosen."""
@@ -87,6 +97,7 @@ class Request:
         found = [self.recipe, "--data", str(self.data), "--out", str(self.out), "--data-root", str(self.data_root)]
         found += ["--resume"] if self.resume else []
         found += ["--finetune", str(self.finetune)] if self.finetune else []
+        found += ["--cache", str(self.cache), "--cache-bytes", str(self.cache_bytes)] if self.cache else []
         for key, value in self.settings.items():
             found += ["--set", f"{key}={json.dumps(value)}"]
         return found
@@ -129,8 +140,11 @@ def dry_run(
     data = Manifest(request.data)
     plan = _plan(request, data, hosts)
     data.check_table("images")  # before a line is said of it
-    for line in plan.lines():
+    for line in plan.lines(request.cache is not None):
         say(line)
+    if request.cache:
+        need = plan.layout.bytes_at_once(hosts.ranks, plan.window)
+        say(f"cache {request.cache}: this host's ranks read up to {bytes_text(need)} of shards at once")
     verifier = _checked(request, plan, data, hosts, make_verifier)
     sets = list(verifier.lines()) if verifier is not None else []
     for line in (*sets, "all that the run needs is there"):
@@ -142,7 +156,8 @@ def _checked(request: Request, plan: Plan, data: Manifest, hosts: Hosts, make_ve
     """Returns the verifier of a run that has all it needs here, None without one; warns of what may not be meant."""
     for doubt in plan.doubts():
         log.warning("%s", doubt)
-    preflight.check(plan, data, hosts, request.out, resume=request.resume, start=request.finetune)
+    cache = request.shard_cache()
+    preflight.check(plan, data, hosts, request.out, resume=request.resume, start=request.finetune, cache=cache)
     data.check_table("images")  # once on each host; a rank then looks at the parts of its own shards only
     if not plan.config.verify or hosts.rank:  # the first rank verifies
         return None
@@ -241,7 +256,13 @@ def run_rank(request: Request, data: Manifest, make_verifier: MakeVerifier) -> d
     # The launcher holds the folder; a rank holds its part of it, since it may outlive a launcher that was killed.
     own = exclusive_folder(out, f"{_RANK_LOCK}{group.rank}") if group.world > 1 else nullcontext()
     with own, logging_at("training", logging.INFO):
-        result = train(plan, data, out, group, resume=request.resume, finetune=request.finetune, verify=verifier)
+        result = train(
+            *(plan, data, out, group),
+            resume=request.resume,
+            finetune=request.finetune,
+            verify=verifier,
+            cache=request.shard_cache(),
+        )
         if verifier is not None:
             result["raw_pixels"] = verifier.raw_pixels
         result |= {"dataset": data.info["name"], "fingerprint": data.fingerprint, **stamp()}

@@ -17,6 +17,7 @@ from training.backbones.registry import create_backbone
 from training.centers.class_centers import ClassCenters
 from training.centers.rules import RULES
 from training.config import TrainConfig
+from training.data.shard_cache import ShardCache
 from training.data.stream import Stream
 from training.device.distributed import Group
 from training.device.prepare import prepare
@@ -67,7 +68,9 @@ class Parts:
         self.centers.close()
 
 
-def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | None) -> Parts:
+def set_up(
+    plan: Plan, data: Manifest, out: Path, group: Group, start: Path | None, cache: ShardCache | None = None
+) -> Parts:
     """Returns what a rank trains with, at the first step.
 
     Args:
@@ -76,6 +79,7 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
         out: the run's folder.
         group: the ranks.
         start: a checkpoint or a file of weights whose backbone is taken over; None begins with the seed's.
+        cache: keeps copies of the shards that this rank reads.
 
     Raises:
         WeightsError, CheckpointError: `start` is damaged or of another backbone.
@@ -88,10 +92,13 @@ def set_up(plan: Plan, data: Manifest, out: Path, group: Group, start: Path | No
         rank,
         seed=config.seed,
         sampling=config.sampling,
+        order=config.order,
+        window=config.window,
         mirror=config.mirror,
         augment=config.augment,
         threads=config.threads,
         check_shards=config.check_shards,
+        cache=cache,
     )
     first, count = plan.slices[rank]
     sampler = Sampler(first, count, config.sample_rate, config.seed, rank, plan.classes)

@@ -6,12 +6,14 @@ import _thread
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +196,21 @@ class _Share(click.ParamType):
         return share
 
 
+class _Bytes(click.ParamType):
+    """A number of bytes: 200G, 1.5T, 512MiB, or as it is."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Returns the bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGTP]?)(i?)B?", str(value).strip(), re.IGNORECASE)
+        if found is None or (found[3] and not found[2]):
+            self.fail(f"{value}: no number of bytes, such as 200G (10^9) or 512MiB (2^20)", param, ctx)
+        return int(Decimal(found[1]) * (1024 if found[3] else 1000) ** " KMGTP".index(found[2].upper() or " "))
+
+
 SHARE = _Share()
+BYTES = _Bytes()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=LOCATION)
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}

@@ -12,6 +12,7 @@ import click
 
 from evaluation.origin import MARK, NOTE, Origin
 from faceshards.cli.options import (
+    BYTES,
     PATH,
     Command,
     Interrupted,
@@ -21,19 +22,19 @@ from faceshards.cli.options import (
     settings_option,
     show,
 )
-from faceshards.cli.paths import LocalPath
+from faceshards.cli.paths import LOCATION
 from faceshards.cli.terminal import echo
-from faceshards.storage.location import NOT_YET
+from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath
 
 
 @click.command(cls=Command)
 @click.argument("recipe")
-@click.option(
-    "--data", type=LocalPath(f"is in a bucket: {NOT_YET}"), help="A published dataset.  [required, --explain apart]"
-)
+@click.option("--data", type=LOCATION, help="A published dataset.  [required, --explain apart]")
 @click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
 @data_root_option
 @settings_option
+@click.option("--cache", type=PATH, help="A folder for copies of the shards that are read; a bucket's need one.")
+@click.option("--cache-bytes", type=BYTES, default=0, help="That they may take, such as 200G; 0: no limit.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
 @click.option("--finetune", type=PATH, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each host.")
@@ -50,10 +51,12 @@ from faceshards.storage.location import NOT_YET
 def train(
     ctx: click.Context,
     recipe: str,
-    data: Path | None,
+    data: Location | None,
     out: Path | None,
     data_root: Path,
     settings: dict[str, Any],
+    cache: Path | None,
+    cache_bytes: int,
     resume: bool,
     finetune: Path | None,
     devices: int,
@@ -75,6 +78,7 @@ def train(
       faceshards train glint360k --data /ssd/glint360k --out runs/r100 --set backbone=r100 --devices 8
       faceshards train ms1mv3 --set backbone=mbf --explain
       faceshards train webface42m --data /mnt/wf42m --out /mnt/runs/b --set backbone=vit_b --dry-run
+      faceshards train ms1mv3 --data s3://faces/ms1mv3 --out runs/s --cache /ssd --cache-bytes 9G --set order=window
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
     if devices == 1 and not hosts and "MS_ROLE" not in os.environ:  # ranks of several get Ctrl-C from their launcher
@@ -92,7 +96,11 @@ def train(
         return
     if data is None or out is None:
         raise click.MissingParameter(param_hint="'--out'" if data else "'--data'", param_type="option")
-    request = run.Request(recipe, settings, data, out, resume, finetune, data_root)
+    if cache_bytes and cache is None:
+        raise click.UsageError("--cache-bytes belongs to --cache")
+    if isinstance(data, StoredPath) and cache is None:
+        raise click.UsageError(f"--data {data}: {NEEDS_CACHE}")
+    request = run.Request(recipe, settings, data, out, resume, finetune, data_root, cache, cache_bytes)
     request.resolved()  # refuses what is wrong usage before it looks at files
     if run.job_role() is not None:
         run.run_role(request, _verifier)

@@ -29,7 +29,7 @@ from faceshards.files import check_seal, dead_link, difference, file_state
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
 from faceshards.reading import arrow_files, for_arrow
-from faceshards.storage.location import NOT_YET, Location, StoredPath, as_location
+from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath, as_location
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -288,7 +288,7 @@ class Manifest:
         """
         path = self.shard_path(file)
         if isinstance(path, StoredPath):
-            raise ManifestError(f"{self.path}: {NOT_YET}")
+            raise ManifestError(f"{self.path}: {NEEDS_CACHE}")
         return path
 
 

@@ -24,7 +24,9 @@ _CHUNK = 16 << 20  # bytes of a piece of an upload: with 10,000 pieces, objects 
 _AT_ONCE = 4  # pieces in flight
 _SHA256 = "sha256"  # of an object's content (hex), among what is stored with it
 
-NOT_YET = "training does not read buckets yet: copy the dataset to a disk, or build it with --out on one"
+NEEDS_CACHE = (
+    "in a bucket: training keeps copies of shards on a disk here, in a folder: name it by --cache (in Python cache=)"
+)
 
 
 class Status(NamedTuple):

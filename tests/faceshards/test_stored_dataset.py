@@ -77,7 +77,7 @@ def test_python_opens_it(tiny_dataset: Manifest, stored: StoredPath) -> None:
     assert found.images.to_table().equals(tiny_dataset.table("images"))
     assert found.image(5).encoded == faceshards.open(tiny_dataset.path).image(5).encoded
     assert faceshards.open(f"{stored}/dataset.json").path == stored
-    with pytest.raises(faceshards.FaceshardsError, match="training does not read buckets yet"):
+    with pytest.raises(faceshards.FaceshardsError, match=r"in a bucket: .*: name it by --cache \(in Python cache=\)"):
         faceshards.Stream(str(stored), 8)
 
 

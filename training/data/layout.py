@@ -8,6 +8,10 @@ nodes in mosaicml's streaming.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 
 from faceshards.dataset.manifest import Manifest
@@ -81,6 +85,39 @@ class Layout:
         start, end = self.span(rank)
         return end - start
 
+    def edges(self, lane: int) -> np.ndarray:
+        """Returns at which rows of a lane its shards begin, or its pieces of them, and its length: (pieces + 1,)."""
+        start, end = self.bounds[lane : lane + 2]
+        inside = self.shard_bounds[(self.shard_bounds > start) & (self.shard_bounds < end)]
+        return np.unique([start, *inside, end]) - start
+
+    def shards(self, lane: int) -> np.ndarray:
+        """Returns the numbers of the shards that a lane's pieces are of, (pieces,)."""
+        return np.searchsorted(self.shard_bounds, self.bounds[lane] + self.edges(lane)[:-1], side="right") - 1
+
+    def bytes_at_once(self, ranks: Sequence[int], window: int) -> int:
+        """Returns how many bytes of shards some ranks hold at once at most, if they hold what training.data.windows
+        keeps ready.
+
+        Args:
+            ranks: of one host.
+            window: shards of a window; 0: all of a lane.
+        """
+        each, total = self.lanes // self.world, 0
+        for lane in (lane for rank in ranks for lane in self.own_lanes(rank)):
+            sizes, rows = sorted(self.bytes[i] for i in self.shards(lane)), np.sort(np.diff(self.edges(lane)))
+            taken = -(-self.batch // each)  # rows of the lane in a step, which may be those of several small windows
+            windows = 2 + max(0, taken - 2) // max(1, int(rows[:window].sum()))
+            total += sum(sizes[-window * windows :] if window else sizes)
+        return min(total, sum(self.bytes[i] for i in {i for rank in ranks for i in self.files(rank)}))
+
+    def places(self, step: int, own_lane: int) -> range:
+        """Returns which places in the order of a rank's lane (its first is 0) a step takes: those i of its items
+        whose i % lanes of the rank is the lane's number, divided by the lanes."""
+        each = self.lanes // self.world
+        first, end = (-(-(at * self.batch - own_lane) // each) for at in (step, step + 1))
+        return range(first, end)
+
     def files(self, rank: int) -> range:
         """Returns the numbers of the shards that a rank opens."""
         start, end = self.span(rank)
@@ -88,10 +125,32 @@ class Layout:
         return range(first, int(np.searchsorted(self.shard_bounds, end, side="left")))
 
 
+class LaneOrder(NamedTuple):
+    """The order of a lane in an epoch, window after window; a window is a run of it with the rows of some shards.
+
+    Attributes:
+        rows: (n,) int32, rows of the lane.
+        mirrored: (n,) bool.
+        starts: (windows + 1,) int64, at which place of the order each window begins, and n.
+        pieces: of each window, the numbers of the lane's shards (their places in Layout.edges()) that its rows are of.
+    """
+
+    rows: np.ndarray
+    mirrored: np.ndarray
+    starts: np.ndarray
+    pieces: list[np.ndarray]
+
+
 def lane_order(
-    seed: int, epoch: int, lane: int, labels: np.ndarray, sampling: str = "instance"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the order of a lane in an epoch, (n,) int32 rows of the lane, and (n,) bool, who is mirrored.
+    seed: int,
+    epoch: int,
+    lane: int,
+    labels: np.ndarray,
+    sampling: str = "instance",
+    edges: np.ndarray | None = None,
+    window: int = 0,
+) -> LaneOrder:
+    """Returns the order of a lane in an epoch.
 
     Args:
         seed: of the run.
@@ -99,18 +158,34 @@ def lane_order(
         lane: its number.
         labels: (n,) int32 identities of the lane's rows.
         sampling: ``instance``: each row once. ``identity`` and ``sqrt``: n draws with replacement, in which an
-            identity with m rows of the lane has weight 1 or the square root of m.
+            identity with m rows of the lane has weight 1 or the square root of m. In windows, as many draws as a window
+            has rows are made of it, each row with the weight that it has in the lane.
+        edges: see Layout.edges(); None for a lane of one shard.
+        window: shards of a window, whose rows are shuffled together and come before those of the next; the shards come
+            in random order. 0: one window with all rows.
 
     Philox (Salmon et al. 2011) keyed by (seed, epoch, lane) through NumPy's SeedSequence.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, lane])))
     count = len(labels)
-    if sampling == "instance":
-        order = np.arange(count, dtype=np.int32)
-        rng.shuffle(order)
-    else:
+    edges = np.array([0, count]) if edges is None else edges
+    order, pieces = np.arange(count, dtype=np.int32), np.arange(len(edges) - 1)
+    if window:
+        rng.shuffle(pieces)
+        order = np.concatenate([order[edges[piece] : edges[piece + 1]] for piece in pieces])
+    each = window or len(pieces)
+    ends = np.cumsum(np.diff(edges)[pieces])  # (shards,)
+    starts = np.array([0, *ends[each - 1 : -1 : each], count])
+    if sampling != "instance":
         images = np.bincount(labels)[labels].astype(np.float64)  # (n,) of the row's identity
-        total = np.cumsum(images ** (-1.0 if sampling == "identity" else -0.5))
-        order = np.searchsorted(total, rng.random(count) * total[-1], side="right").astype(np.int32)
-        np.minimum(order, count - 1, out=order)  # a draw may round up to the total
-    return order, rng.integers(0, 2, count, dtype=np.int8).astype(bool)
+        weights = images ** (-1.0 if sampling == "identity" else -0.5)
+    for start, end in pairwise(starts):
+        rows = order[start:end]
+        if sampling == "instance":
+            rng.shuffle(rows)
+        else:
+            total = np.cumsum(weights[rows])
+            drawn = np.searchsorted(total, rng.random(len(rows)) * total[-1], side="right")
+            rows[:] = rows[np.minimum(drawn, len(rows) - 1)]  # a draw may round up to the total
+    mirrored = rng.integers(0, 2, count, dtype=np.int8).astype(bool)
+    return LaneOrder(order, mirrored, starts, [pieces[i : i + each] for i in range(0, len(pieces), each)])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from faceshards.files import difference
+from faceshards.storage.location import Location
 
 # Of a core, while nobody waits: 150 MB/s where a processor has instructions for SHA-256. A low priority of the thread
 # would not do: on a full machine it would be interrupted while it has Python's lock, and all others would wait for it.
@@ -18,7 +18,7 @@ _SHARE = 0.1
 class Written(NamedTuple):
     """What the manifest says of a file."""
 
-    path: Path
+    path: Location
     size: int  # bytes
     sha256: str  # hex
 

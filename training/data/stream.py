@@ -7,7 +7,9 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from functools import partial
+from threading import Event
 
 import cv2
 import numpy as np
@@ -15,24 +17,26 @@ import numpy as np
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
 from faceshards.files import size_difference
-from faceshards.reading import open_regular
 from faceshards.formats.mindrecord.reader import Shard
-from training.config import CHECKS, CHOICES
-from training.data.layout import Layout, StreamError, lane_order
+from training.config import CHECKS, CHOICES, WINDOW
+from training.data.layout import LaneOrder, Layout, StreamError, lane_order
+from training.data.read_ahead import memory
+from training.data.shard_cache import ShardCache
 from training.data.shard_check import ShardCheck, Written
+from training.data.shelves import CachedShelf, LocalShelf, Run
 from training.data.transforms import ImageError, augment, decode, scaled
+from training.data.windows import Windows
 
 log = logging.getLogger(__name__)
 
-SAMPLING = CHOICES["sampling"]
+SAMPLING, ORDERS = CHOICES["sampling"], CHOICES["order"]
 
 
 class Stream:
     """A rank's images, epoch after epoch.
 
     Of every own row it keeps 8 bytes of offset, 4 of length and 4 of label, and in an epoch 4 of order and 1 of
-    mirroring. Batches come from a plain iterator with threads of its own; benchmarks/bench_stream.py compares it with
-    MindDataset and with the same iterator behind mindspore.dataset.GeneratorDataset.
+    mirroring. benchmarks/bench_stream.py compares it with MindDataset and others.
 
     Args:
         data: the dataset.
@@ -40,14 +44,18 @@ class Stream:
         rank: this one.
         seed: of order, mirroring and augmentation.
         sampling: see training.data.layout.lane_order.
+        order: ``global`` shuffles all rows of a lane, ``window`` those of a few shards at a time: see there too.
+        window: shards of a window.
         mirror: mirrors each image with probability 1/2.
         augment: see training.data.transforms.augment.
         threads: that decode; 0: one per core.
         check_shards: compares the files with their checksums: ``background`` beside the first batches, True first,
             False never.
+        cache: keeps copies of what is read now and next, compared with their checksums; of a bucket it needs one.
 
     Raises:
-        StreamError: an unknown `sampling`, a shard is missing or changed, a label names no identity.
+        CacheError: the cache is too small, or cannot be used.
+        StreamError: an unknown `sampling` or `order`, a shard is missing or changed, a label names no identity.
         ManifestError: a table is missing or changed.
         ShardError: a file is no shard of ours.
     """
@@ -60,18 +68,26 @@ class Stream:
         *,
         seed: int = 0,
         sampling: str = "instance",
+        order: str = "global",
+        window: int = WINDOW,
         mirror: bool = True,
         augment: bool = False,
         threads: int = 0,
         check_shards: bool | str = "background",
+        cache: ShardCache | None = None,
     ) -> None:
         if check_shards not in CHECKS:
             raise StreamError(f"check_shards {check_shards!r} is not one of {', '.join(map(repr, CHECKS))}")
         if sampling not in SAMPLING:
             raise StreamError(f"sampling '{sampling}' is not one of {', '.join(SAMPLING)}")
+        if order not in ORDERS:
+            raise StreamError(f"order '{order}' is not one of {', '.join(ORDERS)}")
+        if window < 1:
+            raise StreamError(f"window is {window}, and has to be 1 at least")
         if not 0 <= rank < layout.world:
             raise StreamError(f"rank {rank} is not one of {layout.world}")
         self._layout, self._rank, self._seed, self._sampling = layout, rank, seed, sampling
+        self._window = window if order == "window" else 0
         self._mirror, self._augment = mirror, augment
         self._threads = threads or len(os.sched_getaffinity(0))
         self._start, end = layout.span(rank)
@@ -81,15 +97,20 @@ class Stream:
         # Of row `start + i`: where its frame begins in its file, the bytes of its image, its identity.
         self._offsets = np.empty(end - self._start, np.int64)
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
-        self._handles: dict[int, int] = {}
+        self._closed = False
         self._check: ShardCheck | None = None
+        names, sizes, digests = layout.names, layout.bytes, layout.sha256
+        written = {i: Written(data.shard_path(names[i]), sizes[i], digests[i]) for i in self._files}
+        forget = 2 * sum(layout.bytes) > memory()  # what the system can keep is read once, not in each epoch
+        self._shelf = CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, forget)
+        if cache:
+            cache.check(layout.bytes_at_once([rank], self._window))
         try:
             with ThreadPoolExecutor(self._threads, "open") as pool:  # most of it is the checksums of the tables' parts
                 for _ in pool.map(partial(self._open, data), self._files):
                     pass
-            if check_shards:
-                names, sizes, digests = layout.names, layout.bytes, layout.sha256
-                self._check = ShardCheck([Written(data.disk_path(names[i]), sizes[i], digests[i]) for i in self._files])
+            if check_shards and not cache:  # which compares what it gives
+                self._check = ShardCheck([*written.values()])
                 if check_shards != "background":
                     self.wait_for_check()
         except BaseException:
@@ -125,7 +146,8 @@ class Stream:
 
     def _open(self, data: Manifest, number: int) -> None:
         """Opens a shard and notes where the images of its own rows lie."""
-        layout, path = self._layout, data.disk_path(self._layout.names[number])
+        layout, name = self._layout, self._layout.names[number]
+        path = data.disk_path(name) if isinstance(self._shelf, LocalShelf) else data.shard_path(name)
         if problem := size_difference(path, layout.bytes[number], "the manifest"):
             raise StreamError(problem)
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
@@ -142,7 +164,8 @@ class Stream:
         own = slice(max(first, self._start) - self._start, min(end, self._start + len(self.labels)) - self._start)
         part = slice(own.start + self._start - first, own.stop + self._start - first)
         self._offsets[own], self._lengths[own], self.labels[own] = offsets[part], lengths[part], labels[part]
-        self._handles[number] = open_regular(path)
+        if isinstance(self._shelf, LocalShelf):
+            self._shelf.open(number, path)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the batches of an epoch from step `start` on, at once wherever that is.
@@ -157,43 +180,67 @@ class Stream:
         """
         if epoch < 0 or start < 0:
             raise StreamError(f"epoch {epoch} from step {start} on: both are counted from 0")
-        if not self._handles:
+        if self._closed:
             raise StreamError("the stream is closed")
         layout = self._layout
         lanes = layout.own_lanes(self._rank)
         bounds = layout.bounds[lanes.start : lanes.stop + 1] - self._start
         orders = []
         for i, lane in enumerate(lanes):
-            labels = self.labels[bounds[i] : bounds[i + 1]]
-            orders.append(lane_order(self._seed, epoch, lane, labels, self._sampling))
+            labels, edges = self.labels[bounds[i] : bounds[i + 1]], layout.edges(lane)
+            orders.append(lane_order(self._seed, epoch, lane, labels, self._sampling, edges, self._window))
 
         def load(step: int) -> tuple[np.ndarray, np.ndarray]:
             items = np.arange(step * layout.batch, (step + 1) * layout.batch)
             which, places = items % len(lanes), items // len(lanes)  # (B,) own lane, position in it
             rows, mirrored = np.empty(len(items), np.int64), np.empty(len(items), bool)
-            for i, (order, flips) in enumerate(orders):
+            for i, order in enumerate(orders):
                 mine = which == i
-                rows[mine] = bounds[i] + order[places[mine]]
-                mirrored[mine] = flips[places[mine]]
+                rows[mine] = bounds[i] + order.rows[places[mine]]
+                mirrored[mine] = order.mirrored[places[mine]]
             seeds = [(self._seed, epoch, lanes[i], int(place)) for i, place in zip(which, places, strict=True)]
+            if self._shelf.waits:
+                windows.wait(step)
             return self._load(rows, mirrored, seeds)
 
         steps = iter(range(start, layout.steps_per_epoch))
         waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
-        with ThreadPoolExecutor(self._threads, "decode") as pool:
+        with self._windows(orders, start) as windows, ThreadPoolExecutor(self._threads, "decode") as pool:
+
+            def oldest() -> tuple[np.ndarray, np.ndarray]:
+                self._refuse_damage()
+                batch = waiting.popleft().result()
+                windows.step_done()
+                return batch
+
             try:
                 for step in steps:
                     waiting.append(pool.submit(load, step))
                     if len(waiting) > self._threads + 1:
-                        self._refuse_damage()
-                        yield waiting.popleft().result()
+                        yield oldest()
                 while waiting:
-                    self._refuse_damage()
-                    yield waiting.popleft().result()
+                    yield oldest()
                 self.wait_for_check()
             finally:  # also when the caller leaves in the middle
+                windows.cancel()
                 for future in waiting:
                     future.cancel()
+
+    def _windows(self, orders: list[LaneOrder], start: int) -> AbstractContextManager[Windows]:
+        """Returns the windows of an epoch, which the shelf has ready when they are read."""
+        layout, shelf, lanes = self._layout, self._shelf, self._layout.own_lanes(self._rank)
+        edges = [layout.edges(lane) + layout.bounds[lane] - self._start for lane in lanes]  # own rows
+
+        def runs(lane: int, window: int) -> Iterator[Run]:
+            for piece in sorted(orders[lane].pieces[window]):
+                first, last = edges[lane][piece], edges[lane][piece + 1] - 1
+                end = int(self._offsets[last]) + 8 + int(self._lengths[last])
+                yield Run(int(self._shards(first)), int(self._offsets[first]), end)
+
+        def ready(lane: int, window: int, ended: Event) -> None:
+            shelf.ready([*runs(lane, window)], ended)
+
+        return closing(Windows(layout, orders, start, ready, lambda *window: shelf.done([*runs(*window)])))
 
     def _load(
         self, rows: np.ndarray, mirrored: np.ndarray, seeds: list[tuple[int, int, int, int]]
@@ -232,7 +279,7 @@ class Stream:
             OSError: it cannot be read.
             ImageError: it has another length.
         """
-        data = os.pread(self._handles[shard], length + 8, offset)
+        data = os.pread(self._shelf.handle(shard), length + 8, offset)
         if len(data) != length + 8 or int.from_bytes(data[:8], "little") != length:
             raise ImageError(f"no image of {length} bytes, which the manifest says")
         return memoryview(data)[8:]
@@ -246,6 +293,5 @@ class Stream:
         """Closes the files, and gives up a check that goes on."""
         if self._check is not None:
             self._check.close()
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles = {}
+        self._closed = True
+        self._shelf.close()

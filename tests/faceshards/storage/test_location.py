@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from faceshards.cli.main import main
+from faceshards.cli.options import BYTES
 from faceshards.storage.faults import StorageError
 from faceshards.storage.location import StoredPath, as_location
 
@@ -109,7 +110,22 @@ def test_an_option_of_files_refuses_an_address(tmp_path: Path) -> None:
     assert "s3://faces/page.html is in a bucket, and has to be on a disk here" in said.output
 
 
-def test_training_says_that_it_does_not_read_buckets_yet(tmp_path: Path) -> None:
-    said = CliRunner().invoke(main, ["train", "r50", "--data", "s3://faces/x", "--out", str(tmp_path)])
-    assert said.exit_code == 2
-    assert "s3://faces/x is in a bucket: training does not read buckets yet: copy the dataset" in said.output
+def test_training_from_a_bucket_wants_a_folder_for_its_shards(tmp_path: Path) -> None:
+    for options, line in (
+        (["--data", "s3://faces/x"], "--data s3://faces/x: in a bucket: training keeps copies of shards on a disk"),
+        (["--data", str(tmp_path), "--cache-bytes", "9G"], "--cache-bytes belongs to --cache"),
+        (["--data", "s3://faces/x", "--cache", "s3://faces/y"], "s3://faces/y is in a bucket, and has to be on a disk"),
+        (["--data", "s3://faces/x", "--cache", "c", "--cache-bytes", "much"], "much: no number of bytes, such as 200G"),
+        (["--data", "s3://", "--cache", "c"], "no bucket in it"),
+    ):
+        said = CliRunner().invoke(main, ["train", "ms1mv3", *options, "--out", str(tmp_path / "run")])
+        assert said.exit_code == 2
+        assert line in said.output
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("200G", 200 * 10**9), ("1.5t", 15 * 10**11), ("512MiB", 1 << 29), ("7", 7), ("64 kB", 64_000), ("1Gi", 1 << 30)],
+)
+def test_numbers_of_bytes(text: str, count: int) -> None:
+    assert BYTES.convert(text, None, None) == count

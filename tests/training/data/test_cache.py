@@ -1,0 +1,204 @@
+"""Shards from a bucket through a cache: the same batches, no shard fetched twice, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+
+import faceshards
+from faceshards.dataset.manifest import Manifest
+from faceshards.files import file_digest
+from faceshards.storage.location import StoredPath
+from tests.faceshards.test_stored_dataset import upload
+from training.data.layout import Layout, StreamError
+from training.data.shard_cache import CacheError, ShardCache
+from training.data.stream import Stream
+
+
+def opened(data: Manifest, cache: ShardCache | None, rank: int = 0, world: int = 1, **options) -> Stream:
+    options = {"order": "window", "window": 1, "threads": 2, **options}
+    return Stream(data, Layout(data, world, 16), rank, cache=cache, **options)
+
+
+def same(some, others) -> bool:
+    pairs = zip(some, others, strict=True)
+    return all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in pairs)
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """Returns the copies in a cache, by name with their sizes; nothing else may be left there."""
+    names = {path.name for path in folder.iterdir()}
+    assert {name for name in names if not name.endswith(".mindrecord")} <= {".lock"}
+    return {path.name: path.stat().st_size for path in folder.glob("*.mindrecord")}
+
+
+@pytest.fixture
+def stored(many: Manifest, bucket: StoredPath) -> Manifest:
+    """A dataset of 40 shards in a bucket."""
+    return Manifest(upload(many.path, bucket / "set"))
+
+
+@pytest.mark.parametrize("order", ["window", "global"])
+def test_batches_are_those_of_a_disk(many: Manifest, stored: Manifest, tmp_path: Path, order: str) -> None:
+    """With room for half the set in order window; by two ranks that share it, one of which begins in the middle."""
+    layout = Layout(many, 2, 16)
+    need = layout.bytes_at_once(range(2), 1 if order == "window" else 0)
+    whole = sum(layout.bytes)
+    assert need == whole if order == "global" else need <= whole // 2
+    cache = ShardCache(tmp_path / "cache", max(need, whole // 2))
+    for rank in range(2):
+        local = opened(many, None, rank, 2, order=order, augment=True)
+        remote = opened(stored, cache, rank, 2, order=order, augment=True)
+        for epoch, start in ((0, 0), (1, 7)):
+            assert same(local.batches(epoch, start), remote.batches(epoch, start))
+        local.close()
+        remote.close()
+        assert sum(kept(cache.folder).values()) <= cache.limit
+    for name in kept(cache.folder):
+        assert file_digest(cache.folder / name)[1] == name.partition(".")[0]
+
+
+def test_the_smallest_size_works_and_less_is_refused(many: Manifest, tmp_path: Path) -> None:
+    """Of a dataset on a slow disk too, for which a cache does the same."""
+    for batch, window in ((16, 0), (16, 1), (128, 2)):
+        layout = Layout(many, 2, batch)
+        options = {"order": "window" if window else "global", "window": window or 2}
+        need = layout.bytes_at_once([0], window)
+        line = rf"--cache-bytes {need - 1}: .* takes up to {need} \(.* MB\), the smallest that works"
+        with pytest.raises(CacheError, match=line):
+            Stream(many, layout, 0, cache=ShardCache(tmp_path / "less", need - 1), **options)
+        remote = Stream(many, layout, 0, cache=ShardCache(tmp_path / f"{window}", need), **options)
+        local = Stream(many, layout, 0, **options)
+        for epoch in range(3):
+            assert same(local.batches(epoch), remote.batches(epoch))
+        remote.close()
+        local.close()
+    assert not (tmp_path / "less").exists()
+
+
+def test_readers_at_once_fetch_a_shard_once(many: Manifest, tmp_path: Path) -> None:
+    copy = Manifest(shutil.copytree(many.path, tmp_path / "copy"))
+    streams = [opened(copy, ShardCache(tmp_path / "cache"), threads=1) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: list(one.batches(0)), streams))
+    assert all(same(found[0], other) for other in found[1:])
+    first = {path.name: path.stat().st_ino for path in (tmp_path / "cache").iterdir()}
+    assert len(kept(tmp_path / "cache")) == 40
+    shutil.rmtree(copy.path / "shards")  # what is in the cache is not asked for again
+    for one in streams:
+        assert same(found[0], one.batches(0))
+        one.close()
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "cache").iterdir()} == first
+
+
+def test_what_is_oldest_goes_and_what_is_in_use_stays(many: Manifest, tmp_path: Path) -> None:
+    layout = Layout(many, 1, 16)
+    shards = [(many.shard_path(layout.names[i]), layout.bytes[i], layout.sha256[i]) for i in range(5)]
+    limit = sum(size for _, size, _ in shards[:4])
+    cache, ended = ShardCache(tmp_path, limit), Event()
+    held = cache.take(*shards[0], ended)
+    for shard in (*shards[1:4], shards[1]):  # the second is read again: the third is the oldest that nobody holds
+        os.close(cache.take(*shard, ended))
+    os.close(cache.take(*shards[4], ended))
+    assert f"{shards[2][2]}.mindrecord" not in kept(tmp_path)
+    assert {f"{shards[i][2]}.mindrecord" for i in (0, 1, 4)} <= set(kept(tmp_path))
+    # Another run's cache in the same folder sees what is in use.
+    other = ShardCache(tmp_path, shards[0][1] + 10)
+    with pytest.raises(CacheError, match=r"are in use, which leaves no room for .*; others read from there too"):
+        other.take(*shards[2], ended)
+    assert set(kept(tmp_path)) == {f"{shards[0][2]}.mindrecord"}
+    assert os.pread(held, 8, 0) == shards[0][0].read_bytes()[:8]
+    os.close(held)
+
+
+def test_damage_in_the_cache_is_fetched_again_and_said(
+    many: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    want = list(opened(many, ShardCache(tmp_path)).batches(0))
+    broken, cut = sorted(tmp_path.glob("*.mindrecord"))[:2]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    cut.write_bytes(cut.read_bytes()[:-5])
+    left = tmp_path / f"{cut.stem}.part"  # of a process that was killed
+    left.write_bytes(b"half")
+    with caplog.at_level(logging.WARNING):
+        assert same(want, opened(many, ShardCache(tmp_path)).batches(0))
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(line.partition(":")[0] for line in said) == [str(broken), str(cut)]
+    assert all(line.endswith("damaged in the cache, it is fetched again") for line in said)
+    assert broken.read_bytes() == whole
+    assert len(kept(tmp_path)) == 40
+
+
+def test_a_source_that_is_not_what_was_published_ends_the_epoch(stored: Manifest, tmp_path: Path) -> None:
+    layout = Layout(stored, 1, 16)
+    shard = stored.shard_path(layout.names[7])
+    part = opened(stored, ShardCache(tmp_path / "cache"))
+    whole = b"x" * layout.bytes[7]
+    shard.write_bytes(whole)
+    with pytest.raises(StreamError, match=rf"{shard}: changed since it was published: its SHA-256 is not the manif"):
+        list(part.batches(0))
+    shard.unlink()
+    with pytest.raises(faceshards.FaceshardsError, match=rf"{shard}: no such object"):
+        list(part.batches(0))
+    assert f"{layout.sha256[7]}.mindrecord" not in kept(tmp_path / "cache")
+    part.close()
+
+
+def test_an_epoch_left_in_the_middle_leaves_nothing_in_use(many: Manifest, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    part = opened(many, ShardCache(tmp_path))
+    batches = part.batches(0)
+    next(batches)
+    batches.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    later = part.batches(1)
+    next(later)
+    part.close()
+    later.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    kept(tmp_path)
+
+
+def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.jpg").write_bytes(b"")
+    (tmp_path / "file").write_bytes(b"")
+    for folder, line in (
+        (tmp_path / "photographs", "holds a.jpg, which is no shard of a cache: choose a folder for shards alone"),
+        (tmp_path / "file", "file: cannot be written: .*file: Not a directory"),
+        (tmp_path / "file" / "below", "cannot be written"),
+        (Path("/proc/cache"), "/proc/cache: cannot be written"),
+    ):
+        with pytest.raises(faceshards.FaceshardsError, match=line) as error:
+            opened(many, ShardCache(folder))
+        assert "\n" not in str(error.value)
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)  # a disk of its own has it
+    opened(many, ShardCache(tmp_path / "disk")).close()
+
+
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
+def test_a_full_disk_is_one_line(many: Manifest, small_disk: Path) -> None:
+    part = opened(many, ShardCache(small_disk))
+    with pytest.raises(CacheError, match=rf"{small_disk}: cannot keep shards: disk full; free some space"):
+        list(part.batches(0))
+    part.close()
+    assert sum(kept(small_disk).values()) < 1 << 20
+
+
+def test_a_program_has_a_cache_too(many: Manifest, stored: Manifest, tmp_path: Path) -> None:
+    options = {"seed": 3, "order": "window", "threads": 1}
+    with pytest.raises(faceshards.FaceshardsError, match=f"{stored.path}: in a bucket: .* in a folder: name it by --cache"):
+        faceshards.Stream(str(stored.path), 8)
+    with (
+        faceshards.Stream(str(stored.path), 8, cache=tmp_path / "cache", cache_bytes=10**9, **options) as remote,
+        faceshards.Stream(many.path, 8, **options) as local,
+    ):
+        assert same(local.batches(0), remote.batches(0))

@@ -1,0 +1,223 @@
+"""Copies of shards on a disk of this host: fetched, compared with their checksums, shared by its ranks, evicted by age.
+
+A copy is SHA256.mindrecord, so that the shards of several datasets lie beside each other. Whoever reads one holds a
+shared lock on it (flock), which the system gives back with the process; what is locked is not evicted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event
+
+from faceshards.errors import FaceshardsError, why
+from faceshards.files import bytes_text, check_writable, difference, file_state
+from faceshards.reading import BLOCK, open_file, open_regular
+from faceshards.storage.location import Location
+from training.data.layout import StreamError
+
+log = logging.getLogger(__name__)
+
+_COPY = re.compile(r"[0-9a-f]{64}\.(mindrecord|part)")
+_OURS = re.compile(rf"{_COPY.pattern}|[0-9a-f]{{64}}\.lock|\.lock|lost\+found")  # the last is of a disk's own
+
+
+class CacheError(FaceshardsError):
+    """A cache cannot be used, or has no room."""
+
+
+class ShardCache:
+    """A folder with copies of shards.
+
+    Args:
+        folder: for them alone; made when it is first needed.
+        limit: bytes that they may take together, of all who use the folder; 0: no limit.
+    """
+
+    def __init__(self, folder: Path, limit: int = 0) -> None:
+        self.folder, self.limit = folder, limit
+        self._compared: dict[str, tuple[int | str, int, int] | None] = {}  # states of files, by SHA-256
+
+    def check(self, need: int) -> None:
+        """Refuses a folder that cannot be written or is not for shards alone, and a limit that is too low.
+
+        Args:
+            need: bytes that readers on this host hold at once.
+
+        Raises:
+            CacheError: one line.
+        """
+        if self.limit and self.limit < need:
+            raise CacheError(
+                f"--cache-bytes {self.limit}: what the ranks of this host read at once takes up to {need} "
+                f"({bytes_text(need)}), the smallest that works"
+            )
+        check_writable(self.folder)
+        with suppress(FileNotFoundError):
+            other = sorted(entry.name for entry in self.folder.iterdir() if not _OURS.fullmatch(entry.name))
+            if other:
+                raise CacheError(
+                    f"{self.folder}: holds {other[0]}, which is no shard of a cache: choose a folder for shards alone"
+                )
+
+    def take(self, source: Location, size: int, sha256: str, ended: Event) -> int:
+        """Returns the descriptor of a copy, open for reading; it is not evicted until that is closed.
+
+        Of several processes that want the same shard, one fetches it.
+
+        Args:
+            source: where the shard lies.
+            size: in bytes, as the manifest says.
+            sha256: hex, likewise.
+            ended: set when nobody waits for it any more.
+
+        Raises:
+            CacheError: there is no room, or the folder cannot be written.
+            StreamError: the source is not what was published.
+            StorageError: the source cannot be read.
+        """
+        path = self.folder / f"{sha256}.mindrecord"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _alone(path.with_suffix(".lock"), remove=True):
+                handle = self._open(path, size, sha256)
+                return self._fetch(source, size, path, ended) if handle is None else handle
+        except FaceshardsError:  # of a store's it is an OSError too
+            raise
+        except OSError as error:
+            raise CacheError(f"{self.folder}: cannot keep shards: {why(error)}") from None
+
+    def _open(self, path: Path, size: int, sha256: str) -> int | None:
+        """Returns the descriptor of a whole copy; None if there is none."""
+        try:
+            handle = open_regular(path)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if not _is(path, handle):  # it was evicted meanwhile
+                os.close(handle)
+                return None
+            state = file_state(path)
+            if self._compared.get(sha256) != state:  # each process looks at it once
+                if problem := difference(path, size, sha256, "the manifest"):
+                    log.warning("%s; damaged in the cache, it is fetched again", problem)
+                    path.unlink(missing_ok=True)
+                    os.close(handle)
+                    return None
+                self._compared[sha256] = state
+            os.utime(handle, ns=(time.time_ns(), os.fstat(handle).st_mtime_ns))  # its age
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    def _fetch(self, source: Location, size: int, path: Path, ended: Event) -> int:
+        """Returns the descriptor of a copy, newly fetched and compared with its checksum."""
+        part = path.with_suffix(".part")
+        handle = self._room(part, size)
+        digest = hashlib.sha256()
+        try:
+            with open_file(source) as file, open(handle, "wb", closefd=False) as copy:
+                for start in range(0, file.size, BLOCK):
+                    if ended.is_set():
+                        raise CacheError(f"{source}: nobody waits for it any more")
+                    data = file.read_at(start, BLOCK)
+                    digest.update(data)
+                    copy.write(data)
+                    if start + len(data) > size:
+                        break
+            if (os.fstat(handle).st_size, digest.hexdigest()) != (size, path.stem):
+                raise StreamError(f"{source}: changed since it was published: its SHA-256 is not the manifest's")
+            os.replace(part, path)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            self._compared[path.stem] = file_state(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            os.close(handle)
+            raise
+        return handle
+
+    def _room(self, part: Path, size: int) -> int:
+        """Returns the descriptor of a file of that size, locked; what was not used for longest makes room for it."""
+        with _alone(self.folder / ".lock"):
+            part.unlink(missing_ok=True)  # of a process that was killed
+            kept = []
+            for entry in os.scandir(self.folder):
+                if not _COPY.fullmatch(entry.name):
+                    continue
+                with suppress(FileNotFoundError):  # a part became a shard
+                    status = entry.stat()
+                    kept.append((status.st_atime_ns, status.st_size, Path(entry.path)))
+            total = sum(count for _, count, _ in kept)
+            for _, count, path in sorted(kept):
+                if not self.limit or total + size <= self.limit:
+                    break
+                if _evict(path):
+                    total -= count
+            if self.limit and total + size > self.limit:
+                raise CacheError(
+                    f"{self.folder}: {bytes_text(total)} of --cache-bytes {self.limit} are in use, which leaves no "
+                    f"room for {bytes_text(size)} more; others read from there too: raise it, or choose a folder apart"
+                )
+            handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                os.posix_fallocate(handle, 0, size)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                os.close(handle)
+                raise
+            return handle
+
+
+@contextmanager
+def _alone(path: Path, remove: bool = False) -> Iterator[None]:
+    """Waits for an exclusive lock on a file, made for it, and removed again if that is asked for."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if _is(path, handle):
+                break
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # of one who removed it meanwhile
+    try:
+        yield
+    finally:
+        if remove:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Returns whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _evict(path: Path) -> bool:
+    """Returns whether a file was removed, which it is not if anybody has locked it."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
