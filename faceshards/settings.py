@@ -22,7 +22,7 @@ CONFIGS = Path(str(importlib.resources.files("faceshards"))) / "configs"
 NAMES = {int: "integers", float: "numbers", str: "names"}  # of what a list in a configuration holds
 
 _LARGEST = 1 << 20  # bytes of a file of settings; as objects they are some hundred times as many
-_MOST_VALUES = 100_000  # in one
+_MOST_VALUES, _DEEPEST = 100_000, 100  # in one
 
 Config = TypeVar("Config")
 
@@ -210,6 +210,17 @@ class _Loader(yaml.SafeLoader):
     So are aliases that would repeat a value without end, or until it is more than a file of settings holds.
     """
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Returns a value, with what is in it."""
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise ConfigError("nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def get_single_node(self) -> yaml.Node | None:
         """Returns the document."""
         node = super().get_single_node()
@@ -254,8 +265,6 @@ def load_yaml(path: Path) -> dict[str, Any]:
         if len(text) > _LARGEST:
             raise ConfigError(f"more than {_LARGEST >> 20} MiB are no settings")
         data = yaml.load(text.decode("utf-8"), _Loader)
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ConfigError as error:
