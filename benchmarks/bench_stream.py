@@ -28,7 +28,14 @@ import numpy as np
 from faceshards.progress import peak_memory
 
 BATCH = 128
-SIDES = ("stream", "stream, order=window", "stream behind GeneratorDataset", "MindDataset", "ImageRecordIter", "cv2.imdecode alone")
+SIDES = (
+    "stream",
+    "stream, order=window",
+    "stream behind GeneratorDataset",
+    "MindDataset",
+    "ImageRecordIter",
+    "cv2.imdecode alone",
+)
 
 
 def build_set(folder: Path, images: int) -> None:

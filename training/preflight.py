@@ -76,7 +76,7 @@ def check(
         check_writable(folder)
     _check_sizes(data)
     if cache is not None:
-        cache.check(plan.layout.bytes_at_once(hosts.ranks, plan.window))
+        cache.check(plan.layout.bytes_at_once(hosts.ranks, plan.window), plan.layout.bytes_read(hosts.ranks))
     _check_shards(plan, data, hosts)
     _check_room(plan, out)
     _weigh(plan, hosts)

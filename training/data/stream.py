@@ -104,7 +104,7 @@ class Stream:
         forget = 2 * sum(layout.bytes) > memory()  # what the system can keep is read once, not in each epoch
         self._shelf = CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, forget)
         if cache:
-            cache.check(layout.bytes_at_once([rank], self._window))
+            cache.check(layout.bytes_at_once([rank], self._window), layout.bytes_read([rank]))
         try:
             with ThreadPoolExecutor(self._threads, "open") as pool:  # most of it is the checksums of the tables' parts
                 for _ in pool.map(partial(self._open, data), self._files):
@@ -209,6 +209,8 @@ class Stream:
 
             def oldest() -> tuple[np.ndarray, np.ndarray]:
                 self._refuse_damage()
+                if self._closed:
+                    raise StreamError("the stream was closed in mid-epoch")
                 batch = waiting.popleft().result()
                 windows.step_done()
                 return batch
