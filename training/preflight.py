@@ -9,7 +9,9 @@ import logging
 import os
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -34,6 +36,7 @@ from training.weights.assign import load_weights
 log = logging.getLogger(__name__)
 
 FOLDERS = ("checkpoints", "centers", "logs", *LOGGERS)  # below a run's own, if they are there already
+_ASKED = 8  # shards at once
 SPARE_FILES = 128  # that a rank has open beside its shards: libraries, logs, sockets
 
 
@@ -76,7 +79,7 @@ def check(
         check_writable(folder)
     _check_sizes(data)
     if cache is not None:
-        cache.check(plan.layout.bytes_at_once(hosts.ranks, plan.window))
+        cache.check(plan.layout.bytes_at_once(hosts.ranks, plan.window), plan.layout.bytes_read(hosts.ranks))
     _check_shards(plan, data, hosts)
     _check_room(plan, out)
     _weigh(plan, hosts)
@@ -129,10 +132,12 @@ def _check_shards(plan: Plan, data: Manifest, hosts: Hosts) -> None:
                 f"{data.path}: rank {rank} reads {len(files):,} shards, a process may open {soft:,} files here: raise "
                 f"it with ulimit -n {len(files) + SPARE_FILES}, or choose more --devices"
             )
-        for number in files:
-            path = data.shard_path(layout.names[number])
-            if problem := size_difference(path, layout.bytes[number], "the manifest"):
-                raise StreamError(problem)
+        paths = [data.shard_path(layout.names[number]) for number in files]
+        sizes = [layout.bytes[number] for number in files]
+        with ThreadPoolExecutor(_ASKED) as pool:  # a store takes its time for each
+            for problem in pool.map(partial(size_difference, where="the manifest"), paths, sizes):
+                if problem:
+                    raise StreamError(problem)
 
 
 def _check_room(plan: Plan, out: Path) -> None:

@@ -109,7 +109,11 @@ class Layout:
             taken = -(-self.batch // each)  # rows of the lane in a step, which may be those of several small windows
             windows = 2 + max(0, taken - 2) // max(1, int(rows[:window].sum()))
             total += sum(sizes[-window * windows :] if window else sizes)
-        return min(total, sum(self.bytes[i] for i in {i for rank in ranks for i in self.files(rank)}))
+        return min(total, self.bytes_read(ranks))
+
+    def bytes_read(self, ranks: Sequence[int]) -> int:
+        """Returns the bytes of all shards that some ranks read."""
+        return sum(self.bytes[i] for i in {i for rank in ranks for i in self.files(rank)})
 
     def places(self, step: int, own_lane: int) -> range:
         """Returns which places in the order of a rank's lane (its first is 0) a step takes: those i of its items

@@ -19,6 +19,6 @@ def have_read(handle: int, start: int, end: int) -> None:
     os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
-def memory() -> int:
-    """Returns the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def too_large(count: int) -> bool:
+    """Returns whether the system could not keep so many bytes of files in memory, and would read them again anyway."""
+    return 2 * count > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,11 +46,12 @@ class ShardCache:
         self.folder, self.limit = folder, limit
         self._compared: dict[str, tuple[int | str, int, int] | None] = {}  # states of files, by SHA-256
 
-    def check(self, need: int) -> None:
-        """Refuses a folder that cannot be written or is not for shards alone, and a limit that is too low.
+    def check(self, need: int, whole: int) -> None:
+        """Refuses a folder that cannot be written or is not for shards alone, a limit that is too low, a disk too small.
 
         Args:
             need: bytes that readers on this host hold at once.
+            whole: bytes of all shards that they read.
 
         Raises:
             CacheError: one line.
@@ -59,13 +61,30 @@ class ShardCache:
                 f"--cache-bytes {self.limit}: what the ranks of this host read at once takes up to {need} "
                 f"({bytes_text(need)}), the smallest that works"
             )
-        check_writable(self.folder)
+        place, entries = check_writable(self.folder), []
         with suppress(FileNotFoundError):
-            other = sorted(entry.name for entry in self.folder.iterdir() if not _OURS.fullmatch(entry.name))
-            if other:
-                raise CacheError(
-                    f"{self.folder}: holds {other[0]}, which is no shard of a cache: choose a folder for shards alone"
-                )
+            entries = sorted(self.folder.iterdir())
+        if other := next((entry.name for entry in entries if not _OURS.fullmatch(entry.name)), None):
+            raise CacheError(
+                f"{self.folder}: holds {other}, which is no shard of a cache: choose a folder for shards alone"
+            )
+        room = shutil.disk_usage(place).free + sum(count for _, count, _ in self._copies())
+        if room < min(whole, self.limit or whole):
+            raise CacheError(
+                f"{self.folder}: its disk has room for {bytes_text(room)} of shards, {bytes_text(whole)} are read: make "
+                f"room, or choose --cache-bytes from {need} on ({bytes_text(need)})"
+            )
+
+    def _copies(self) -> list[tuple[int, int, Path]]:
+        """Returns of each copy, and each that is being made, when it was read last (ns), its bytes, and its path."""
+        found = []
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.folder):
+                with suppress(FileNotFoundError):  # a part became a shard, or another one evicted it
+                    if _COPY.fullmatch(entry.name):
+                        status = entry.stat()
+                        found.append((status.st_atime_ns, status.st_size, Path(entry.path)))
+        return sorted(found)
 
     def take(self, source: Location, size: int, sha256: str, ended: Event) -> int:
         """Returns the descriptor of a copy, open for reading; it is not evicted until that is closed.
@@ -149,15 +168,9 @@ class ShardCache:
         """Returns the descriptor of a file of that size, locked; what was not used for longest makes room for it."""
         with _alone(self.folder / ".lock"):
             part.unlink(missing_ok=True)  # of a process that was killed
-            kept = []
-            for entry in os.scandir(self.folder):
-                if not _COPY.fullmatch(entry.name):
-                    continue
-                with suppress(FileNotFoundError):  # a part became a shard
-                    status = entry.stat()
-                    kept.append((status.st_atime_ns, status.st_size, Path(entry.path)))
+            kept = self._copies()
             total = sum(count for _, count, _ in kept)
-            for _, count, path in sorted(kept):
+            for _, count, path in kept:
                 if not self.limit or total + size <= self.limit:
                     break
                 if _evict(path):

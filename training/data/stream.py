@@ -16,11 +16,11 @@ import numpy as np
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import size_difference
+from faceshards.files import bytes_text, size_difference
 from faceshards.formats.mindrecord.reader import Shard
 from training.config import CHECKS, CHOICES, WINDOW
 from training.data.layout import LaneOrder, Layout, StreamError, lane_order
-from training.data.read_ahead import memory
+from training.data.read_ahead import too_large
 from training.data.shard_cache import ShardCache
 from training.data.shard_check import ShardCheck, Written
 from training.data.shelves import CachedShelf, LocalShelf, Run
@@ -99,12 +99,12 @@ class Stream:
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
         self._closed = False
         self._check: ShardCheck | None = None
-        names, sizes, digests = layout.names, layout.bytes, layout.sha256
-        written = {i: Written(data.shard_path(names[i]), sizes[i], digests[i]) for i in self._files}
-        forget = 2 * sum(layout.bytes) > memory()  # what the system can keep is read once, not in each epoch
-        self._shelf = CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, forget)
+        written = {i: Written(data.shard_path(layout.names[i]), layout.bytes[i], layout.sha256[i]) for i in self._files}
+        self._shelf = CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, too_large(sum(layout.bytes)))
         if cache:
-            cache.check(layout.bytes_at_once([rank], self._window))
+            need = layout.bytes_at_once([rank], self._window)
+            cache.check(need, layout.bytes_read([rank]))
+            log.info("rank %d: reads its shards from %s, %s at once", rank, cache.folder, bytes_text(need))
         try:
             with ThreadPoolExecutor(self._threads, "open") as pool:  # most of it is the checksums of the tables' parts
                 for _ in pool.map(partial(self._open, data), self._files):
@@ -209,6 +209,8 @@ class Stream:
 
             def oldest() -> tuple[np.ndarray, np.ndarray]:
                 self._refuse_damage()
+                if self._closed:
+                    raise StreamError("the stream was closed in mid-epoch")
                 batch = waiting.popleft().result()
                 windows.step_done()
                 return batch

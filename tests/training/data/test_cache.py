@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 
@@ -14,12 +15,14 @@ import pytest
 
 import faceshards
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest
+from faceshards.files import bytes_text, file_digest
 from faceshards.storage.location import StoredPath
 from tests.faceshards.test_stored_dataset import upload
+from tests.training.runs import train
 from training.data.layout import Layout, StreamError
 from training.data.shard_cache import CacheError, ShardCache
 from training.data.stream import Stream
+from training.run import Request
 
 
 def opened(data: Manifest, cache: ShardCache | None, rank: int = 0, world: int = 1, **options) -> Stream:
@@ -162,7 +165,8 @@ def test_an_epoch_left_in_the_middle_leaves_nothing_in_use(many: Manifest, tmp_p
     later = part.batches(1)
     next(later)
     part.close()
-    later.close()
+    with pytest.raises(StreamError, match="the stream was closed in mid-epoch"):
+        list(later)
     assert len(os.listdir("/proc/self/fd")) == before
     kept(tmp_path)
 
@@ -185,12 +189,23 @@ def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: P
 
 
 @pytest.mark.parametrize("small_disk", [1], indirect=True)
-def test_a_full_disk_is_one_line(many: Manifest, small_disk: Path) -> None:
-    part = opened(many, ShardCache(small_disk))
+def test_a_disk_that_is_too_small_or_fills_up_is_one_line(many: Manifest, small_disk: Path) -> None:
+    need = Layout(many, 1, 16).bytes_at_once([0], 1)
+    for limit in (0, 10**9):
+        with pytest.raises(CacheError, match=rf"{small_disk}: its disk has room for .* choose --cache-bytes from {need}"):
+            opened(many, ShardCache(small_disk, limit))
+    part = opened(many, ShardCache(small_disk, need))
+    whole = list(part.batches(0))
+    for path in small_disk.glob("*.mindrecord"):
+        path.unlink()
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "another's").write_bytes(bytes(2 << 20))
     with pytest.raises(CacheError, match=rf"{small_disk}: cannot keep shards: disk full; free some space"):
         list(part.batches(0))
+    (small_disk / "another's").unlink()
+    assert kept(small_disk) == {}
+    assert same(whole, part.batches(0))
     part.close()
-    assert sum(kept(small_disk).values()) < 1 << 20
 
 
 def test_a_program_has_a_cache_too(many: Manifest, stored: Manifest, tmp_path: Path) -> None:
@@ -202,3 +217,24 @@ def test_a_program_has_a_cache_too(many: Manifest, stored: Manifest, tmp_path: P
         faceshards.Stream(many.path, 8, **options) as local,
     ):
         assert same(local.batches(0), remote.batches(0))
+
+
+def test_a_run_is_planned_for_all_ranks_of_a_host(many: Manifest, tmp_path: Path) -> None:
+    need = Layout(many, 2, 16).bytes_at_once(range(2), 1)
+    more = ["--devices", "2", "--dry-run", "--cache", str(tmp_path / "cache"), "--cache-bytes"]
+    settings = {"order": "window", "window": 1}
+    less = train(many.path, tmp_path / "run", *more, str(need - 1), **settings)
+    assert less.exit_code == 1
+    assert f"--cache-bytes {need - 1}: what the ranks of this host read at once takes up to {need} (" in less.output
+    enough = train(many.path, tmp_path / "run", *more, str(need), **settings)
+    assert enough.exit_code == 0, enough.output
+    assert "shards when they come into the cache" in enough.output
+    assert f"cache: this host's ranks read up to {bytes_text(need)} of shards at once" in enough.output
+    assert not (tmp_path / "cache").exists()
+
+
+def test_ranks_are_told_of_the_cache(tmp_path: Path) -> None:
+    request = Request("r", {}, StoredPath("s3", "faces", "x"), tmp_path, cache=tmp_path / "c", cache_bytes=9)
+    told = request.arguments()
+    pairs = dict(pairwise(told))
+    assert (pairs["--data"], pairs["--cache"], pairs["--cache-bytes"]) == ("s3://faces/x", str(tmp_path / "c"), "9")
