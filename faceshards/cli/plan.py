@@ -53,7 +53,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  disk        about {whole}: {bytes_text(disk['shards'])} of shards, {bytes_text(disk['tables'])} of tables"
     yield f"              {bytes_text(disk['work'])} more until it is published; {bytes_text(disk['free'])} are free"
     if disk["spilled"]:
-        yield f"              {bytes_text(disk['spilled'])} of these are images on their way (spill, not direct)"
+        yield f"              {bytes_text(disk['spilled'])} until then for images on their way (--shuffle direct: none)"
     yield f"  time        {_time(facts)}"
     for warning in facts["warnings"]:
         yield f"  warning     {'in the sample: ' if facts['sample'] else ''}{warning}"

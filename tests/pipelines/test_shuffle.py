@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from benchmarks.in_process import InProcess
+from faceshards.cli.plan import print_plan
 from faceshards.errors import BuildError, ConfigError
+from faceshards.files import bytes_text
 from faceshards.reading import RegularFile
 from faceshards.storage.location import StoredPath
 from pipelines import shuffle
@@ -348,7 +350,7 @@ def test_a_damaged_spill_is_found_and_made_anew(stopped, tiny_source, tiny_diges
 
 
 @pytest.mark.parametrize("small_disk", [12], indirect=True)
-def test_room_for_the_images_is_asked_for_first(tiny_source, tiny_digests, small_disk, tmp_path):
+def test_room_for_the_images_is_asked_for_first(tiny_source, tiny_digests, small_disk, capsys):
     """The set has 0.8 MB: a direct build needs 9.3 MB before it starts, a spill 10.1."""
     files, _ = find_files(tiny_source)
     (small_disk / "others").write_bytes(bytes(3_000_000))
@@ -367,4 +369,7 @@ def test_room_for_the_images_is_asked_for_first(tiny_source, tiny_digests, small
     images = told["spill"]["image_bytes"]
     assert [told[form]["disk"]["spilled"] for form in told] == [0, images]
     assert told["spill"]["disk"]["work"] == told["direct"]["disk"]["work"] + images
+    print_plan(told["spill"], False)
+    line = f"{bytes_text(images)} until then for images on their way (--shuffle direct: none)"
+    assert line in capsys.readouterr().out
     assert built(tiny_source, small_disk / "tiny", "direct") == tiny_digests
