@@ -39,7 +39,7 @@ def test_the_version_is_the_packages():
 
 
 def test_the_base_is_what_builds_and_looks():
-    base = {"numpy", "opencv-python-headless", "pyarrow", "dask", "click", "pyyaml", "tqdm"}
+    base = {"numpy", "opencv-python-headless", "pyarrow", "dask", "cryptography", "click", "pyyaml", "tqdm"}
     assert needed("") == base
 
 

@@ -47,7 +47,7 @@ class ShardCache:
         self._compared: dict[str, tuple[int | str, int, int] | None] = {}  # states of files, by SHA-256
 
     def check(self, need: int, whole: int) -> None:
-        """Refuses a folder that cannot be written or is not for shards alone, a limit that is too low, a disk too small.
+        """Refuses a folder that cannot be written or is not for shards alone, a low limit, a disk too small.
 
         Args:
             need: bytes that readers on this host hold at once.
@@ -71,8 +71,8 @@ class ShardCache:
         room = shutil.disk_usage(place).free + sum(count for _, count, _ in self._copies())
         if room < min(whole, self.limit or whole):
             raise CacheError(
-                f"{self.folder}: its disk has room for {bytes_text(room)} of shards, {bytes_text(whole)} are read: make "
-                f"room, or choose --cache-bytes from {need} on ({bytes_text(need)})"
+                f"{self.folder}: its disk has room for {bytes_text(room)} of shards, {bytes_text(whole)} are read: "
+                f"make room, or choose --cache-bytes from {need} on ({bytes_text(need)})"
             )
 
     def _copies(self) -> list[tuple[int, int, Path]]:
@@ -155,8 +155,9 @@ class ShardCache:
                         break
             if (os.fstat(handle).st_size, digest.hexdigest()) != (size, path.stem):
                 raise StreamError(f"{source}: changed since it was published: its SHA-256 is not the manifest's")
-            os.replace(part, path)
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            with _alone(self.folder / ".lock"):  # who counts what is kept would miss it between its two names
+                os.replace(part, path)
+                fcntl.flock(handle, fcntl.LOCK_SH)
             self._compared[path.stem] = file_state(path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -221,11 +222,11 @@ def _is(path: Path, handle: int) -> bool:
 
 
 def _evict(path: Path) -> bool:
-    """Returns whether a file was removed, which it is not if anybody has locked it."""
+    """Returns whether a file is gone, which it is not if anybody has locked it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)

@@ -106,8 +106,8 @@ class CachedShelf:
         """Fetches the shards of a window that are not in the cache, and opens them."""
         opened: list[tuple[int, int]] = []
         try:
-            for run in runs:
-                opened.append((run.shard, self._cache.take(*self._shards[run.shard], ended)))
+            # Those before one that fails are in the list as well.
+            opened.extend((run.shard, self._cache.take(*self._shards[run.shard], ended)) for run in runs)
         except BaseException:
             for _, handle in opened:
                 os.close(handle)

@@ -100,7 +100,9 @@ class Stream:
         self._closed = False
         self._check: ShardCheck | None = None
         written = {i: Written(data.shard_path(layout.names[i]), layout.bytes[i], layout.sha256[i]) for i in self._files}
-        self._shelf = CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, too_large(sum(layout.bytes)))
+        self._shelf = (
+            CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, too_large(sum(layout.bytes)))
+        )
         if cache:
             need = layout.bytes_at_once([rank], self._window)
             cache.check(need, layout.bytes_read([rank]))

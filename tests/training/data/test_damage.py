@@ -82,8 +82,9 @@ def test_damage_of_schema_1_is_refused_too(copy: Path, tmp_path: Path) -> None:
     recipe.write_text(json.dumps(SETTINGS))
     part = older / "manifest" / "images.parquet" / "part-00003.parquet"
     flip_bit(part, label_bits(part)[77])
-    assert refusal(older, recipe).endswith("part-00003.parquet: changed since it was published: its SHA-256 is not "
-                                           "dataset.json's")
+    assert refusal(older, recipe).endswith(
+        "part-00003.parquet: changed since it was published: its SHA-256 is not dataset.json's"
+    )
 
 
 # Shards. Their last bits are a row's number and label as MindRecord keeps them, which this stream has from the tables.

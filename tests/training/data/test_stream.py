@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceshards.formats.mindrecord.writer import write_shard
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.errors import ShardError
-from tests.pipelines.build_fixtures import rewrite_info
+from faceshards.formats.mindrecord.writer import write_shard
 from tests.open_files import opened_below
+from tests.pipelines.build_fixtures import rewrite_info
 from tests.recs import encode, texture, with_orientation
 from training.data.layout import Layout, StreamError, lane_order
 from training.data.stream import Stream

@@ -49,7 +49,9 @@ def drawn():
 def test_augmentations_are_as_probable_as_arcface_torchs(drawn):
     # dataset.py, dali_data_iter: down-up resize 0.1, blur 0.2, hue and saturation 0.2, gray 0.1, each by itself.
     wanted = np.array([0.1, 0.2, 0.2, 0.1])
-    found = np.array([(one.factor is not None, one.window is not None, one.color is not None, one.gray) for one in drawn])
+    found = np.array(
+        [(one.factor is not None, one.window is not None, one.color is not None, one.gray) for one in drawn]
+    )
     deviation = np.sqrt(wanted * (1 - wanted) / MANY)
     assert (np.abs(found.mean(axis=0) - wanted) < 5 * deviation).all()
     pairs = (found.T @ found.astype(float)) / MANY  # of two together

@@ -24,7 +24,6 @@ from training.data.read_ahead import have_read, will_read
 from training.data.windows import Windows
 from training.plan import OtherRunError, make_plan
 
-
 shards = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 
 
@@ -192,12 +191,12 @@ def test_files_are_read_ahead_and_forgotten(tmp_path):
     (tmp_path / "file").write_bytes(os.urandom(size))
     with open(tmp_path / "file", "rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapped:
         content = np.frombuffer(mapped, np.uint8)
+        start = ctypes.c_void_p(content.ctypes.data)
 
         def in_memory() -> np.ndarray:
             """Returns of each page whether the system has it."""
             found = np.empty(size // mmap.PAGESIZE, np.uint8)
-            pointers = (ctypes.c_void_p(array.ctypes.data) for array in (content, found))
-            assert libc.mincore(next(pointers), ctypes.c_size_t(size), next(pointers)) == 0
+            assert libc.mincore(start, ctypes.c_size_t(size), ctypes.c_void_p(found.ctypes.data)) == 0
             return (found & 1).astype(bool)
 
         os.fsync(file.fileno())
