@@ -99,7 +99,6 @@ def _start(arguments: Sequence[str], log_dir: Path, hosts: Hosts) -> subprocess.
         GLOG: min(os.environ.get(GLOG, "3"), "3"),  # errors, into logs: among them what the scheduler has to say
         "PATH": f"{MSRUN.parent}{os.pathsep}{os.environ.get('PATH', '')}",  # msrun starts `python` from there
         ranks.LOGS: str(log_dir),
-        ranks.CORES: str(hosts.devices),
         "PYTHONUNBUFFERED": "1",
     }
     command = [sys.executable, "-I", ranks.__file__, str(os.getpid()), *msrun]

@@ -11,12 +11,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOGS, MSRUN = "FACESHARDS_LOGS", "FACESHARDS_MSRUN"  # variables: the folder of logs, the number of msrun's process
-CORES = "FACESHARDS_RANKS"  # likewise: how many ranks of this host divide its cores
 SCHEDULER = "scheduler"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -26,24 +25,7 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
     if LOGS not in environ or MSRUN not in environ or "MS_ROLE" not in environ:
         return
     die_with(int(environ[MSRUN]))
-    if environ["MS_ROLE"] == "MS_WORKER" and CORES in environ:
-        os.sched_setaffinity(0, share(sorted(os.sched_getaffinity(0)), int(environ["RANK_ID"]), int(environ[CORES])))
     Path(environ[LOGS], f"{_name(environ)}.pid").write_text(str(os.getpid()))
-
-
-def share(cores: Sequence[int], rank: int, ranks: int) -> Sequence[int]:
-    """Returns the cores of a rank: a part of its own, or, if there are more ranks than cores, one that others have too.
-
-    Two ranks on the same two cores differed in a last bit from run to run, on one core or with one each they did not
-    (measured: 2.10, 22 steps; most likely how kernels cut arrays for their threads).
-
-    Args:
-        cores: of the host.
-        rank: in the job; hosts have equally many.
-        ranks: of a host.
-    """
-    each, place = len(cores) // ranks, rank % ranks
-    return cores[place * each : (place + 1) * each] if each else [cores[place % len(cores)]]
 
 
 def die_with(parent: int) -> None:

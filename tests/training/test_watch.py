@@ -316,17 +316,3 @@ def test_a_start_beside_a_rank_of_an_earlier_one_is_refused(data, tmp_path):
     with exclusive_folder(out, ".lock-rank-1"):
         said = refused(train(data.path, out))
     assert f"{out}: rank 1 of an earlier start (process {os.getpid()} of its host) is at work there still" in said
-
-
-@pytest.mark.parametrize(
-    ("cores", "count", "shares"),
-    [
-        ([4, 5, 6, 7], 2, [[4, 5], [6, 7]]),
-        ([0, 1, 2], 2, [[0], [1]]),
-        ([3, 9], 2, [[3], [9]]),
-        ([3, 9], 3, [[3], [9], [3]]),
-    ],
-)
-def test_ranks_divide_the_cores_of_their_host(cores, count, shares):
-    assert [ranks.share(cores, rank, count) for rank in range(count)] == shares
-    assert [ranks.share(cores, rank, count) for rank in range(count, 2 * count)] == shares  # of the second host

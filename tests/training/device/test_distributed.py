@@ -131,6 +131,12 @@ def test_what_is_too_large_for_float16_on_one_rank_is_skipped_on_both(pair):
 
 
 @pytest.mark.slow
+def test_a_long_sum_is_the_same_bits_each_time(pair):
+    """What a run that goes on repeats: its calls are others than the first run's."""
+    assert len({norm for result in pair for norm in result["norms"]}) == 1
+
+
+@pytest.mark.slow
 def test_two_ranks_have_adaface_of_float64(pair):
     first, second = (result["adaface"] for result in pair)
     assert first["statistics"] == second["statistics"]  # to the bit

@@ -35,13 +35,14 @@ from training.head.margins.combined import CombinedMargin
 from training.head.partial_fc import Head
 from training.head.sampling import Sampler
 from training.state import Meta, RunState
-from training.step import Step
+from training.step import Reduce, Step
 
 CLASSES, DIM, BATCH, STEPS = 203, 32, 8, 5  # 203: slices of 102 and 101 classes
 MARGIN = CombinedMargin(1, 0.5, 0, 64.0, 0.3)
 UNIT, HALF = 2.0**-23, 2.0**-10  # between 1 and the next float32, and float16
 HALFWAY = ADAFACE_STEPS // 2
 NUDGES = 3  # other roundings of one process
+LONG, SEARCH = (400, 500), 30  # numbers; calls, after which MindSpore has tried every cut of an array
 
 
 class Matrix(nn.Cell):
@@ -252,6 +253,13 @@ def adaface(group, folder):
     return {"worst": worst(training), "statistics": statistics, "samples": samples}
 
 
+def norms(group):
+    """Returns the norm of the same gradients, more of them than MindSpore sums in one piece, of each of many steps."""
+    gradient = ms.Tensor(np.random.default_rng(3).standard_normal(LONG, np.float32))
+    reduce = Reduce(group, ms.ParameterTuple([ms.Parameter(gradient, name="long")]))
+    return [float(reduce((gradient,), ms.Tensor(1.0, ms.float32))[1].asnumpy()) for _ in range(SEARCH)]
+
+
 def main():
     group = init("CPU")
     x = ms.Tensor(np.array([[1, -5], [2, 7]], np.float32) * (1 if group.rank == 0 else -2))
@@ -268,6 +276,7 @@ def main():
         "backbone": compare_steps(group, "O0"),
         "backbone in float16": compare_steps(group, "O2"),
         "overflow": overflow(group),
+        "norms": norms(group),
         "adaface": adaface(group, Path(sys.argv[1], "checkpoints")),
     }
     Path(sys.argv[1], f"rank-{group.rank}.json").write_text(json.dumps(result), encoding="utf-8")
