@@ -6,12 +6,13 @@ repeat what may not take effect twice, and believes what it is sent: half of a r
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -153,8 +154,14 @@ def below(place: Place) -> Iterator[Any]:
 @patient
 def _check_empty(place: Place) -> None:
     """Sees that it is a store that listed nothing, before it is asked again: a page of HTML reads the same."""
-    with suppress(MissingError), _asked(place) as (obstore, store):
-        _tagged(obstore.head(store, f"{place.key}/.faceshards".lstrip("/")))
+    try:
+        with _asked(place) as (obstore, store):
+            _tagged(obstore.head(store, f"{place.key}/.faceshards".lstrip("/")))
+    except MissingError:
+        pass
+    except StorageError as error:
+        if error.errno != errno.EACCES:  # who may list but not read is told so by a store, too
+            raise
 
 
 @patient

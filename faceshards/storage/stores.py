@@ -34,7 +34,8 @@ UPLOAD_SECONDS = 120
 """The same, of a piece of an upload: in them it has to be sent, too."""
 
 _LONGEST = 600  # seconds of an answer that comes, slowly
-_RETRIES = 100  # more than fit into RETRY_SECONDS
+_RETRIES = 1000  # more than fit into RETRY_SECONDS
+_GROWTH = 4  # a pause is a random part of so many times the one before: with less than e they hardly grow
 _OURS = ("AWS_", "GOOGLE_", "AZURE_")
 _OTHER_WAYS = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
@@ -86,7 +87,7 @@ def _store(scheme: str, bucket: str, silence: float, _environment: tuple[tuple[s
         "backoff": {
             "init_backoff": timedelta(seconds=PAUSES[0]),
             "max_backoff": timedelta(seconds=PAUSES[1]),
-            "base": 2,
+            "base": _GROWTH,
         },
     }
     with told(url):
