@@ -3,13 +3,15 @@
 Each build runs in this process, its stages one after the other, over the same .rec (bench_build's). Reads are those of
 the source's bytes: a `pread` of the file, or a GET of the object from SeaweedFS on this machine. The disk's are from a
 warm page cache, so that images/s show what a form costs and reads what a slow disk would take; --delay-ms makes the
-store slow.
+store slow: a proxy in a process of its own (tests/fault_proxy.py) then answers so much later, and counts all requests.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -38,11 +40,10 @@ class Reads:
 
     Args:
         name: of its file.
-        delay: seconds by which each request to a store takes longer.
     """
 
-    def __init__(self, name: str, delay: float) -> None:
-        self.name, self.delay, self.stage = name, delay, ""
+    def __init__(self, name: str) -> None:
+        self.name, self.stage = name, ""
         self.count: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
@@ -76,7 +77,6 @@ class Reads:
             return data
 
         def told_range(file: Any, start: int, stop: int) -> bytes:
-            time.sleep(self.delay)
             self.note(stop - start)
             return ranged(file, start, stop)
 
@@ -97,9 +97,9 @@ class Reads:
                 setattr(kind, name, function)
 
 
-def side(title: str, source: Location, out: Path, form: str, images: int, delay: float) -> str:
+def side(title: str, source: Location, out: Path, form: str, images: int) -> str:
     """Prints what a build costs; returns its fingerprint."""
-    reads = Reads(source.name, delay)
+    reads = Reads(source.name)
     files, _ = find_files(source)
     wall, cpu = time.perf_counter(), time.process_time()
     with reads.counting():
@@ -128,26 +128,45 @@ def main(images: int, delay_ms: float, folder: Path | None, disk_only: bool) -> 
         print(f"{images:,} images, {rec.stat().st_size / images:.0f} bytes a record")
         stages = "".join(f" | {stage.removesuffix('_partition'):>5}: s, reads, B/img" for stage in _STAGES)
         print(f"{'side':<22} {'images/s':>9} {'CPU us/image':>13}{stages}")
-        made = {side(f"disk, {form}", rec, root / "out", form, images, 0) for form in ("direct", "spill")}
+        made = {side(f"disk, {form}", rec, root / "out", form, images) for form in ("direct", "spill")}
         if not disk_only:
-            made |= from_store(rec, root, images, delay_ms / 1000)
+            made |= from_store(rec, root, images, delay_ms)
         print("one fingerprint" if len(made) == 1 else f"NOT ONE FINGERPRINT: {made}")
     finally:
         shutil.rmtree(root)
 
 
-def from_store(rec: Path, root: Path, images: int, delay: float) -> set[str]:
+@contextmanager
+def slower(endpoint: str, delay_ms: float) -> Iterator[str]:
+    """Yields where a store answers later, and prints what it was asked; the store itself without a delay."""
+    if not delay_ms:
+        yield endpoint
+        return
+    asked = [sys.executable, "-m", "tests.fault_proxy", endpoint, "--delay-ms", str(delay_ms)]
+    with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdin
+        assert proxy.stdout
+        yield proxy.stdout.readline().strip()
+        proxy.stdin.close()
+        print(f"  all of it: {proxy.stdout.read().strip()}, each {delay_ms:g} ms later", flush=True)
+
+
+def from_store(rec: Path, root: Path, images: int, delay_ms: float) -> set[str]:
     """Prints the lines of a bucket; returns the fingerprints."""
     from tests.object_store import KEY, SECRET, serving
 
     (root / "objects").mkdir()
+    made = set()
     with serving(root / "objects") as endpoint:
         os.environ.update(AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
         place = StoredPath("s3", "bench", "raw")
         for name in (rec.name, rec.with_suffix(".idx").name):
             (place / name).upload(rec.with_name(name), "")
-        source = place / rec.name
-        return {side(f"store, {form}", source, root / "out", form, images, delay) for form in ("direct", "spill")}
+        for form in ("direct", "spill"):
+            with slower(endpoint, delay_ms) as asked:
+                os.environ["AWS_ENDPOINT_URL"] = asked
+                made.add(side(f"store, {form}", place / rec.name, root / "out", form, images))
+    return made
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from faceshards.errors import FaceshardsError
 from faceshards.files import difference, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
 from faceshards.reading import open_file
+from faceshards.storage.faults import MissingError, StorageError
 from faceshards.storage.location import Location, StoredPath
 
 Item = TypeVar("Item")
@@ -157,6 +158,7 @@ def _beyond_tables(manifest: Manifest, sample: Sample | None, advance: Callable[
     try:
         shards = manifest.table("shards").sort_by("shard")
     except FaceshardsError as error:
+        _end_if_lost(error)
         yield _finding(manifest, str(error))
         yield Finding(str(manifest.path / "shards"), "not looked at, without the table shards")
         return
@@ -167,6 +169,7 @@ def _beyond_tables(manifest: Manifest, sample: Sample | None, advance: Callable[
         for line in check_books(manifest.totals, manifest.table("identities"), shards):
             yield Finding(str(manifest.path), line)
     except FaceshardsError as error:
+        _end_if_lost(error)
         yield _finding(manifest, str(error))
     rows = repeat(None, len(shards)) if sample is None else sample.rows(shards["rows"].to_numpy())
 
@@ -177,6 +180,12 @@ def _beyond_tables(manifest: Manifest, sample: Sample | None, advance: Callable[
     for findings, size, images in _in_threads(look, zip(shards.to_pylist(), rows, strict=True)):
         yield from findings
         advance(size, images)
+
+
+def _end_if_lost(error: FaceshardsError) -> None:
+    """Raises what a store says that gives nothing: it would say so of each file, and be asked again for minutes."""
+    if isinstance(error, StorageError) and not isinstance(error, MissingError):
+        raise error
 
 
 def _strangers(manifest: Manifest, shards: list[str]) -> Iterator[Finding]:
@@ -234,6 +243,7 @@ def _shard(manifest: Manifest, entry: dict[str, Any], chosen: np.ndarray | None)
         if chosen is None and not problems[0] and _opens(index):  # else it is not the index that is to blame
             verify_index(path)
     except FaceshardsError as error:
+        _end_if_lost(error)
         yield _finding(manifest, str(error))
     except OSError as error:
         yield Finding(str(path), str(error.strerror))

@@ -27,6 +27,7 @@ from faceshards.dataset.schema import LATER, SCHEMAS
 from faceshards.errors import FaceshardsError
 from faceshards.inspection.tables_only import PROTOCOL, tables_only
 from faceshards.reading import for_arrow
+from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location
 
 BATCH = 65536  # rows handed on at a time
@@ -78,21 +79,27 @@ def answer(
 
     Raises:
         ManifestError: a table is missing or damaged.
+        StorageError: a store does not give them.
         QueryError: see there.
     """
     import duckdb
 
+    lost: list[StorageError] = []
     try:
         with tempfile.TemporaryDirectory(prefix="faceshards-query-", dir=scratch, ignore_cleanup_errors=True) as folder:
             with _questioning(sql):
                 connection = duckdb.connect(":memory:", config=_config(folder, memory))
                 connection.execute("SET errors_as_json = true")
                 plan = _check_statement(duckdb, connection, sql)
-            _show_tables(connection, found, sql)
+            _show_tables(connection, found, sql, lost)
             clock = _Clock(connection, seconds)
             with _questioning(sql):
                 reader = clock.run(lambda: _reader(connection, sql))
                 yield Answer(_unique(reader.schema), _batches(reader, clock, sql), plan)
+    except (QueryError, duckdb.Error):
+        if lost:
+            raise lost[0] from None
+        raise
     except OSError as error:
         if error.filename is None or isinstance(error, BrokenPipeError):
             raise
@@ -137,7 +144,7 @@ def _first_word(duckdb: Any, sql: str) -> str:
     return ""
 
 
-def _show_tables(connection: Any, found: Manifest, sql: str) -> None:
+def _show_tables(connection: Any, found: Manifest, sql: str, lost: list[StorageError]) -> None:
     """Makes the tables of a question known to DuckDB, each a view, and everything else unreachable."""
     named = [table for table in SCHEMAS if table in sql.lower()] or list(SCHEMAS)
     files: dict[str, Location] = {}
@@ -149,7 +156,7 @@ def _show_tables(connection: Any, found: Manifest, sql: str) -> None:
         present = pq.read_schema(for_arrow(found.path / found.files(table)[0])).names
         later = [f", {value!r} AS {name}" for name, value in LATER.get(table, {}).items() if name not in present]
         views.append(f"CREATE VIEW {table} AS SELECT *{''.join(later)} FROM read_parquet({_listed(urls)})")
-    connection.register_filesystem(tables_only(files))
+    connection.register_filesystem(tables_only(files, lost))
     connection.execute(f"SET allowed_paths = {_listed(files)}")
     for view in views:
         connection.execute(view)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from faceshards.reading import open_file
+from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location
 
 PROTOCOL = "manifest"
 
 
-def tables_only(files: dict[str, Location]) -> Any:
-    """Returns a file system of fsspec with these files and no others, which cannot be written."""
+def tables_only(files: dict[str, Location], lost: list[StorageError]) -> Any:
+    """Returns a file system of fsspec with these files and no others, which cannot be written.
+
+    Args:
+        files: where they lie, by their addresses in it.
+        lost: what a store says of them is added to it: DuckDB makes words of its own of it.
+    """
     from fsspec import AbstractFileSystem
 
     class Tables(AbstractFileSystem):
@@ -27,7 +35,8 @@ def tables_only(files: dict[str, Location]) -> Any:
             return files[url]
 
         def info(self, path: str, **_: Any) -> dict[str, Any]:
-            status = self._file(path).stat()
+            with _kept(lost):
+                status = self._file(path).stat()
             return {"name": path, "size": status.st_size, "type": "file", "mtime": status.st_mtime}
 
         def exists(self, path: str, **_: Any) -> bool:
@@ -44,16 +53,29 @@ def tables_only(files: dict[str, Location]) -> Any:
         def open(self, path: str, mode: str = "rb", **_: Any) -> _File:
             if mode != "rb":
                 raise PermissionError(f"{path}: the manifest is read-only")
-            return _File(self._file(path))
+            return _File(self._file(path), lost)
 
     return Tables()
+
+
+@contextmanager
+def _kept(lost: list[StorageError]) -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        lost.append(error)
+        raise
 
 
 class _File:
     """A file whose place belongs to the thread: DuckDB's threads share it, and seek and read are two calls."""
 
-    def __init__(self, path: Location) -> None:
-        self._file, self._place = open_file(path), threading.local()
+    closed = True
+
+    def __init__(self, path: Location, lost: list[StorageError]) -> None:
+        self._lost, self._place = lost, threading.local()
+        with _kept(lost):
+            self._file = open_file(path)
         self.closed = False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -67,9 +89,10 @@ class _File:
     def read(self, count: int = -1) -> bytes:
         start, pieces = self.tell(), []
         left = self._file.size - start if count < 0 else count
-        while left > 0 and (piece := self._file.read_at(start, left)):
-            pieces.append(piece)
-            start, left = start + len(piece), left - len(piece)
+        with _kept(self._lost):
+            while left > 0 and (piece := self._file.read_at(start, left)):
+                pieces.append(piece)
+                start, left = start + len(piece), left - len(piece)
         self._place.at = start
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

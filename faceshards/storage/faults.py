@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from faceshards.errors import FaceshardsError
 
-_DENIED = "access denied{}; check the credentials ({})"
+_DENIED = "access denied by {}{}; check the credentials ({})"
 _VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_SERVICE_ACCOUNT",
@@ -20,9 +22,19 @@ _VARIABLES = {
 
 _LONGEST = 200  # characters of what a server says
 
+_OURS_TO_REPEAT = re.compile(
+    r"BadDigest|XAmzContentSHA256Mismatch|IncompleteBody|RequestTimeout|ConditionalRequestConflict|OperationAborted"
+)
+"""Codes of S3 for what may do when it is asked again, and which obstore does not repeat."""
 
-class StorageError(FaceshardsError, OSError):
-    """A store refuses, or does not answer. It is an OSError too: whoever reads files is told as of a disk.
+_NO_ANSWER_OF_A_STORE = re.compile(
+    r"non-partial response|Content-Range|Requested \d+\.\.|list response|extract metadata|(ETag|Last-Modified) Header"
+)
+"""What obstore says of answers that are none of an object store's."""
+
+
+class StorageError(FaceshardsError):
+    """A store refuses, or does not answer. It is no OSError, from which one goes on with the next file: it is of all.
 
     Args:
         number: errno.
@@ -30,21 +42,42 @@ class StorageError(FaceshardsError, OSError):
         where: the address.
     """
 
+    errno: int | None
+    strerror: str | None
+    filename: Any
+
+    def __init__(self, number: int | None, cause: str | None, where: Any) -> None:
+        super().__init__(number, cause, where)
+        self.errno, self.strerror, self.filename = number, cause, where
+
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"
 
 
 class MissingError(StorageError, FileNotFoundError):
-    """There is no such object."""
+    """There is no such object; that is as of a file."""
 
 
 class TakenError(StorageError, FileExistsError):
     """There is an object already, and it was to be made."""
 
 
+class PassingError(StorageError):
+    """What may do when it is asked again: an answer that was damaged on its way, or did not come."""
+
+
+class DamagedError(ValueError):
+    """An answer is not what a store says; told() tells it as a PassingError."""
+
+
 @contextmanager
-def told(where: object) -> Iterator[Any]:
-    """Yields obstore; what it raises is told as a StorageError about an address."""
+def told(where: object, server: str = "") -> Iterator[Any]:
+    """Yields obstore; what it raises, or a DamagedError, is told as a StorageError.
+
+    Args:
+        where: the address.
+        server: who is asked; "" if the address says it.
+    """
     try:
         import obstore
         from obstore.exceptions import BaseError
@@ -52,16 +85,17 @@ def told(where: object) -> Iterator[Any]:
         raise StorageError(
             errno.ENOPKG, "needs obstore, which is not installed: pip install 'faceshards[s3]'", str(where)
         ) from None
+    began = time.monotonic()
     try:
         yield obstore
     except StorageError:
         raise
     except (BaseError, OSError, ValueError) as error:
-        raise _explained(error, str(where)) from None
+        raise _explained(error, str(where), server or "the server", time.monotonic() - began) from None
 
 
-def _explained(error: Exception, where: str) -> StorageError:
-    """Returns what an error of obstore's says, in few words."""
+def _explained(error: Exception, where: str, server: str, took: float) -> StorageError:
+    """Returns what an error of obstore's says, in few words; it took so many seconds."""
     from obstore import exceptions
 
     text, _, debug = str(error).partition("\n\nDebug source")
@@ -74,19 +108,28 @@ def _explained(error: Exception, where: str) -> StorageError:
         return MissingError(errno.ENOENT, "no such object", where)
     if isinstance(error, exceptions.AlreadyExistsError):
         return TakenError(errno.EEXIST, "is there already", where)
-    if isinstance(error, exceptions.PreconditionError):
+    if isinstance(error, exceptions.PreconditionError) or (status and status[1] == "412"):
         return StorageError(errno.ESTALE, "was replaced while it was read", where)
     if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)", text):
         return no_credentials(where)
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or (status and status[1] in ("401", "403")):
-        return StorageError(errno.EACCES, _DENIED.format(f" ({code})" if code else "", _variables(where)), where)
+        return StorageError(
+            errno.EACCES, _DENIED.format(server, f" ({code})" if code else "", _variables(where)), where
+        )
     if status is None and "HTTP error" in text:
-        return StorageError(errno.EIO, _unanswered(text, debug), where)
+        once = "retries: 0" in debug or "list response" in text
+        kind = PassingError if once else StorageError
+        return kind(errno.EIO, _unanswered(text, debug, server, took), where)
+    if isinstance(error, DamagedError) or (status is None and _NO_ANSWER_OF_A_STORE.search(text)):
+        words = _short(re.sub(r"^Generic \w+ error: ", "", text))
+        return PassingError(errno.EIO, f"{server} answers unlike an object store: {words}", where)
     if status is not None:
         said = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
-        words = f"{code}: {said[1]}" if said else code or re.sub(r"^.*?status code: ", "", text.replace("\n", " "))
-        return StorageError(errno.EIO, f"the server says {status[1]} {_short(words)}{_retries(text)}", where)
+        words = f"{code}: {said[1]}" if said else code or _phrase(int(status[1]))
+        passes = _OURS_TO_REPEAT.fullmatch(code) or (status[1] == "400" and not code)  # to a HEAD it has no words
+        kind = PassingError if passes else StorageError
+        return kind(errno.EIO, f"{server} says {status[1]} {_short(words)}{_retries(text)}", where)
     return StorageError(errno.EIO, _short(text), where)
 
 
@@ -105,19 +148,27 @@ def _variables(where: str) -> str:
     return _VARIABLES.get(where.partition(":")[0], "")
 
 
-def _unanswered(text: str, debug: str) -> str:
+def _unanswered(text: str, debug: str, server: str, took: float) -> str:
     """Returns that a server did not answer, which one, and why."""
-    server = re.search(r"https?://[^/\s]+", text)
+    found = re.search(r"https?://[^/\s]+", text)
     causes = re.findall(r'(?:message|error): "([^"\\]+)"', debug)
     timed_out = "TimedOut" in debug
     why = "timed out" if timed_out else causes[-1] if causes else "the connection was lost"
-    return f"{server[0] if server else 'the server'} does not answer: {why}{_retries(text)}"
+    return f"{found[0] if found else server} does not answer: {why}{_retries(text) or f' (tried for {took:.3g} s)'}"
 
 
 def _retries(text: str) -> str:
     """Returns how often and how long it was tried."""
     found = re.search(r" in ([\d.]+)(\S*?), after (\d+) retries", text)
     return f" (tried {int(found[3]) + 1} times in {float(found[1]):.3g} {found[2]})" if found else ""
+
+
+def _phrase(status: int) -> str:
+    """Returns HTTP's words for a status."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
 
 
 def _short(text: str) -> str:

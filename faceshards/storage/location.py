@@ -13,15 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
-from faceshards.storage.faults import MissingError, StorageError, TakenError, no_bucket, told
-from faceshards.storage.stores import store
+from faceshards.storage import requests
+from faceshards.storage.faults import MissingError, StorageError, TakenError
 
 SCHEMES = ("s3", "gs", "az")
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)(.*)", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-_CHUNK = 16 << 20  # bytes of a piece of an upload: with 10,000 pieces, objects of up to 160 GB
-_AT_ONCE = 4  # pieces in flight
 _SHA256 = "sha256"  # of an object's content (hex), among what is stored with it
 
 NEEDS_CACHE = (
@@ -108,12 +106,10 @@ class StoredPath:
             MissingError: there is none; where the bucket is missing, it is not a MissingError.
         """
         try:
-            with told(self) as obstore:
-                found = obstore.head(self._store, self.key)
+            return status(requests.head(self))
         except MissingError:
             self._check_bucket()  # a HEAD has no words for it
             raise
-        return status(found)
 
     def exists(self) -> bool:
         """Returns whether there is such an object."""
@@ -133,8 +129,7 @@ class StoredPath:
 
     def entries(self) -> Iterator[tuple[StoredPath, bool]]:
         """Yields what is right below this place, and whether it is the prefix of more."""
-        with told(self) as obstore:
-            found = obstore.list_with_delimiter(self._store, self.key or None)
+        found = requests.children(self)
         for key in found["common_prefixes"]:
             yield StoredPath(self.scheme, self.bucket, key.rstrip("/")), True
         for entry in found["objects"]:
@@ -146,16 +141,12 @@ class StoredPath:
 
     def tree(self) -> Iterator[tuple[StoredPath, int]]:
         """Yields every object below this place, and its size in bytes."""
-        with told(self) as obstore:
-            for entries in obstore.list(self._store, self.key or None):
-                for entry in entries:
-                    yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
+        for entry in requests.below(self):
+            yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
 
     def sha256(self) -> tuple[int, str]:
         """Returns size and SHA-256 (hex) of the object as it was uploaded; "" if it was not by `upload`."""
-        with told(self) as obstore:
-            found = obstore.get(self._store, self.key, options={"head": True})
-            return found.meta["size"], str(found.attributes.get(_SHA256, ""))
+        return requests.attribute(self, _SHA256)
 
     def write_bytes(self, data: bytes, exclusive: bool = False) -> None:
         """Makes or replaces an object, whole or not at all.
@@ -167,8 +158,10 @@ class StoredPath:
         Raises:
             TakenError: exclusive, and there is one.
         """
-        with told(self) as obstore:
-            obstore.put(self._store, self.key, data, mode="create" if exclusive else "overwrite")
+        if exclusive:
+            requests.put_once(self, data)
+        else:
+            requests.put(self, data)
 
     def upload(self, path: Path, sha256: str) -> None:
         """Makes or replaces an object with the content of a file, whole or not at all.
@@ -177,18 +170,11 @@ class StoredPath:
             path: of the file.
             sha256: its digest (hex), which is stored with the object.
         """
-        with told(self) as obstore, open(path, "rb") as file:
-            obstore.put(
-                *(self._store, self.key, file),
-                attributes={_SHA256: sha256},
-                chunk_size=_CHUNK,
-                max_concurrency=_AT_ONCE,
-            )
+        requests.upload(self, path, {_SHA256: sha256})
 
     def unlink(self) -> None:
         """Removes the object; nothing happens if there is none."""
-        with told(self) as obstore:
-            obstore.delete(self._store, self.key)
+        requests.delete(self)
 
     def make_alone(self, data: bytes) -> None:
         """Makes an object that must not be there, and sees that the store would not make it twice.
@@ -207,17 +193,12 @@ class StoredPath:
             errno.ENOTSUP, "its store ignores If-None-Match, so that two could publish there at once", str(self)
         )
 
-    @property
-    def _store(self) -> Any:
-        return store(self.scheme, self.bucket)
-
     def _check_bucket(self) -> None:
         """Raises StorageError if the bucket is missing, as far as one may look."""
         try:
-            with told(self) as obstore:
-                next(iter(obstore.list(self._store, self.key or None)), None)
+            requests.check_bucket(self)
         except StorageError as error:
-            if error.strerror == no_bucket("").strerror:
+            if error.errno != errno.EACCES:
                 raise
 
 

@@ -16,9 +16,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from faceshards.storage.faults import told
+from faceshards.storage import requests
 from faceshards.storage.location import StoredPath
-from faceshards.storage.stores import store
 
 PIECE = 8 << 20
 """Bytes of a range, about, of what is read whole."""
@@ -116,9 +115,7 @@ class StoredFile(io.RawIOBase):
 
     def _range(self, start: int, stop: int) -> bytes:
         """Returns the bytes of one request."""
-        options: Any = {"range": (start, stop), "if_match": self.status.st_ino or None}
-        with told(self.path) as obstore:
-            return bytes(obstore.get(store(self.path.scheme, self.path.bucket), self.path.key, options=options).bytes())
+        return requests.part(self.path, start, stop, self.status.st_ino)
 
     # What Arrow, SQLite's copy and the like ask of a file of Python's.
 

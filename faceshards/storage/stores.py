@@ -22,9 +22,20 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 RETRY_SECONDS = 180
-"""A request is repeated for so long at most, with pauses of 0.1 s that grow to 10 s, before a store counts as lost."""
+"""A request is repeated for so long at most before a store counts as lost."""
 
-_RETRIES = 30  # more than fit into these seconds
+PAUSES = (0.1, 10.0)
+"""Seconds between two attempts: the first ones, and what they grow to."""
+
+READ_SECONDS = 30
+"""Of which nothing comes of an answer: then it counts as lost, and is asked for again."""
+
+UPLOAD_SECONDS = 120
+"""The same, of a piece of an upload: in them it has to be sent, too."""
+
+_LONGEST = 600  # seconds of an answer that comes, slowly
+_RETRIES = 1000  # more than fit into RETRY_SECONDS
+_GROWTH = 4  # a pause is a random part of so many times the one before: with less than e they hardly grow
 _OURS = ("AWS_", "GOOGLE_", "AZURE_")
 _OTHER_WAYS = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
@@ -33,21 +44,36 @@ _OTHER_WAYS = (
 _METADATA = ("169.254.169.254", 80)  # where a machine of Amazon's asks for its own credentials
 
 
-def store(scheme: str, bucket: str) -> ObjectStore:
+def store(scheme: str, bucket: str, uploads: bool = False) -> ObjectStore:
     """Returns the store of a bucket.
+
+    Args:
+        scheme: of its address.
+        bucket: its name.
+        uploads: it is for pieces of files.
 
     Raises:
         StorageError: there are no credentials for it, or they are unusable.
     """
-    return _store(scheme, bucket, tuple(sorted(item for item in os.environ.items() if item[0].startswith(_OURS))))
+    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_OURS)))
+    return _store(scheme, bucket, UPLOAD_SECONDS if uploads else READ_SECONDS, environment)
+
+
+def attempts() -> int:
+    """Returns how often a request is made at most."""
+    found = os.environ.get("AWS_MAX_ATTEMPTS", "")
+    return max(1, int(found)) if found.isdecimal() else _RETRIES + 1
 
 
 @functools.lru_cache(maxsize=32)
-def _store(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...]) -> ObjectStore:
+def _store(scheme: str, bucket: str, silence: float, _environment: tuple[tuple[str, str], ...]) -> ObjectStore:
     url = f"{scheme}://{bucket}"
     config = _s3(bucket, url) if scheme == "s3" else {}
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS", "")
-    options: dict[str, Any] = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "10m"}
+    options: dict[str, Any] = {
+        "connect_timeout": "5s",
+        "read_timeout": timedelta(seconds=silence),
+        "timeout": timedelta(seconds=_LONGEST),
+    }
     if str(config.get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
     if authority := os.environ.get("AWS_CA_BUNDLE"):
@@ -56,9 +82,13 @@ def _store(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...]) 
         except OSError as error:
             raise StorageError(errno.EINVAL, f"AWS_CA_BUNDLE: {authority}: {error.strerror}", url) from None
     retries = {
-        "max_retries": max(0, int(attempts) - 1) if attempts.isdecimal() else _RETRIES,
+        "max_retries": attempts() - 1,
         "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-        "backoff": {"max_backoff": timedelta(seconds=10)},
+        "backoff": {
+            "init_backoff": timedelta(seconds=PAUSES[0]),
+            "max_backoff": timedelta(seconds=PAUSES[1]),
+            "base": _GROWTH,
+        },
     }
     with told(url):
         from obstore.store import from_url
@@ -80,6 +110,8 @@ def _s3(bucket: str, url: str) -> dict[str, Any]:
             raise no_credentials(url)
     region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or profile.get("region")
     config["region"] = region or "us-east-1"
+    if env.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() != "when_required":
+        config["checksum_algorithm"] = "sha256"  # of what is sent; the store compares it
     if endpoint:
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:

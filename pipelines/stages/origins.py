@@ -78,8 +78,15 @@ class Sources:
                 if low < high:
                     yield from self._block(table.slice(low, high - low).combine_chunks(), opened, in_order=True)
 
-    def _block(self, rows: pa.Table, opened: OpenFiles, in_order: bool = False) -> list[bytes]:
-        """Returns the images of some rows, each compared with the sha256 that was signed."""
+    def _block(self, rows: pa.Table, opened: OpenFiles, in_order: bool = False, again: bool = True) -> list[bytes]:
+        """Returns the images of some rows, each compared with the sha256 that was signed.
+
+        Args:
+            rows: of ROUTED_SCHEMA.
+            opened: keeps files open.
+            in_order: they are in the order of their places.
+            again: what is wrong is read once more; from a store bytes may come changed.
+        """
         places = list(map(Place._make, zip(*(rows[name].to_pylist() for name in _PLACE), strict=True)))
         sources, images = rows["source"].to_numpy(), [b""] * len(rows)
         order = np.lexsort((rows["offset"].to_numpy(), sources))
@@ -90,8 +97,13 @@ class Sources:
             for i, image in zip(at, read_images(file, wanted, opened), strict=True):
                 images[i] = image
         if (wrong := _changed(images, rows)) is not None:
+            if again:
+                with OpenFiles() as anew:
+                    return self._block(rows, anew, in_order, again=False)
             path, key = self.files[sources[wrong]].path, places[wrong].key
-            raise SourceError(f"{path}: record {key} changed since it was scanned: its sha256 is another")
+            raise SourceError(
+                f"{path}: record {key} changed since it was scanned: its sha256 is another; --restart scans it anew"
+            )
         return images
 
 

@@ -142,19 +142,11 @@ class ShardCache:
         """Returns the descriptor of a copy, newly fetched and compared with its checksum."""
         part = path.with_suffix(".part")
         handle = self._room(part, size)
-        digest = hashlib.sha256()
         try:
-            with open_file(source) as file, open(handle, "wb", closefd=False) as copy:
-                for start in range(0, file.size, BLOCK):
-                    if ended.is_set():
-                        raise CacheError(f"{source}: nobody waits for it any more")
-                    data = file.read_at(start, BLOCK)
-                    digest.update(data)
-                    copy.write(data)
-                    if start + len(data) > size:
-                        break
-            if (os.fstat(handle).st_size, digest.hexdigest()) != (size, path.stem):
-                raise StreamError(f"{source}: changed since it was published: its SHA-256 is not the manifest's")
+            if _copy(source, size, handle, ended) != path.stem:
+                log.warning("%s: its SHA-256 is not the manifest's; it is fetched once more", source)
+                if _copy(source, size, handle, ended) != path.stem:
+                    raise StreamError(f"{source}: changed since it was published: its SHA-256 is not the manifest's")
             with _alone(self.folder / ".lock"):  # who counts what is kept would miss it between its two names
                 os.replace(part, path)
                 fcntl.flock(handle, fcntl.LOCK_SH)
@@ -190,6 +182,25 @@ class ShardCache:
                 os.close(handle)
                 raise
             return handle
+
+
+def _copy(source: Location, size: int, handle: int, ended: Event) -> str:
+    """Returns the SHA-256 (hex) of what was copied from a source; "" if it is not of that size."""
+    digest, count = hashlib.sha256(), 0
+    os.lseek(handle, 0, os.SEEK_SET)
+    with open_file(source) as file, open(handle, "wb", closefd=False) as copy:
+        if file.size != size:
+            return ""
+        while count < size:
+            if ended.is_set():
+                raise CacheError(f"{source}: nobody waits for it any more")
+            data = file.read_at(count, BLOCK)
+            digest.update(data)
+            copy.write(data)
+            count += len(data)
+            if not data:  # it was cut meanwhile
+                return ""
+    return digest.hexdigest()
 
 
 @contextmanager
