@@ -19,10 +19,11 @@ from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError
 from faceshards.reading import fetch
 from faceshards.storage.location import StoredPath
-from pipelines import upload
+from pipelines import publication, upload
 from pipelines.config import BuildConfig
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
+from pipelines.publication import MARK, Publication, dataset_files
 from pipelines.runner import Execution
 from pipelines.sources.find import find_files
 from tests.faceshards.test_stored_dataset import upload as put
@@ -44,6 +45,12 @@ def build(source: Path | StoredPath, out: Path | StoredPath, worker: str, **opti
     files, _ = find_files(source)
     execution = Execution(1, worker, PARTITION_BYTES, quiet=True)
     return upload.build_at("tiny", files, out, CONFIG, execution, **options)
+
+
+def send(manifest: Manifest, out: StoredPath, goes_on: bool) -> None:
+    """Uploads a dataset of the disk."""
+    assert isinstance(manifest.path, Path)
+    Publication(out, "dataset.json", {}).upload(manifest.path, dataset_files(manifest), True, goes_on)
 
 
 def downloaded(place: StoredPath, folder: Path) -> Path:
@@ -119,7 +126,7 @@ def test_a_killed_upload_is_no_dataset_and_goes_on(
         plain(self, path, sha256)
         sent.append(self)
 
-    monkeypatch.setattr(upload, "_AT_ONCE", 1)
+    monkeypatch.setattr(publication, "_AT_ONCE", 1)
     monkeypatch.setattr(StoredPath, "upload", killed)
     with pytest.raises(KilledError):
         build(tiny_source, out, worker, work=whole)
@@ -128,7 +135,7 @@ def test_a_killed_upload_is_no_dataset_and_goes_on(
     monkeypatch.setattr(StoredPath, "upload", counted)
     assert build(tiny_source, out, worker, work=whole).info == tiny_dataset.info
     assert len(sent) == len(set(sent)) == len(list(out.tree())) - 1
-    assert not (out / upload.MARK).exists()
+    assert not (out / MARK).exists()
 
 
 def test_what_is_published_is_not_built_again_and_not_replaced(
@@ -149,10 +156,10 @@ def test_a_place_of_others_is_refused(tiny_source: Path, whole: Path, bucket: St
     (bucket / "set" / "notes.txt").write_bytes(b"mine")
     with pytest.raises(BuildError, match=f"^{bucket}/set: objects lie there, and no dataset of ours; they are not"):
         build(tiny_source, bucket / "set", worker, work=whole)
-    (bucket / "other" / upload.MARK).write_bytes(b"another request")
+    (bucket / "other" / MARK).write_bytes(b"another request")
     with pytest.raises(BuildError, match="an interrupted upload of another request lies there"):
         build(tiny_source, bucket / "other", worker, work=whole)
-    assert [place.name for place, _ in bucket.tree()] == [upload.MARK, "notes.txt"]
+    assert [place.name for place, _ in bucket.tree()] == [MARK, "notes.txt"]
 
 
 def test_a_plan_says_what_would_be_refused(
@@ -167,17 +174,17 @@ def test_a_plan_says_what_would_be_refused(
     assert said(out) == said(bucket / "free") == []
     assert "from another request; choose another prefix" in said(out, BuildConfig(shards=5))[0]
     assert "in a bucket no dataset is replaced" in said(out, overwrite=True)[0]
-    (bucket / "other" / upload.MARK).write_bytes(b"another request")
+    (bucket / "other" / MARK).write_bytes(b"another request")
     assert "an interrupted upload of another request" in said(bucket / "other")[0]
     assert said(bucket / "other", restart=True) == []
-    assert sorted(place.name for place, _ in (bucket / "other").tree()) == [upload.MARK]
+    assert sorted(place.name for place, _ in (bucket / "other").tree()) == [MARK]
 
 
 def test_restart_removes_what_an_upload_left_and_nothing_else(bucket: StoredPath) -> None:
-    for name in ("set/x", "set/shards/y", f"set/{upload.MARK}", "kept/x", "set2"):
+    for name in ("set/x", "set/shards/y", f"set/{MARK}", "kept/x", "set2"):
         (bucket / name).write_bytes(b"")
-    upload._clear(bucket / "kept")
-    upload._clear(bucket / "set")
+    for name in ("kept", "set"):
+        Publication(bucket / name, "dataset.json", {}).clear()
     assert sorted(str(place) for place, _ in bucket.tree()) == [f"{bucket}/kept/x", f"{bucket}/set2"]
 
 
@@ -191,7 +198,7 @@ def test_a_damaged_file_is_not_uploaded(
     data[-1000] ^= 1
     shard.write_bytes(data)
     with pytest.raises(BuildError, match=rf"^{shard}: changed since it was published"):
-        upload._upload(Manifest(copy), bucket / "set", quiet=True, goes_on=False)
+        send(Manifest(copy), bucket / "set", goes_on=False)
     assert not (bucket / "set" / "dataset.json").exists()
 
 
@@ -212,9 +219,9 @@ def test_two_who_publish_the_same_agree_and_another_is_refused(
             patch.setattr(StoredPath, "tree", first)
             if refused:
                 with pytest.raises((BuildError, ManifestError)):
-                    upload._upload(tiny_dataset, out, quiet=True, goes_on=True)
+                    send(tiny_dataset, out, goes_on=True)
             else:
-                upload._upload(tiny_dataset, out, quiet=True, goes_on=True)
+                send(tiny_dataset, out, goes_on=True)
         (out / "dataset.json").unlink()
 
 
