@@ -19,7 +19,7 @@ from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_j
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from faceshards.locks import BusyError, exclusive_folder
-from faceshards.storage.location import Location, as_location
+from faceshards.storage.location import Location, StoredPath, as_location, lies_in
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
 from pipelines.stages.doubts import broken
@@ -50,7 +50,7 @@ def check_output(out: Path) -> None:
         raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
 
 
-def check_apart(manifest: Manifest, out: Path) -> None:
+def check_apart(manifest: Manifest, out: Location) -> None:
     """Refuses a place that lies where it would be taken for a part of something else, or that no rename can make.
 
     Args:
@@ -60,18 +60,17 @@ def check_apart(manifest: Manifest, out: Path) -> None:
     Raises:
         BuildError: says what is there.
     """
-    home = Path(os.path.realpath(manifest.path)) if isinstance(manifest.path, Path) else None
-    if home and out.is_relative_to(home):
+    home = manifest.path.resolve()
+    if lies_in(out, home):
         raise BuildError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
     for source in manifest.info.get("sources", []):
-        if not isinstance(as_location(source["path"]), Path):
-            continue
-        path = Path(os.path.realpath(source["path"]))
+        path = as_location(source["path"]).resolve()
         folder = path if source.get("kind") == "folder" else path.parent
-        # A folder that holds the dataset too is where somebody keeps everything, not the source.
-        if out.is_relative_to(folder) and not (home and home.is_relative_to(folder)):
+        # A folder that holds the dataset too is where somebody keeps everything, not the source. So is a whole bucket.
+        everything = lies_in(home, folder) or (isinstance(folder, StoredPath) and not folder.key)
+        if lies_in(out, folder) and not everything:
             raise BuildError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
-    if os.path.ismount(out):
+    if isinstance(out, Path) and os.path.ismount(out):
         raise BuildError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")
 
 
@@ -119,16 +118,14 @@ def describe(
     return dict(json.loads(json.dumps(request)))
 
 
-def published(
-    out: Location, request: dict[str, Any], strict: bool, instead: str = "--overwrite replaces it"
-) -> Manifest:
+def published(out: Location, request: dict[str, Any], strict: bool, instead: str = "") -> Manifest:
     """Returns the dataset at `out` if it is what was asked for.
 
     Args:
         out: where a dataset is published.
         request: what is asked for.
         strict: it may not be unsound.
-        instead: what to do where it is another one.
+        instead: what to do where it is another one, in a bucket.
 
     Raises:
         BuildError: it is another one.
@@ -138,7 +135,9 @@ def published(
     published = {key: found.info.get(key) for key in asked}
     published["config"] = {**dataclasses.asdict(BuildConfig()), **found.info["config"]}  # settings that came later
     if differences(published, asked):
-        instead = "choose another folder, or remove it" if "split" in request else instead
+        instead = instead or (
+            "choose another folder, or remove it" if "split" in request else "--overwrite replaces it"
+        )
         raise BuildError(f"{out}: a dataset is published there, from another request; {instead}")
     if strict and (lines := found.info.get("unsound") or broken(request["name"], found.totals)):
         raise BuildError(

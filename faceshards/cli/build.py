@@ -18,6 +18,7 @@ from faceshards.cli.options import (
     SHARE,
     Command,
     Interrupted,
+    check_work,
     cluster_options,
     dashboard_option,
     data_root_option,
@@ -133,12 +134,7 @@ def build(
         raise click.UsageError("--sample belongs to --plan: a dataset of a part of the identities is not made")
     if page is not None and plan:
         raise click.UsageError("--report shows a dataset, and --plan publishes none")
-    if isinstance(out, Path) != (work is None):
-        raise click.UsageError(
-            f"--out {out}: needs --work FOLDER, on a disk, to build in"
-            if work is None
-            else "--work belongs to --out in a bucket: a folder is built beside where it will be"
-        )
+    check_work(out, work)
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee

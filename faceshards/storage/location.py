@@ -231,6 +231,13 @@ def absolute(path: str | Location) -> Location:
     return found if isinstance(found, StoredPath) else Path(os.path.abspath(found))
 
 
+def lies_in(place: Location, folder: Location) -> bool:
+    """Returns whether a place is a folder (or a prefix in a bucket), or lies in it, by their names alone."""
+    if isinstance(place, StoredPath) or isinstance(folder, StoredPath):
+        return f"{place}/".startswith(f"{folder}/")
+    return place.is_relative_to(folder)
+
+
 def status(found: Any) -> Status:
     """Returns what obstore says of an object."""
     changed: datetime = found["last_modified"]

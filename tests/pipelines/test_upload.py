@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from distributed import Client
 
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest, ManifestError
@@ -27,18 +26,7 @@ from pipelines.publication import MARK, Publication, dataset_files
 from pipelines.runner import Execution
 from pipelines.sources.find import find_files
 from tests.faceshards.test_stored_dataset import upload as put
-from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests, shared_worker
-
-
-@pytest.fixture
-def worker(bucket: StoredPath) -> Iterator[str]:
-    """The address of the shared worker, which reaches the bucket meanwhile."""
-    address = shared_worker()
-    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    with Client(address, set_as_default=False) as client:
-        client.run(lambda: os.environ.update(variables))
-        yield address
-        client.run(lambda: [os.environ.pop(name) for name in variables])
+from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests
 
 
 def build(source: Path | StoredPath, out: Path | StoredPath, worker: str, **options: Any) -> Manifest:
@@ -228,8 +216,11 @@ def test_two_who_publish_the_same_agree_and_another_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (["--out", "s3://faces/set"], "--out s3://faces/set: needs --work FOLDER, on a disk, to build in"),
-        (["--out", "set", "--work", "w"], "--work belongs to --out in a bucket"),
+        (
+            ["--out", "s3://faces/set"],
+            "s3://faces/set: is in a bucket, and needs --work FOLDER, on a disk, to be made in",
+        ),
+        (["--out", "set", "--work", "w"], "--work belongs to a place in a bucket"),
         (["--out", "s3://faces/set", "--work", "s3://faces/w"], "s3://faces/w is in a bucket, and has to be on a disk"),
     ],
 )
