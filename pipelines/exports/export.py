@@ -86,8 +86,10 @@ def check(manifest: Manifest, request: Request, out: Location) -> pa.Table:
     """
     kind, identities = EXPORTS[request.to], _identities(manifest, request)
     if kind.FILE_EACH and isinstance(out, StoredPath):
-        others = " or ".join(f"--to {name}" for name, other in EXPORTS.items() if not other.FILE_EACH)
-        raise ExportError(f"{out}: {request.to} is a file for each image, too many for a bucket; {others} has few")
+        others = ", ".join(name for name, other in EXPORTS.items() if not other.FILE_EACH)
+        raise ExportError(
+            f"{out}: --to {request.to} is a file for each image, too many for a bucket; choose another format: {others}"
+        )
     kind.refuse(manifest.totals["kept"], identities["written"].to_numpy(zero_copy_only=False))
     return identities
 

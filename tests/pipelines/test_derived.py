@@ -162,7 +162,7 @@ def test_what_cannot_be_leaves_nothing(tiny_dataset: Manifest, bucket: StoredPat
         ("an interrupted upload of another request", lambda: export(stored, bucket / "other", worker, work)),
         ("/set/tars: lies in the dataset", lambda: export(stored, bucket / "set" / "tars", worker, work)),
         (
-            "too many for a bucket; --to recordio or",
+            "too many for a bucket; choose another format: recordio, im2rec, web",
             lambda: export(stored, bucket / "f", worker, work, Request("folder")),
         ),
         ("needs a work folder", lambda: export_at(stored.path, bucket / "f", TARS, Execution(1, worker))),
