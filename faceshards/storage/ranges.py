@@ -31,6 +31,21 @@ _GAP = 64 << 10  # bytes between two images that are read along rather than aske
 _WIDE_GAP = 4 << 20  # the same, of images that are read in order
 
 
+def read_range(path: StoredPath, start: int, stop: int) -> bytes:
+    """Returns bytes of an object that nobody replaces, by one request; from its end on if `start` is below 0."""
+    wanted: Any = {"suffix": -start} if start < 0 else (start, stop)
+    with told(path) as obstore:
+        found = obstore.get(store(path.scheme, path.bucket), path.key, options={"range": wanted})
+        return bytes(found.bytes())
+
+
+def read_object(path: StoredPath) -> tuple[bytes, str]:
+    """Returns the content of a small object, and its ETag."""
+    with told(path) as obstore:
+        found = obstore.get(store(path.scheme, path.bucket), path.key)
+        return bytes(found.bytes()), found.meta["e_tag"] or ""
+
+
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
     """Returns the threads of a process that wait for ranges; another process has its own."""
