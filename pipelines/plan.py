@@ -89,6 +89,8 @@ def plan(
         SourceError: a source is unusable, or its people cannot be told apart.
     """
     out = absolute(out)
+    if isinstance(out, StoredPath) and work is not None:
+        prefix.check_apart(work, out, [file.path for file in files])
     asked = ask(name, files, out, config, exclude)
     refused = _in_the_way(out, asked.request, strict, overwrite)
     what = "plan" if share == 1 else "sample"

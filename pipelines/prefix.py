@@ -170,6 +170,17 @@ def publish(out: StoredPath, files: Iterable[File], info: Mapping[str, Any], lea
             raise BuildError(f"{out}: another build published there meanwhile") from None
 
 
+def check_apart(work: StoredPath, out: StoredPath, sources: Iterable[str]) -> None:
+    """Refuses a work prefix that holds the dataset or a source, or lies in one of them.
+
+    Raises:
+        BuildError: says which.
+    """
+    for what, place in (("dataset", str(out)), *(("source", path) for path in sources)):
+        if f"{work}/".startswith(f"{place}/") or f"{place}/".startswith(f"{work}/"):
+            raise BuildError(f"{work}: the {what} is {place}; choose a prefix for the work that is apart from it")
+
+
 @contextmanager
 def exclusive_work(work: StoredPath) -> Iterator[StoredPath]:
     """Yields a work prefix, kept from a second build until the end of this one, or soon after its death.

@@ -81,7 +81,8 @@ def build_at(
         raise BuildError(f"{out}: needs a work folder on a disk (--work), in which the dataset is made")
     if overwrite:
         raise BuildError(f"{out}: {_NO_OVERWRITE}")
-    check_apart(work, out, files)
+    if isinstance(work, StoredPath):
+        prefix.check_apart(work, out, [file.path for file in files])
     asked = ask(name, files, out if isinstance(work, StoredPath) else made_in(work), config, exclude)
     if (out / "dataset.json").exists():
         found = workspace.published(out, asked.request, strict, _INSTEAD)
@@ -95,19 +96,6 @@ def build_at(
         else:
             _build_here(name, files, out, work, config, execution, lease, rest)
     return Manifest(out)
-
-
-def check_apart(work: Location, out: StoredPath, files: Sequence[SourceFile]) -> None:
-    """Refuses a work prefix that holds the dataset or a source, or lies in one of them.
-
-    Raises:
-        BuildError: says which.
-    """
-    if not isinstance(work, StoredPath):
-        return
-    for what, place in (("dataset", str(out)), *(("source", file.path) for file in files)):
-        if f"{work}/".startswith(f"{place}/") or f"{place}/".startswith(f"{work}/"):
-            raise BuildError(f"{work}: the {what} is {place}; choose a prefix for the work that is apart from it")
 
 
 def _build_there(
@@ -186,7 +174,6 @@ def in_the_way(
     if options["overwrite"]:
         return [f"{out}: {_NO_OVERWRITE}"]
     try:
-        check_apart(work, out, files)
         if (out / "dataset.json").exists():
             workspace.published(out, request, options["strict"], _INSTEAD)
         elif not options["restart"]:
