@@ -128,9 +128,7 @@ def refused(out: StoredPath, request: Mapping[str, Any]) -> None:
 def clear(out: StoredPath) -> None:
     """Removes what an interrupted build left, the mark apart; nothing else."""
     if (out / MARK).exists():
-        for place, _ in out.tree():
-            if place.name != MARK:
-                place.unlink()
+        each(StoredPath.unlink, [place for place, _ in out.tree() if place != out / MARK])
 
 
 def is_there(place: StoredPath, file: File) -> bool:

@@ -154,6 +154,7 @@ class Survey:
             BuildError: a record cannot be survived, or no record is left.
             SourceError: a source is unusable, or its people cannot be told apart.
         """
+        self._check_workers(runner)
         partitions, warnings = self._cut()
         self._check_labels(runner, partitions)
         self._sign(runner, partitions)
@@ -166,6 +167,14 @@ class Survey:
         if not (decisions / "facts.json").exists():
             self._decide(partitions, facts, runner.workers, decisions)
         return Found(partitions, facts, json.loads(content(decisions / "facts.json")), warnings)
+
+    def _check_workers(self, runner: Runner) -> None:
+        """Raises BuildError if a worker cannot reach the bucket of the work: it has variables of its own."""
+        if not isinstance(self.work, StoredPath):
+            return
+        for worker, found in runner.everywhere(names_in, self.work).items():
+            if isinstance(found, Exception):
+                raise BuildError(f"worker {worker}: {found}")
 
     def records(self, part: Partition) -> Location:
         """Returns the record table of a partition."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from faceshards.errors import FaceshardsError
 from faceshards.storage.faults import MissingError, StorageError, TakenError
-from faceshards.storage.location import StoredPath
+from faceshards.storage.location import StoredPath, Version
 from faceshards.storage.ranges import read_object
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _BEAT = 20.0  # seconds between two renewals
 _PATIENCE = 120.0  # seconds without one after which a holder counts as dead
 _LOOK = 5.0  # seconds between two looks
-_SMALLEST = '"0"'  # an ETag that no object has
+_NONE = {"e_tag": '"0"', "version": "0"}  # a version that no object has
 
 
 class HeldError(FaceshardsError):
@@ -75,7 +75,7 @@ class Lease:
         self._stop = threading.Event()
         self.fresh = False
         """Whether there was none before."""
-        self._etag = self._take()
+        self._version = self._take()
         threading.Thread(target=self._renew_always, name="faceshards-lease", daemon=True).start()
 
     def renew(self) -> None:
@@ -87,11 +87,11 @@ class Lease:
         with self._lock:
             self._beat += 1
             try:
-                self._etag = self.place.write_bytes(self._content(), replaces=self._etag)
+                self._version = self.place.write_bytes(self._content(), replaces=self._version)
             except StorageError as error:
                 if not _is_other(error):
                     raise
-                self._etag = self._if_ours()
+                self._version = self._if_ours()
 
     def release(self, keep: bool = False) -> None:
         """Lets others have the prefix.
@@ -102,36 +102,37 @@ class Lease:
         self._stop.set()
         with self._lock, suppress(StorageError):  # a store that is lost: then it is taken over in time
             if keep:
-                self.place.write_bytes(_json({**self.about, "beat": self._beat}), replaces=self._etag)
-            elif json.loads(read_object(self.place)[0]).get("token") == self._token:
+                self.place.write_bytes(_json({**self.about, "beat": self._beat}), replaces=self._version)
+            elif _parsed(read_object(self.place)[0]).get("token") == self._token:
                 self.place.unlink()
 
     def _content(self) -> bytes:
         return _json({**self.about, "token": self._token, "beat": self._beat, **_here()})
 
-    def _take(self) -> str:
-        """Returns the ETag of the object, which is this process's now."""
-        seen, since = "", time.monotonic()
+    def _take(self) -> Version:
+        """Returns the version of the object, which is this process's now."""
+        seen: Version = {}
+        since = time.monotonic()
         while True:
             try:
-                etag = self.place.write_bytes(self._content(), exclusive=True)
+                version = self.place.write_bytes(self._content(), exclusive=True)
                 self._probe()
                 self.fresh = True
-                return etag
+                return version
             except TakenError:
                 pass
             try:
-                data, etag = read_object(self.place)
+                data, version = read_object(self.place)
             except MissingError:
                 continue  # released just now
             found = _parsed(data)
             if found.get("token") == self._token:  # the answer to an earlier try was lost
-                return etag
-            if seen and etag != seen:
+                return version
+            if seen and version != seen:
                 raise HeldError(self.place, _name(found))
-            self._accept(found)
             if (alive := _alive(found)) is True:
                 raise HeldError(self.place, _name(found))
+            self._accept(found)
             if alive is None and (not seen or time.monotonic() < since + _PATIENCE):
                 if not seen:
                     since = time.monotonic()
@@ -139,11 +140,11 @@ class Lease:
                         "%s: held by %s; waits up to %.0f s to see whether it lives",
                         *(self.place.parent, _name(found), _PATIENCE),
                     )
-                seen = etag
+                seen = version
                 self._stop.wait(_LOOK)
                 continue
             try:
-                return self.place.write_bytes(self._content(), replaces=etag)
+                return self.place.write_bytes(self._content(), replaces=version)
             except StorageError as error:
                 if not _is_other(error):
                     raise
@@ -152,7 +153,7 @@ class Lease:
         """Sees that the store would not make the object twice, nor replace another one than it is told to."""
         tries: tuple[tuple[str, dict[str, Any]], ...] = (
             ("If-None-Match", {"exclusive": True}),
-            ("If-Match", {"replaces": _SMALLEST}),
+            ("If-Match", {"replaces": _NONE}),
         )
         for header, condition in tries:
             try:
@@ -165,18 +166,18 @@ class Lease:
             cause = f"its store ignores {header}, so that two could publish there at once"
             raise StorageError(errno.ENOTSUP, cause, str(self.place.parent))
 
-    def _if_ours(self) -> str:
-        """Returns the ETag of the object if this process wrote it, by a try whose answer was lost."""
+    def _if_ours(self) -> Version:
+        """Returns the version of the object if this process wrote it, by a try whose answer was lost."""
         try:
-            data, etag = read_object(self.place)
+            data, version = read_object(self.place)
         except MissingError:
-            data, etag = b"{}", ""
+            data, version = b"{}", {}
         found = _parsed(data)
         if found.get("token") != self._token:
             self._stop.set()
-            who = f"another process ({_name(found)})" if etag else "someone"
+            who = f"another process ({_name(found)})" if version else "someone"
             raise LostError(f"{self.place.parent}: {who} took it over, as this one had not been heard of for long")
-        return etag
+        return version
 
     def _renew_always(self) -> None:
         while not self._stop.wait(_BEAT):

@@ -29,6 +29,10 @@ NEEDS_CACHE = (
 )
 
 
+Version: TypeAlias = dict[str, str]
+"""What changes with an object, by which a store replaces no other: its ETag, in some stores a number."""
+
+
 class Status(NamedTuple):
     """What is known of an object, by the names of os.stat."""
 
@@ -157,21 +161,23 @@ class StoredPath:
             found = obstore.get(self._store, self.key, options={"head": True})
             return found.meta["size"], str(found.attributes.get(_SHA256, ""))
 
-    def write_bytes(self, data: bytes | memoryview, exclusive: bool = False, replaces: str = "") -> str:
-        """Returns the ETag of an object, which is made or replaced whole or not at all.
+    def write_bytes(
+        self, data: bytes | memoryview, exclusive: bool = False, replaces: Version | None = None
+    ) -> Version:
+        """Returns the version of an object, which is made or replaced whole or not at all.
 
         Args:
             data: its content.
             exclusive: only if there is none yet.
-            replaces: only what has this ETag.
+            replaces: only this version.
 
         Raises:
             TakenError: exclusive, and there is one.
             StorageError: ESTALE: there is another one than is to be replaced, or none.
         """
-        mode: Any = {"e_tag": replaces} if replaces else "create" if exclusive else "overwrite"
+        mode: Any = replaces or ("create" if exclusive else "overwrite")
         with told(self) as obstore:
-            return obstore.put(self._store, self.key, data, mode=mode)["e_tag"] or ""
+            return version(obstore.put(self._store, self.key, data, mode=mode))
 
     def upload(self, path: Path, sha256: str) -> None:
         """Makes or replaces an object with the content of a file, whole or not at all.
@@ -218,6 +224,11 @@ def absolute(path: str | Location) -> Location:
     """Returns a place that does not depend on the folder one stands in."""
     found = as_location(path)
     return found if isinstance(found, StoredPath) else Path(os.path.abspath(found))
+
+
+def version(found: Any) -> Version:
+    """Returns the version in what obstore says of an object."""
+    return {name: found[name] for name in ("e_tag", "version") if found[name]}
 
 
 def status(found: Any) -> Status:

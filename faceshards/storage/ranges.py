@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from faceshards.storage.faults import told
-from faceshards.storage.location import StoredPath
+from faceshards.storage.location import StoredPath, Version, version
 from faceshards.storage.stores import store
 
 PIECE = 8 << 20
@@ -39,11 +39,11 @@ def read_range(path: StoredPath, start: int, stop: int) -> bytes:
         return bytes(found.bytes())
 
 
-def read_object(path: StoredPath) -> tuple[bytes, str]:
-    """Returns the content of a small object, and its ETag."""
+def read_object(path: StoredPath) -> tuple[bytes, Version]:
+    """Returns the content of a small object, and its version."""
     with told(path) as obstore:
         found = obstore.get(store(path.scheme, path.bucket), path.key)
-        return bytes(found.bytes()), found.meta["e_tag"] or ""
+        return bytes(found.bytes()), version(found.meta)
 
 
 @cache

@@ -274,14 +274,14 @@ def test_a_plan_of_other_decisions_scans_nothing_again(tiny_source: Path, bucket
 def test_workers_without_credentials_are_told_of_in_one_line(
     tiny_source: Path, bucket: StoredPath, worker: str, unpublished: StoredPath
 ) -> None:
-    (unpublished / "done" / "shard-00001.json").unlink()
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     with Client(worker, set_as_default=False) as client:
         client.run(lambda: os.environ.update(AWS_SECRET_ACCESS_KEY="wrong"))
         with pytest.raises(FaceshardsError) as caught:
             build(tiny_source, bucket / "set", worker, bucket / "work")
         client.run(lambda: os.environ.update(AWS_SECRET_ACCESS_KEY=secret))
-    assert "access denied" in str(caught.value)
+    assert str(caught.value).startswith("worker tcp://")
+    assert f": {unpublished}: access denied" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert secret not in str(caught.value)
     assert json.loads(content(bucket / "set" / prefix.MARK)).keys() == {"request", "beat"}
