@@ -17,7 +17,8 @@ from pipelines import workspace
 from pipelines.exports import request as exports
 from pipelines.exports.base import ABOUT, Request
 from pipelines.exports.export import check, export
-from pipelines.publication import INSTEAD, File, Publication, dataset_files
+from pipelines.prefix import File, files_of
+from pipelines.publication import INSTEAD, Publication
 from pipelines.runner import Execution
 from pipelines.split import split as splits
 from pipelines.split.plan import Request as SplitRequest
@@ -106,7 +107,8 @@ def split_at(
 
     def make() -> list[File]:
         with logging_at(workspace.__name__, logging.ERROR):  # of one that waits to be uploaded
-            return dataset_files(splits.split(dataset, folder, request, execution, restart=restart))
+            made = splits.split(dataset, folder, request, execution, restart=restart)
+        return files_of(made.info, made.table("shards").to_pylist())
 
     publication.make(folder.parent, folder, make, restart=restart, quiet=execution.quiet)
     return Manifest(out)

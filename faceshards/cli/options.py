@@ -220,11 +220,17 @@ work_option = click.option(
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
 
 
-def check_work(out: Location, work: Path | None) -> None:
-    """Refuses a place in a bucket without a work folder, and a work folder without one."""
+def check_work(out: Location, work: Location | None, where: str = "a folder on a disk") -> None:
+    """Refuses a place in a bucket without a work folder, and a work folder without one.
+
+    Args:
+        out: the place.
+        work: the work folder, if it was given.
+        where: it may be.
+    """
     if isinstance(out, Path) != (work is None):
         raise click.UsageError(
-            f"{out}: is in a bucket, and needs --work FOLDER, on a disk, to be made in"
+            f"{out}: is in a bucket, and needs --work, {where}, to be made in"
             if work is None
             else "--work belongs to a place in a bucket: what is for a folder is made beside it"
         )

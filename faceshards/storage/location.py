@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
-from faceshards.storage.faults import MissingError, StorageError, TakenError, no_bucket, told
+from faceshards.storage.faults import MissingError, StorageError, no_bucket, told
 from faceshards.storage.stores import store
 
 SCHEMES = ("s3", "gs", "az")
@@ -27,6 +27,10 @@ _SHA256 = "sha256"  # of an object's content (hex), among what is stored with it
 NEEDS_CACHE = (
     "in a bucket: training keeps copies of shards on a disk here, in a folder: name it by --cache (in Python cache=)"
 )
+
+
+Version: TypeAlias = dict[str, str]
+"""What changes with an object, by which a store replaces no other: its ETag, in some stores a number."""
 
 
 class Status(NamedTuple):
@@ -157,18 +161,23 @@ class StoredPath:
             found = obstore.get(self._store, self.key, options={"head": True})
             return found.meta["size"], str(found.attributes.get(_SHA256, ""))
 
-    def write_bytes(self, data: bytes, exclusive: bool = False) -> None:
-        """Makes or replaces an object, whole or not at all.
+    def write_bytes(
+        self, data: bytes | memoryview, exclusive: bool = False, replaces: Version | None = None
+    ) -> Version:
+        """Returns the version of an object, which is made or replaced whole or not at all.
 
         Args:
             data: its content.
             exclusive: only if there is none yet.
+            replaces: only this version.
 
         Raises:
             TakenError: exclusive, and there is one.
+            StorageError: ESTALE: there is another one than is to be replaced, or none.
         """
+        mode: Any = replaces or ("create" if exclusive else "overwrite")
         with told(self) as obstore:
-            obstore.put(self._store, self.key, data, mode="create" if exclusive else "overwrite")
+            return version(obstore.put(self._store, self.key, data, mode=mode))
 
     def upload(self, path: Path, sha256: str) -> None:
         """Makes or replaces an object with the content of a file, whole or not at all.
@@ -185,27 +194,13 @@ class StoredPath:
                 max_concurrency=_AT_ONCE,
             )
 
-    def unlink(self) -> None:
+    def unlink(self, missing_ok: bool = True) -> None:
         """Removes the object; nothing happens if there is none."""
         with told(self) as obstore:
             obstore.delete(self._store, self.key)
 
-    def make_alone(self, data: bytes) -> None:
-        """Makes an object that must not be there, and sees that the store would not make it twice.
-
-        Raises:
-            TakenError: it is there.
-            StorageError: the store knows no exclusive PUT.
-        """
-        self.write_bytes(data, exclusive=True)
-        try:
-            self.write_bytes(data, exclusive=True)
-        except TakenError:
-            return
-        self.unlink()
-        raise StorageError(
-            errno.ENOTSUP, "its store ignores If-None-Match, so that two could publish there at once", str(self)
-        )
+    def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
+        """Does nothing: a prefix is there as soon as an object is."""
 
     @property
     def _store(self) -> Any:
@@ -236,6 +231,11 @@ def lies_in(place: Location, folder: Location) -> bool:
     if isinstance(place, StoredPath) or isinstance(folder, StoredPath):
         return f"{place}/".startswith(f"{folder}/")
     return place.is_relative_to(folder)
+
+
+def version(found: Any) -> Version:
+    """Returns the version in what obstore says of an object."""
+    return {name: found[name] for name in ("e_tag", "version") if found[name]}
 
 
 def status(found: Any) -> Status:

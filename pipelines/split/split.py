@@ -166,7 +166,7 @@ class _Split:
         about = {"file": SET, "pairs": len(planned.same), "possible": planned.possible, "identities": len(planned.held)}
         said = ([*info["warnings"], *warnings], info.get("unsound", []))
         request = {**self.asked, "unseen": about}
-        assemble(self.work, request, dropped, shards, totals.get("structural", 0), *said, (SET, PAIRS))
+        assemble(self.work, self.data, request, dropped, shards, totals.get("structural", 0), *said, (SET, PAIRS))
 
     def _stage(self, runner: Runner, name: str, function: Callable[..., int], tasks: Sequence[tuple[Any, ...]]) -> None:
         """Runs the tasks whose last file is not there yet."""

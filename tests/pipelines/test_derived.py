@@ -20,7 +20,7 @@ from faceshards.storage.location import StoredPath
 from pipelines import publication
 from pipelines.derived import export_at, split_at
 from pipelines.exports.base import ExportError, Request
-from pipelines.publication import MARK
+from pipelines.prefix import MARK
 from pipelines.runner import Execution
 from pipelines.synthetic.write import SyntheticSpec
 from tests.faceshards.test_stored_dataset import upload as put
@@ -99,12 +99,13 @@ def test_killed_it_is_no_export_and_goes_on(
         put_file(self, path, sha256)
         sent.append(self)
 
-    def write_bytes(self: StoredPath, data: bytes, exclusive: bool = False) -> None:
+    def write_bytes(self: StoredPath, data: bytes, **options: Any) -> Any:
         if self.name == "export.json" and moment == "all but the last":
             raise KilledError
-        put_last(self, data, exclusive)
+        found = put_last(self, data, **options)
         if self.name == "export.json" and moment == "last":
             raise KilledError
+        return found
 
     def rmtree(path: Path, *rest: Any, **more: Any) -> None:
         if path == work / "export":
@@ -121,7 +122,7 @@ def test_killed_it_is_no_export_and_goes_on(
             export(tiny_dataset, out, worker, work)
     is_whole = moment in ("last", "tidied")
     assert (out / "export.json").exists() == is_whole
-    assert (out / MARK).exists() == (moment != "tidied")
+    assert (out / MARK).exists() == (moment != "claimed")  # where nothing was sent, nothing is left
     first = list(sent)
     with monkeypatch.context() as patch:
         patch.setattr(StoredPath, "upload", lambda self, *file: (put_file(self, *file), sent.append(self)))
