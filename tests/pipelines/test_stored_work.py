@@ -25,9 +25,8 @@ from pipelines.runner import Execution
 from pipelines.sources.find import find_files
 from tests.faceshards.test_stored_dataset import upload as put
 from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests
-from tests.pipelines.test_upload import downloaded, worker
+from tests.pipelines.test_upload import downloaded
 
-__all__ = ["worker"]
 
 
 def build(
