@@ -28,7 +28,6 @@ from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests
 from tests.pipelines.test_upload import downloaded
 
 
-
 def build(
     source: Path | StoredPath,
     out: StoredPath,
