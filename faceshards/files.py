@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import FaceshardsError
+from faceshards.locks import own_folder
 from faceshards.reading import BLOCK, NOT_REGULAR, open_regular
 from faceshards.storage.location import Location, StoredPath
 from faceshards.storage.ranges import StoredFile
@@ -28,11 +29,17 @@ _BLOCK = 1 << 20  # bytes read at a time
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Location) -> Iterator[Path]:
     """Yields a name beside `path` to write to; it becomes `path` only if all went well, and is removed if not.
 
-    Links and devices (/dev/stdout) are not replaced: what was written goes through them.
+    Links and devices (/dev/stdout) are not replaced: what was written goes through them. An object is written on a disk
+    of this machine, and uploaded.
     """
+    if isinstance(path, StoredPath):
+        with own_folder() as folder:
+            yield folder / path.name
+            path.upload(folder / path.name, file_digest(folder / path.name)[1])
+        return
     through = path.is_symlink() or (path.exists() and not path.is_file())
     name = f".{path.name}.{uuid.uuid4().hex}"
     temporary = Path(tempfile.gettempdir(), name) if through else path.with_name(name)
@@ -45,6 +52,36 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making(name: str, where: Location) -> Iterator[Path]:
+    """Yields a folder to make a file of a name in, which then can be moved into another one; it is gone afterwards.
+
+    Args:
+        name: of the file.
+        where: it will be moved to.
+    """
+    if isinstance(where, StoredPath):
+        with own_folder() as folder:
+            yield folder
+        return
+    folder = where / f".{name}.{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        folder.rmdir()
+
+
+def move(path: Path, to: Location, sha256: str) -> None:
+    """Moves a file out of a folder of `making`; its digest (hex) is stored with an object."""
+    if isinstance(to, StoredPath):
+        to.upload(path, sha256)
+    else:
+        os.replace(path, to)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -61,7 +98,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     return {"compression": "zstd", "use_dictionary": texts, "column_encoding": encoding}
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
+def write_parquet(table: pa.Table, path: Location) -> None:
     """Writes a table to `path`, whole or not at all."""
     with replacing(path) as temporary:
         pq.write_table(table, temporary, row_group_size=ROW_GROUP, **parquet_options(table.schema))
@@ -72,8 +109,11 @@ def json_bytes(value: object) -> bytes:
     return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
 
 
-def write_json(value: object, path: Path) -> None:
+def write_json(value: object, path: Location) -> None:
     """Writes JSON to `path`, whole or not at all, and on disk when it returns."""
+    if isinstance(path, StoredPath):
+        path.write_bytes(json_bytes(value))
+        return
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(json_bytes(value))
         file.flush()

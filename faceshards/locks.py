@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
+import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +16,8 @@ from pathlib import Path
 from faceshards.errors import FaceshardsError, why
 
 _TRIES = 100  # to lock a folder that others remove: each try is another process that has just left it
+_OWN = "faceshards-own-"
+_YOUNG = 60  # seconds
 # How file systems say that they lock no files: NFS without its lock daemon, some mounts of FUSE and Lustre.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -55,6 +61,33 @@ def exclusive_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
         raise
     except OSError as error:
         raise FaceshardsError(f"{error.filename or folder}: {why(error)}") from None
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yields an empty folder among the temporary files of this machine, which is gone afterwards.
+
+    Those of processes that were killed are removed by the next one that makes one.
+    """
+    home = Path(tempfile.gettempdir())
+    for left in home.glob(f"{_OWN}*"):
+        _remove_if_left(left)
+    folder = home / f"{_OWN}{uuid.uuid4().hex}"
+    with exclusive_folder(folder):
+        try:
+            (folder / "here").mkdir()
+            yield folder / "here"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Removes a folder of own_folder() if its process is dead; one that has just been made may have no lock yet."""
+    try:
+        if time.time() - folder.stat().st_mtime > _YOUNG and holder_of(folder / ".lock") is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # another one removed it
 
 
 def holder_of(path: Path) -> str | None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as fs
 
 from faceshards.storage.arrow import ObjectsForArrow
 from faceshards.storage.location import Location, StoredPath, as_location
-from faceshards.storage.ranges import StoredFile
+from faceshards.storage.ranges import StoredFile, read_object, read_range
 
 BLOCK = 32 << 20
 """Bytes of an object that are read at a time where it is read whole: some ranges at once."""
 
 NOT_REGULAR = "no regular file"
+
+_WAITING = 8  # requests of a kind in flight, of a process
+_HEAD = 128  # bytes of the header of an .npy of one dimension
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def open_regular(path: Path | str) -> int:
@@ -105,6 +114,44 @@ def fetch(path: Location, to: Path) -> None:
     with StoredFile(path) as stored, open(to, "wb") as file:
         for start in range(0, stored.size, BLOCK):
             file.write(stored.read_at(start, BLOCK))
+
+
+def content(path: Location) -> bytes:
+    """Returns what is in a small file or object."""
+    return read_object(path)[0] if isinstance(path, StoredPath) else path.read_bytes()
+
+
+def names_in(folder: Location) -> set[str]:
+    """Returns the names of the files, or objects, right in a folder; none if there is no such folder."""
+    if isinstance(folder, StoredPath):
+        return {entry.name for entry, is_prefix in folder.entries() if not is_prefix}
+    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+
+
+def each(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
+    """Returns what a function says of each item; it waits for a store most of the time, so some run at once."""
+    with ThreadPoolExecutor(_WAITING) as pool:
+        return list(pool.map(function, items))
+
+
+def load_array(path: Location, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Returns entries of an .npy of one dimension, in memory; only they are read.
+
+    Args:
+        path: of the .npy.
+        start: the first.
+        stop: the end; None: all to the last.
+    """
+    if not isinstance(path, StoredPath):
+        return np.array(np.load(path, mmap_mode="r")[start:stop])
+    head = io.BytesIO(read_range(path, 0, _HEAD))
+    np.lib.format.read_magic(head)
+    (count,), _, dtype = np.lib.format.read_array_header_1_0(head)
+    low, high, _ = slice(start, stop).indices(count)
+    if high <= low:
+        return np.empty(0, dtype)
+    first, size = head.tell(), dtype.itemsize
+    return np.frombuffer(read_range(path, first + low * size, first + high * size), dtype)
 
 
 def for_arrow(path: Location) -> str | pa.NativeFile:

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from faceshards.dataset.schema import REASONS
 from faceshards.errors import UnsoundError
 from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.progress import Progress
+from faceshards.reading import content, each, names_in
+from faceshards.storage.location import Location, StoredPath
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.runner import Execution, Runner, survived
@@ -30,8 +33,9 @@ from pipelines.shuffle import spills
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.assemble import assemble
-from pipelines.stages.origins import Sources, Spilled, spill_of
+from pipelines.stages.origins import SPILL, Sources, Spilled
 from pipelines.stages.route import route
+from pipelines.stages.sections import by_shard
 from pipelines.stages.sign import PartitionFacts
 from pipelines.stages.write import write
 from pipelines.survey import Doubts, Found, Survey, ask, carried, refusal, room
@@ -84,34 +88,37 @@ def build(
         if restart:
             workspace.clear(work)
         workspace.claim(work, asked.request)
-        done = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        done = workspace.size(work)
         spilled = spills(execution.shuffle, [file.path for file in files])
         images = sum(file.bytes for file in files) * spilled
         workspace.check_space(work, room(files, spilled) - done, about=carried(images))
-        _Build(Survey(asked, files, work, config, execution, warnings), expected, strict, spilled).run()
+        survey = Survey(asked, files, work, config, execution, warnings)
+        Build(survey, work / "dataset", expected, strict, spilled).run()
         workspace.publish(work / "dataset", out, work)
     return Manifest(out)
 
 
-class _Build:
+class Build:
     """One build in its work folder.
 
     Args:
         survey: its first half.
+        data: folder of the dataset that is made, or its prefix in a bucket.
         expected: the known set.
         strict: publish nothing if the sources are unsound.
         spilled: images are carried through the work folder.
     """
 
-    def __init__(self, survey: Survey, expected: Dataset | None, strict: bool, spilled: bool) -> None:
-        self.survey, self.expected, self.strict, self.spilled = survey, expected, strict, spilled
+    def __init__(self, survey: Survey, data: Location, expected: Dataset | None, strict: bool, spilled: bool) -> None:
+        self.survey, self.data, self.expected, self.strict, self.spilled = survey, data, expected, strict, spilled
         self.work, self.files, self.config, self.execution = survey.work, survey.files, survey.config, survey.execution
         self.names = survey.names
-        for folder in ("routed", "dropped", "done", "dataset/manifest/images.parquet", "dataset/shards"):
-            (self.work / folder).mkdir(parents=True, exist_ok=True)
+        self.images, self.shards = data / "manifest" / "images.parquet", data / "shards"
+        for folder in (*(self.work / name for name in ("routed", "dropped", "done")), self.images, self.shards):
+            folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self) -> None:
-        """Leaves a complete dataset in the work folder."""
+    def run(self) -> dict[str, Any]:
+        """Returns dataset.json of the dataset that it has made; in a bucket it is the only thing still missing."""
         execution = self.execution
         with execution.runner() as runner:
             found = self.survey.run(runner)
@@ -122,7 +129,8 @@ class _Build:
         structural = sum(fact.structural for fact in found.facts)
         dropped = [self._dropped(part) for part in found.partitions]
         warnings = [*found.warnings, *unsound, *odd]
-        assemble(self.work, self.survey.asked.request, dropped, found.decided["shards"], structural, warnings, unsound)
+        shards, request = found.decided["shards"], self.survey.asked.request
+        return assemble(self.work, self.data, request, dropped, shards, structural, warnings, unsound)
 
     def _doubts(self, found: Found) -> Doubts:
         """Returns what speaks against the sources, once it is said; raises UnsoundError if strict."""
@@ -133,28 +141,39 @@ class _Build:
             log.warning("%s", warning)
         return doubts
 
-    def _routed(self, part: Partition) -> Path:
+    def _routed(self, part: Partition) -> Location:
         return self.work / "routed" / f"part-{part.number:06d}.arrow"
 
-    def _dropped(self, part: Partition) -> Path:
+    def _dropped(self, part: Partition) -> Location:
         return self.work / "dropped" / f"part-{part.number:06d}.parquet"
 
-    def _done(self, shard: int) -> Path:
+    def _done(self, shard: int) -> Location:
         return self.work / "done" / f"shard-{shard:05d}.json"
 
-    def _is_routed(self, part: Partition) -> bool:
-        rows, spilled = self._routed(part), self.spilled
-        return rows.exists() and self._dropped(part).exists() and (not spilled or spill_of(rows).exists())
+    def _finished(self, shards: int) -> set[int]:
+        """Returns the shards that are done; in a bucket others may have removed what they are made of."""
+        done = names_in(self.work / "done")
+        found = {shard for shard in range(shards) if self._done(shard).name in done}
+        if isinstance(self.data, StoredPath):
+            there = names_in(self.images) | names_in(self.shards)
+            names = ("part-{:05d}.parquet", "shard-{:05d}.mindrecord", "shard-{:05d}.mindrecord.db")
+            found = {shard for shard in found if there.issuperset(name.format(shard) for name in names)}
+        return found
 
     def _change_form(self, found: Found) -> None:
         """Has what was routed in the other form serve this one: rows are the same, images are made or removed."""
-        if all(self._done(shard).exists() for shard in range(found.decided["shards"])):
+        shards = found.decided["shards"]
+        if len(self._finished(shards)) == shards:
             self.spilled = False  # no image is needed any more
             return
-        routed = [self._routed(part) for part in found.partitions]
-        spills = [spill_of(rows) for rows in routed if spill_of(rows).exists()]
-        if self.spilled and (count := sum(rows.exists() and not spill_of(rows).exists() for rows in routed)):
-            log.warning("%d of %d partitions were routed without their images, and are once more", count, len(routed))
+        there = names_in(self.work / "routed")
+        routed = [path for path in map(self._routed, found.partitions) if path.name in there]
+        spills = [path.with_suffix(SPILL) for path in map(self._routed, found.partitions)]
+        spills = [path for path in spills if path.name in there]
+        if self.spilled and (count := sum(path.with_suffix(SPILL).name not in there for path in routed)):
+            log.warning(
+                "%d of %d partitions were routed without their images, and are once more", count, len(found.partitions)
+            )
         elif not self.spilled and spills:
             log.warning("the images of %d partitions were carried here; they are removed, and read anew", len(spills))
             for path in spills:
@@ -165,11 +184,13 @@ class _Build:
         sets = self.survey.sets if self.config.labels == "separate" else None
         carried = Sources(self.files) if self.spilled else None
         told = (self.names, sets, (*REASONS, *self.config.filter_reasons))
+        there, gone = names_in(self.work / "routed"), names_in(self.work / "dropped")
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
-            if not self._is_routed(part):
+            made = [self._routed(part), *([self._routed(part).with_suffix(SPILL)] if self.spilled else [])]
+            if self._dropped(part).name not in gone or not there.issuperset(path.name for path in made):
                 paths = (self._routed(part), self._dropped(part), carried)
                 tasks.append((self.survey.records(part), self.work / "decisions", sid, ordinal, *told, *paths))
             sid += fact.rows
@@ -179,19 +200,23 @@ class _Build:
                 progress.advance(survived(result, "sorting the records by shard"), result)
 
     def _write(self, runner: Runner, partitions: list[Partition], decided: dict[str, Any]) -> None:
-        routed = [self._routed(part) for part in partitions]
+        routed: list[Any] = [self._routed(part) for part in partitions]
         shards, geometry = decided["shards"], Geometry(**decided.get("geometry", {}))
-        origin = Spilled(self.names, routed) if self.spilled else Sources(self.files)
-        data = self.work / "dataset"
+        finished = self._finished(shards)
+        stored = isinstance(self.work, StoredPath)
+        origin = Spilled(self.names, [] if stored else routed) if self.spilled else Sources(self.files)
+        of_shard = by_shard(routed, shards) if stored and len(finished) < shards else repeat(routed)
+        rows = {
+            i: json.loads(text)["rows"]
+            for i, text in zip(finished, each(content, map(self._done, finished)), strict=True)
+        }
         tasks = []
         with Progress("write", shards, self.execution.quiet) as progress:
-            for shard in range(shards):
-                done = self._done(shard)
-                if done.exists():
-                    progress.advance(1, json.loads(done.read_text())["rows"])
+            for shard, pieces in zip(range(shards), of_shard, strict=False):
+                if shard in finished:
+                    progress.advance(1, rows[shard])
                 else:
-                    folders = (data / "manifest" / "images.parquet", data / "shards")
-                    tasks.append((shard, origin, geometry, routed, *folders, done))
+                    tasks.append((shard, origin, geometry, pieces, self.images, self.shards, self._done(shard)))
             for task, result in runner.map(write, tasks):
                 survived(result, f"writing shard {task[0]}")
                 progress.advance(1, result)

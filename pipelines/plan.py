@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,9 @@ from faceshards.errors import BuildError, EmptyDatasetError
 from faceshards.files import bytes_text
 from faceshards.formats.mindrecord.writer import shard_bytes
 from faceshards.inspection.sizes import spread
-from pipelines import workspace
+from faceshards.reading import for_arrow, load_array
+from faceshards.storage.location import Location, StoredPath, absolute
+from pipelines import prefix, workspace
 from pipelines.config import BuildConfig
 from pipelines.filters.quantiles import quantiles
 from pipelines.runner import Execution
@@ -59,7 +61,7 @@ class _Scale(NamedTuple):
 def plan(
     name: str,
     files: Sequence[SourceFile],
-    out: Path,
+    out: Location,
     config: BuildConfig,
     execution: Execution,
     *,
@@ -70,6 +72,7 @@ def plan(
     restart: bool = False,
     exclude: Sequence[Path] = (),
     share: float = 1.0,
+    work: StoredPath | None = None,
 ) -> dict[str, Any]:
     """Returns what `build` would do with the same arguments, as JSON has it; nothing is made at `out`.
 
@@ -77,6 +80,7 @@ def plan(
         name, files, out, config, execution, expected, warnings, strict, overwrite, restart, exclude: as `build` has
             them.
         share: of the identities that are looked at, above 0 to 1.
+        work: prefix in a bucket to do it in, for workers that share no disk.
 
     Raises:
         BuildError: cannot start or go on; an interrupted plan stays resumable.
@@ -84,15 +88,18 @@ def plan(
         SetError: a set to exclude is unusable.
         SourceError: a source is unusable, or its people cannot be told apart.
     """
-    out = Path(os.path.abspath(out))
+    out = absolute(out)
+    if isinstance(out, StoredPath) and work is not None:
+        prefix.check_apart(work, out, [file.path for file in files])
     asked = ask(name, files, out, config, exclude)
     refused = _in_the_way(out, asked.request, strict, overwrite)
     what = "plan" if share == 1 else "sample"
-    with workspace.exclusive(out, "build" if share == 1 else what) as work, workspace.resumable(work):
+    with _working(out, work, share) as work_folder, workspace.resumable(work_folder):
         if restart:
-            workspace.clear(work)
-        workspace.claim(work, asked.request if share == 1 else {**asked.request, "sample": share}, what)
-        survey = Survey(asked, files, work, config, execution, warnings, share)
+            workspace.clear(work_folder)
+        request = asked.request if share == 1 else {**asked.request, "sample": share}
+        pieces = workspace.claim(work_folder, request, what)
+        survey = Survey(asked, files, pieces, config, execution, warnings, share)
         with execution.runner() as runner:
             try:
                 found = survey.run(runner)
@@ -106,21 +113,29 @@ def plan(
             refused.append(refusal(doubts.unsound))
         told = _tell(survey, found, doubts, workers)
         if share == 1:
-            told["work_folder"] = str(work)
+            told["work_folder"] = str(work_folder)
         else:
-            shutil.rmtree(work, ignore_errors=True)
+            workspace.remove(work_folder)
     disk = told["disk"]
     spilled = disk["spilled"] > 0
     needed = max(room(files, spilled), disk["shards"] + disk["tables"] + disk["work"]) - disk["work_now"]
-    if needed > disk["free"]:
+    if isinstance(out, Path) and needed > disk["free"]:
         about = f"{bytes_text(needed)}{carried(sum(file.bytes for file in files) * spilled)}"
         refused.append(f"{out.parent}: {bytes_text(disk['free'])} free, the build needs about {about}")
     return {"out": str(out), **told, "refused": refused}
 
 
-def _in_the_way(out: Path, request: dict[str, Any], strict: bool, overwrite: bool) -> list[str]:
+def _working(out: Location, work: StoredPath | None, share: float) -> AbstractContextManager[Any]:
+    """Returns what yields the work folder, or prefix, locked; a sample has its own, beside that of the build."""
+    if isinstance(out, Path):
+        return workspace.exclusive(out, "build" if share == 1 else "sample")
+    assert work is not None
+    return prefix.exclusive_work(work if share == 1 else work.with_name(f"{work.name}.sampling"))
+
+
+def _in_the_way(out: Location, request: dict[str, Any], strict: bool, overwrite: bool) -> list[str]:
     """Returns why a build would not replace what is published at `out`, or nothing."""
-    if not (out / "dataset.json").exists() or overwrite:
+    if isinstance(out, StoredPath) or not (out / "dataset.json").exists() or overwrite:
         return []
     try:
         workspace.published(out, request, strict)
@@ -191,15 +206,15 @@ class _Kept(NamedTuple):
     def read(cls, survey: Survey, found: Found) -> _Kept:
         """Returns them from the work folder."""
         decisions = survey.work / "decisions"
-        reason = np.load(decisions / "reason.npy")
+        reason = load_array(decisions / "reason.npy")
         sid = np.flatnonzero(reason == 0)
         sizes, key_bytes = [], 0
         for part in found.partitions:
-            table = pq.read_table(survey.records(part), columns=["bytes", "key"], use_threads=False)
+            table = pq.read_table(for_arrow(survey.records(part)), columns=["bytes", "key"], use_threads=False)
             sizes.append(table["bytes"].to_numpy())
             key_bytes += table["key"].nbytes
-        label, shard, row = (np.load(decisions / f"{name}.npy", mmap_mode="r")[sid] for name in _PLACE)
-        near = np.load(decisions / "distance.npy", mmap_mode="r")[reason == CODE["near_duplicate"]]
+        label, shard, row = (load_array(decisions / f"{name}.npy")[sid] for name in _PLACE)
+        near = load_array(decisions / "distance.npy")[reason == CODE["near_duplicate"]]
         size = np.concatenate(sizes)[sid]
         return cls(size, sid, label, shard, row, key_bytes / len(reason), near.astype(np.int64))
 
@@ -213,9 +228,9 @@ def _disk(
     scale: _Scale,
     identities: int,
     geometry: Mapping[str, int],
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Returns bytes: of the shards, the tables, the work folder when it is largest, the images carried through it, and
-    what is in it now; and what is free."""
+    what is in it now; and what is free, None in a bucket."""
     order = np.lexsort((kept.row, kept.shard))
     if survey.share == 1:
         ends = np.searchsorted(kept.shard[order], np.arange(shards + 1))
@@ -225,7 +240,7 @@ def _disk(
         at = np.resize(order, math.ceil(count / shards))
         data = shard_bytes(kept.size[at], kept.label[at], kept.sid[at]) * shards
     lost = sum(dropped.values())
-    conflicts = scale.count(pq.read_metadata(survey.work / "decisions" / "conflicts.parquet").num_rows)
+    conflicts = scale.count(pq.read_metadata(for_arrow(survey.work / "decisions" / "conflicts.parquet")).num_rows)
     tables = (
         _IMAGE_ROW * count
         + _IMAGE_PART * shards
@@ -234,11 +249,11 @@ def _disk(
         + _CONFLICT_ROW * conflicts
         + _REST
     )
-    now = sum(path.stat().st_size for path in survey.work.rglob("*") if path.is_file())
+    now = workspace.size(survey.work)
     carries = spills(survey.execution.shuffle, [file.path for file in survey.files])
     spilled = scale.count(int(kept.size.sum(dtype=np.int64))) * carries
     aside = spilled + round(now * scale.images + (_ROUTED_ROW + kept.key_bytes) * count + 4 * _DROPPED_ROW * lost)
-    free = shutil.disk_usage(survey.work).free
+    free = shutil.disk_usage(survey.work).free if isinstance(survey.work, Path) else None
     return {"shards": data, "tables": tables, "work": aside, "spilled": spilled, "work_now": now, "free": free}
 
 

@@ -32,6 +32,27 @@ RECORD_SCHEMA = pa.schema(
     ]
 )
 
+ROUTED_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("row", pa.int32()),
+        pa.field("sid", pa.int64()),
+        pa.field("source", pa.int32()),
+        pa.field("key", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("header", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("parts", pa.int32()),
+        pa.field("label", pa.int32()),
+        pa.field("label_original", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("phash", pa.binary(32)),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+    ]
+)
+"""What of a record that stays its shard needs, ordered by shard and row."""
+
 
 def words_of(column: pa.ChunkedArray) -> np.ndarray:
     """Returns (N, 4) uint64 of a column of 32-byte values; zeros for nulls."""

@@ -1,7 +1,7 @@
 """The engine: runs stage functions over partitions on Dask, survives dying workers, and finds the record that kills.
 
 With cluster.py the only module that knows Dask. A LocalCluster of single-threaded processes by default, or any
-scheduler that shares the file system.
+scheduler whose workers share the file system, or a bucket.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn
+from typing import Any
 
 from distributed import Future, KilledWorker
 
@@ -101,9 +101,10 @@ class _Failure:
         except Exception:
             self.pickled = pickle.dumps(BuildError(f"{type(error).__name__}: {error}"))
 
-    def reraise(self) -> NoReturn:
-        """Raises it."""
-        raise pickle.loads(self.pickled)
+    def error(self) -> Exception:
+        """Returns it."""
+        found: Exception = pickle.loads(self.pickled)
+        return found
 
 
 def _guarded(function: Callable[..., Any], *task: Any) -> Any:
@@ -198,6 +199,13 @@ class Runner:
         for task in suspects:
             yield task, self.alone(function, task)
 
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Returns what a function returns, or the exception that it raises, on each worker by its address; of workers
+        that die meanwhile nothing."""
+        with self._loss():
+            found = self._client.run(_guarded, function, *arguments, on_error="ignore")
+        return {worker: result.error() if isinstance(result, _Failure) else result for worker, result in found.items()}
+
     def alone(self, function: Callable[..., Any], task: Task) -> Any:
         """Returns function(*task), run with nothing beside it, or a WorkerKilledError as a value."""
         await_worker(self._client, name_of(self._scheduler))
@@ -232,7 +240,7 @@ class Runner:
         if error is not None:  # of Dask: the function's own come as values
             raise ClusterError(f"{name_of(self._scheduler)}: a worker cannot run this: {one_line(error)}")
         if isinstance(result, _Failure):
-            result.reraise()
+            raise result.error()
         return result
 
     def _kills(self, function: Callable[..., Any], task: Task) -> bool:

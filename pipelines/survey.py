@@ -13,7 +13,8 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,10 @@ import pyarrow.parquet as pq
 from faceshards.dataset.schema import complete
 from faceshards.errors import BuildError, EmptyDatasetError, SourceError
 from faceshards.files import bytes_text, write_json
+from faceshards.locks import own_folder
 from faceshards.progress import Progress
+from faceshards.reading import content, each, for_arrow, names_in
+from faceshards.storage.location import Location, StoredPath
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.dedupe.overlap import Pictures
@@ -50,13 +54,13 @@ class Asked(NamedTuple):
     warnings: list[str]  # about the sets that they are of
 
 
-def ask(name: str, files: Sequence[SourceFile], out: Path, config: BuildConfig, exclude: Sequence[Path]) -> Asked:
+def ask(name: str, files: Sequence[SourceFile], out: Location, config: BuildConfig, exclude: Sequence[Path]) -> Asked:
     """Returns what is asked for, once it is known that it could be made.
 
     Args:
         name: of the dataset.
         files: its sources.
-        out: folder to publish, absolute.
+        out: folder to publish, absolute, or prefix in a bucket.
         config: what decides the result.
         exclude: verification sets (.bin) whose pictures are kept out.
 
@@ -64,10 +68,11 @@ def ask(name: str, files: Sequence[SourceFile], out: Path, config: BuildConfig, 
         BuildError: nothing can be published at `out`.
         SetError: a set to exclude is unusable.
     """
-    for file in files:
-        if os.path.isdir(file.path) and out.is_relative_to(file.path):
-            raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
-    workspace.check_output(out)
+    if isinstance(out, Path):
+        for file in files:
+            if os.path.isdir(file.path) and out.is_relative_to(file.path):
+                raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
+        workspace.check_output(out)
     pictures, about, told = sign_sets(exclude, config.image_size, config.near_across)
     return Asked(workspace.describe(name, files, config, about), pictures, told)
 
@@ -118,7 +123,7 @@ class Survey:
     Args:
         asked: what is to be built.
         files: its sources.
-        work: the work folder.
+        work: the work folder, or where the pieces lie in a bucket.
         config: of the build.
         execution: how it is run.
         warnings: about the files, from whoever found them.
@@ -129,7 +134,7 @@ class Survey:
         self,
         asked: Asked,
         files: Sequence[SourceFile],
-        work: Path,
+        work: Location,
         config: BuildConfig,
         execution: Execution,
         warnings: Sequence[str],
@@ -139,6 +144,7 @@ class Survey:
         self.execution, self.warnings, self.share = execution, list(warnings), share
         self.names = [file.name for file in files]
         self.sets = set_names(files)
+        self._facts: dict[int, PartitionFacts] = {}  # by partition
         (work / "records").mkdir(parents=True, exist_ok=True)
 
     def run(self, runner: Runner) -> Found:
@@ -148,20 +154,29 @@ class Survey:
             BuildError: a record cannot be survived, or no record is left.
             SourceError: a source is unusable, or its people cannot be told apart.
         """
+        self._check_workers(runner)
         partitions, warnings = self._cut()
         self._check_labels(runner, partitions)
         self._sign(runner, partitions)
-        facts = [partition_facts(self.records(part)) for part in partitions]
+        facts = [self._facts[part.number] for part in partitions]
         if sum(fact.records for fact in facts) == 0:
             raise EmptyDatasetError(f"{', '.join(self.names)}: no record in it")
         if sum(fact.rows for fact in facts) == 0 and self.share < 1:
             raise EmptyDatasetError("there is no record of so few identities; take a larger sample")
         decisions = self.work / "decisions"
-        if not decisions.exists():
+        if not (decisions / "facts.json").exists():
             self._decide(partitions, facts, runner.workers, decisions)
-        return Found(partitions, facts, json.loads((decisions / "facts.json").read_text()), warnings)
+        return Found(partitions, facts, json.loads(content(decisions / "facts.json")), warnings)
 
-    def records(self, part: Partition) -> Path:
+    def _check_workers(self, runner: Runner) -> None:
+        """Raises BuildError if a worker cannot reach the bucket of the work: it has variables of its own."""
+        if not isinstance(self.work, StoredPath):
+            return
+        for worker, found in runner.everywhere(names_in, self.work).items():
+            if isinstance(found, Exception):
+                raise BuildError(f"worker {worker}: {found}")
+
+    def records(self, part: Partition) -> Location:
         """Returns the record table of a partition."""
         return self.work / "records" / f"part-{part.number:06d}.parquet"
 
@@ -176,7 +191,7 @@ class Survey:
             partitions = [dataclasses.replace(part, share=self.share) for part in partitions]
             write_json([[*self.warnings, *told], [dataclasses.asdict(part) for part in partitions]], path)
         try:
-            warnings, rows = json.loads(path.read_text())
+            warnings, rows = json.loads(content(path))
             partitions = [Partition(**row) for row in rows]
         except (ValueError, TypeError):
             raise BuildError(f"{path}: damaged, or of another release; pass --restart to begin anew") from None
@@ -189,7 +204,7 @@ class Survey:
 
     def _check_labels(self, runner: Runner, partitions: list[Partition]) -> None:
         """Raises SourceError if files share labels and no one said what that means; before anything is decoded."""
-        if len(set(self.sets)) == 1 or self.config.labels != "disjoint" or any((self.work / "records").glob("part-*")):
+        if len(set(self.sets)) == 1 or self.config.labels != "disjoint" or names_in(self.work / "records"):
             return
         found: list[list[np.ndarray]] = [[] for _ in self.files]
         with Progress("labels", len(partitions), self.execution.quiet) as progress:
@@ -204,16 +219,18 @@ class Survey:
     def _sign(self, runner: Runner, partitions: list[Partition]) -> None:
         """Scans and signs every partition that has no record table yet; quarantines records that kill workers."""
         with Progress("sign", sum(part.stop - part.start for part in partitions), self.execution.quiet) as progress:
-            todo = []
-            for part in partitions:
-                if self.records(part).exists():
-                    progress.advance(part.stop - part.start, partition_facts(self.records(part)).rows)
-                else:
-                    todo.append((part, self.config, self.records(part)))
+            there = names_in(self.work / "records")
+            done = [part for part in partitions if self.records(part).name in there]
+            found = each(partition_facts, list(map(self.records, done)))
+            for part, facts in zip(done, found, strict=True):
+                self._facts[part.number] = facts
+                progress.advance(part.stop - part.start, facts.rows)
+            todo = [(part, self.config, self.records(part)) for part in partitions if part.number not in self._facts]
             for task, result in runner.map(sign_partition, todo):
                 part = task[0]
                 if isinstance(result, WorkerKilledError):
                     result = self._quarantine(runner, part)
+                self._facts[part.number] = result
                 progress.advance(part.stop - part.start, result.rows)
 
     def _quarantine(self, runner: Runner, part: Partition) -> PartitionFacts:
@@ -229,7 +246,7 @@ class Survey:
             raise BuildError(f"{where}: kills its worker as a whole, but no record of it does alone (out of memory?)")
         return result
 
-    def _decide(self, partitions: list[Partition], facts: list[PartitionFacts], threads: int, out: Path) -> None:
+    def _decide(self, partitions: list[Partition], facts: list[PartitionFacts], threads: int, out: Location) -> None:
         """Decides over the whole set, once the label spaces of its files are one."""
         rows = [fact.rows for fact in facts]
         with Progress("decide", sum(rows), self.execution.quiet) as progress:
@@ -237,7 +254,8 @@ class Survey:
             ends = np.cumsum(np.bincount([part.source for part in partitions], rows, len(self.files)).astype(int))
             own = np.split(columns.label, ends[:-1])
             names = join(self.sets, partitions, own, self.config.labels == "separate")
-            decide(columns, names, self.config, threads, out, self.asked.pictures)
+            with _made_here(out) as folder:
+                decide(columns, names, self.config, threads, folder, self.asked.pictures)
             progress.advance(sum(rows), sum(rows))
 
     def doubts(self, found: Found, expected: Dataset | None) -> Doubts:
@@ -264,4 +282,17 @@ class Survey:
 
     def identities(self) -> pa.Table:
         """Returns the manifest's table `identities`, as it was decided."""
-        return complete("identities", pq.read_table(self.work / "decisions" / "identities.parquet"))
+        return complete("identities", pq.read_table(for_arrow(self.work / "decisions" / "identities.parquet")))
+
+
+@contextmanager
+def _made_here(out: Location) -> Iterator[Path]:
+    """Yields where the decisions are to be made, a folder of this machine; into a bucket they go from there, whole by
+    facts.json, the last of them."""
+    if not isinstance(out, StoredPath):
+        yield out
+        return
+    with own_folder() as folder:
+        yield folder / out.name
+        for path in sorted((folder / out.name).iterdir(), key=lambda path: path.name == "facts.json"):
+            (out / path.name).upload(path, "")

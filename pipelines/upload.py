@@ -1,42 +1,37 @@
-"""A build whose dataset is published in a bucket: it is made on a disk, and uploaded, dataset.json last.
+"""Builds whose dataset is published in a bucket: made there piece by piece, or on a disk and then uploaded.
 
-Until dataset.json is there, no reader takes what lies at the prefix for a dataset. A mark, the first object, says whose
-upload it is: the same request goes on with it, another one is refused. What was uploaded is known by size and SHA-256.
+With a work folder on a disk the dataset is made in it, and uploaded. With a work prefix in a bucket, workers put what
+they make there, and the shards at once where they will be published: no two machines share a disk. Either way
+dataset.json comes last (prefix.py). What was uploaded is known by size and SHA-256.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import BuildError
-from faceshards.files import difference
-from faceshards.locks import BusyError, exclusive_folder
-from faceshards.progress import Progress, logging_at
-from faceshards.reading import open_file
-from faceshards.storage.faults import MissingError, TakenError
+from faceshards.files import json_bytes
+from faceshards.progress import logging_at
+from faceshards.reading import for_arrow
+from faceshards.storage.lease import Lease
 from faceshards.storage.location import Location, StoredPath
-from pipelines import workspace
-from pipelines.build import build
+from pipelines import prefix, workspace
+from pipelines.build import Build, build
 from pipelines.config import BuildConfig
+from pipelines.publication import INSTEAD, Publication
 from pipelines.runner import Execution
+from pipelines.shuffle import spills
 from pipelines.sources.base import SourceFile
-from pipelines.survey import ask
+from pipelines.sources.catalog import Dataset
+from pipelines.survey import Asked, Survey, ask
 
-log = logging.getLogger(__name__)
-
-MARK = ".faceshards-upload.json"
-
-_INSTEAD = "choose another prefix, or remove what is there"
-_NO_OVERWRITE = f"in a bucket no dataset is replaced: {_INSTEAD}"
-_AT_ONCE = 2  # files in flight, each of some pieces
+_NO_OVERWRITE = f"in a bucket no dataset is replaced: {INSTEAD}"
 
 
 def build_at(
@@ -46,7 +41,7 @@ def build_at(
     config: BuildConfig,
     execution: Execution,
     *,
-    work: Path | None = None,
+    work: Location | None = None,
     exclude: Sequence[Path] = (),
     strict: bool = False,
     overwrite: bool = False,
@@ -61,7 +56,8 @@ def build_at(
         out: where to publish.
         config: what decides the result.
         execution: how it is run.
-        work: of a bucket only, and needed there: a folder in which the dataset is made before it is uploaded.
+        work: of a bucket only, and needed there: a folder in which the dataset is made before it is uploaded, or a
+            prefix in a bucket, for workers that share no disk.
         exclude: verification sets (.bin); what is a picture of theirs is dropped.
         strict: publish nothing if the sources are unsound.
         overwrite: replace a dataset that is published at `out`; not in a bucket.
@@ -81,25 +77,58 @@ def build_at(
         raise BuildError(f"{out}: needs a work folder on a disk (--work), in which the dataset is made")
     if overwrite:
         raise BuildError(f"{out}: {_NO_OVERWRITE}")
-    local = made_in(work)
-    request = ask(name, files, local, config, exclude).request
-    if (out / "dataset.json").exists():
-        found = workspace.published(out, request, strict, _INSTEAD)
-        (out / MARK).unlink()
+    if isinstance(work, StoredPath):
+        prefix.check_apart(work, out, [file.path for file in files])
+    asked = ask(name, files, out if isinstance(work, StoredPath) else made_in(work), config, exclude)
+    publication = Publication(out, "dataset.json", asked.request)
+    if publication.is_whole():
+        found = workspace.published(out, asked.request, strict, INSTEAD)
+        if isinstance(work, StoredPath):
+            (out / prefix.MARK).unlink()
+            prefix.clear_same(work, asked.request)
+        else:
+            publication.tidy(made_in(work))
         return found
-    try:
-        with exclusive_folder(work, "lock"):
-            if restart:
-                shutil.rmtree(local, ignore_errors=True)
-                _clear(out)
-            goes_on = _claim(out, request)
-            with logging_at("pipelines.workspace", logging.ERROR):  # of one that waits to be uploaded
-                made = build(name, files, local, config, execution, **rest)
-            _upload(made, out, execution.quiet, goes_on)
-            shutil.rmtree(local)
-    except BusyError as error:
-        raise BuildError(f"{work}: another build (process {error.holder}) is at work there") from None
+    if isinstance(work, StoredPath):
+        with prefix.claimed(out, asked.request, restart) as lease:
+            _build_there(asked, files, out, work, config, execution, lease, strict, restart, **options)
+        return Manifest(out)
+    local = made_in(work)
+
+    def make() -> list[prefix.File]:
+        with logging_at("pipelines.workspace", logging.ERROR):  # of one that waits to be uploaded
+            made = build(name, files, local, config, execution, **rest)
+        return prefix.files_of(made.info, made.table("shards").to_pylist())
+
+    publication.make(work, local, make, restart=restart, quiet=execution.quiet)
     return Manifest(out)
+
+
+def _build_there(
+    asked: Asked,
+    files: Sequence[SourceFile],
+    out: StoredPath,
+    work: StoredPath,
+    config: BuildConfig,
+    execution: Execution,
+    lease: Lease,
+    strict: bool,
+    restart: bool,
+    *,
+    expected: Dataset | None = None,
+    warnings: Sequence[str] = (),
+) -> None:
+    """Builds with every piece in a bucket; see build_at()."""
+    with prefix.exclusive_work(work), workspace.resumable(work):
+        if restart:
+            workspace.clear(work)
+        pieces = workspace.claim(work, asked.request)
+        spilled = spills(execution.shuffle, [file.path for file in files])
+        survey = Survey(asked, files, pieces, config, execution, warnings)
+        info = Build(survey, out, expected, strict, spilled).run()
+        shards = pq.read_table(for_arrow(out / "manifest" / "shards.parquet")).to_pylist()
+        prefix.publish(out, prefix.files_of(info, shards), "dataset.json", json_bytes(info), lease)
+        workspace.clear(work)
 
 
 def made_in(work: Path) -> Path:
@@ -107,49 +136,13 @@ def made_in(work: Path) -> Path:
     return work.absolute() / "dataset"
 
 
-def _claim(out: StoredPath, request: dict[str, Any]) -> bool:
-    """Returns whether an upload of this request was begun; if none was, the prefix is this one's now.
-
-    Raises:
-        BuildError: something else is there.
-    """
-    mark = _mark(request)
-    if _is_free(out):
-        try:
-            (out / MARK).make_alone(mark)
-            return False
-        except TakenError:
-            pass  # just now, by another build
-    _check_mark(out, mark)
-    return True
-
-
-def _mark(request: dict[str, Any]) -> bytes:
-    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"request": digest}).encode()
-
-
-def _is_free(out: StoredPath) -> bool:
-    """Returns whether nothing is there, not even an interrupted upload; BuildError if it is anything else."""
-    if (out / MARK).exists():
-        return False
-    if out.is_dir():
-        raise BuildError(f"{out}: objects lie there, and no dataset of ours; they are not touched")
-    return True
-
-
-def _check_mark(out: StoredPath, mark: bytes) -> None:
-    """Raises BuildError if an upload is another request's."""
-    with open_file(out / MARK) as file:
-        if file.read_at(0, len(mark) + 1) != mark:
-            raise BuildError(
-                f"{out}: an interrupted upload of another request lies there; choose another prefix, or pass --restart "
-                "to remove it"
-            )
-
-
 def in_the_way(
-    name: str, files: Sequence[SourceFile], out: StoredPath, work: Path, config: BuildConfig, options: dict[str, Any]
+    name: str,
+    files: Sequence[SourceFile],
+    out: StoredPath,
+    work: Location,
+    config: BuildConfig,
+    options: dict[str, Any],
 ) -> list[str]:
     """Returns why a build would be refused at a prefix, or nothing; for a plan.
 
@@ -157,92 +150,16 @@ def in_the_way(
         name, files, out, work, config: as build_at() has them.
         options: likewise; those that it names are looked at.
     """
-    request = ask(name, files, made_in(work), config, options["exclude"]).request
+    request = ask(
+        name, files, out if isinstance(work, StoredPath) else made_in(work), config, options["exclude"]
+    ).request
     if options["overwrite"]:
         return [f"{out}: {_NO_OVERWRITE}"]
     try:
         if (out / "dataset.json").exists():
-            workspace.published(out, request, options["strict"], _INSTEAD)
-        elif not _is_free(out) and not options["restart"]:
-            _check_mark(out, _mark(request))
+            workspace.published(out, request, options["strict"], INSTEAD)
+        elif not options["restart"]:
+            prefix.refused(out, request)
     except BuildError as error:
         return [str(error)]
     return []
-
-
-def _clear(out: StoredPath) -> None:
-    """Removes what an interrupted upload left; nothing else."""
-    if (out / MARK).exists():
-        for place, _ in out.tree():
-            if place.name != MARK:
-                place.unlink()
-        (out / MARK).unlink()
-
-
-class _File(NamedTuple):
-    """A file of a dataset."""
-
-    name: str
-    bytes: int
-    sha256: str
-    images: int = 0
-
-
-def _files(manifest: Manifest) -> list[_File]:
-    """Returns every file of a dataset but dataset.json."""
-    found = [_File(name, entry["bytes"], entry["sha256"]) for name, entry in manifest.info["files"].items()]
-    for shard in manifest.table("shards").to_pylist():
-        found.append(_File(f"shards/{shard['file']}", shard["bytes"], shard["sha256"], shard["rows"]))
-        found.append(_File(f"shards/{shard['file']}.db", shard["db_bytes"], shard["db_sha256"]))
-    return found
-
-
-def _upload(manifest: Manifest, out: StoredPath, quiet: bool, goes_on: bool) -> None:
-    """Uploads a dataset's files; dataset.json when all others are known to be there.
-
-    Args:
-        manifest: of the dataset on the disk.
-        out: where to.
-        quiet: no progress bar.
-        goes_on: some may be there already.
-
-    Raises:
-        BuildError: a file is not what was built, or the objects are not those of the dataset.
-    """
-    files = _files(manifest)
-
-    def put(file: _File) -> _File:
-        place = out / file.name
-        if not (goes_on and _is_there(place, file)):
-            path = manifest.path / file.name
-            assert isinstance(path, Path)
-            if problem := difference(path, file.bytes, file.sha256, "the manifest"):
-                raise BuildError(f"{problem}; pass --restart to build it anew")
-            place.upload(path, file.sha256)
-        return file
-
-    with Progress("upload", sum(file.bytes for file in files), quiet) as progress, ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            for file in pool.map(put, files):
-                progress.advance(file.bytes, file.images)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    there = {str(place): size for place, size in out.tree() if place != out / MARK}
-    if there != {str(out / file.name): file.bytes for file in files}:
-        raise BuildError(f"{out}: other objects came there while it was uploaded, or some were lost; run it again")
-    with open_file(manifest.path / "dataset.json") as about:
-        content = about.read_at(0, about.size)
-    try:
-        (out / "dataset.json").write_bytes(content, exclusive=True)
-    except TakenError:
-        if Manifest(out).info != manifest.info:
-            raise BuildError(f"{out}: another build published there meanwhile") from None
-    (out / MARK).unlink()
-
-
-def _is_there(place: StoredPath, file: _File) -> bool:
-    """Returns whether an object is a file that was uploaded before."""
-    try:
-        return place.sha256() == (file.bytes, file.sha256)
-    except MissingError:
-        return False

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
@@ -19,12 +19,16 @@ from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_j
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from faceshards.locks import BusyError, exclusive_folder
-from faceshards.storage.location import Location, as_location
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import Location, StoredPath, as_location, lies_in
+from pipelines import prefix
 from pipelines.config import BuildConfig
 from pipelines.sources.base import SourceFile
 from pipelines.stages.doubts import broken
 
 log = logging.getLogger(__name__)
+
+Work = TypeVar("Work", Path, StoredPath)
 
 _BEFORE_DECISIONS = ("image_size", "max_pixels", "nested", "labels", "filters")
 """Settings that are heeded before anything is decided: a plan under other ones begins anew."""
@@ -50,7 +54,7 @@ def check_output(out: Path) -> None:
         raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
 
 
-def check_apart(manifest: Manifest, out: Path) -> None:
+def check_apart(manifest: Manifest, out: Location) -> None:
     """Refuses a place that lies where it would be taken for a part of something else, or that no rename can make.
 
     Args:
@@ -60,18 +64,17 @@ def check_apart(manifest: Manifest, out: Path) -> None:
     Raises:
         BuildError: says what is there.
     """
-    home = Path(os.path.realpath(manifest.path)) if isinstance(manifest.path, Path) else None
-    if home and out.is_relative_to(home):
+    home = manifest.path.resolve()
+    if lies_in(out, home):
         raise BuildError(f"{out}: lies in the dataset {manifest.path}, and would be taken for a part of it")
     for source in manifest.info.get("sources", []):
-        if not isinstance(as_location(source["path"]), Path):
-            continue
-        path = Path(os.path.realpath(source["path"]))
+        path = as_location(source["path"]).resolve()
         folder = path if source.get("kind") == "folder" else path.parent
-        # A folder that holds the dataset too is where somebody keeps everything, not the source.
-        if out.is_relative_to(folder) and not (home and home.is_relative_to(folder)):
+        # A folder that holds the dataset too is where somebody keeps everything, not the source. So is a whole bucket.
+        everything = lies_in(home, folder) or (isinstance(folder, StoredPath) and not folder.key)
+        if lies_in(out, folder) and not everything:
             raise BuildError(f"{out}: lies in the source {folder}, and would be taken for a part of it")
-    if os.path.ismount(out):
+    if isinstance(out, Path) and os.path.ismount(out):
         raise BuildError(f"{out}: a disk is mounted there, so it cannot appear by rename; name a folder in it")
 
 
@@ -119,16 +122,14 @@ def describe(
     return dict(json.loads(json.dumps(request)))
 
 
-def published(
-    out: Location, request: dict[str, Any], strict: bool, instead: str = "--overwrite replaces it"
-) -> Manifest:
+def published(out: Location, request: dict[str, Any], strict: bool, instead: str = "") -> Manifest:
     """Returns the dataset at `out` if it is what was asked for.
 
     Args:
         out: where a dataset is published.
         request: what is asked for.
         strict: it may not be unsound.
-        instead: what to do where it is another one.
+        instead: what to do where it is another one, in a bucket.
 
     Raises:
         BuildError: it is another one.
@@ -138,7 +139,9 @@ def published(
     published = {key: found.info.get(key) for key in asked}
     published["config"] = {**dataclasses.asdict(BuildConfig()), **found.info["config"]}  # settings that came later
     if differences(published, asked):
-        instead = "choose another folder, or remove it" if "split" in request else instead
+        instead = instead or (
+            "choose another folder, or remove it" if "split" in request else "--overwrite replaces it"
+        )
         raise BuildError(f"{out}: a dataset is published there, from another request; {instead}")
     if strict and (lines := found.info.get("unsound") or broken(request["name"], found.totals)):
         raise BuildError(
@@ -149,8 +152,10 @@ def published(
     return found
 
 
-def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
-    """Makes `work` the place of this build, or goes on with an interrupted one, or from a plan.
+def claim(work: Work, request: dict[str, Any], what: str = "build") -> Work:
+    """Returns where the pieces of this build lie, of an interrupted one, or of a plan: `work`, or a prefix in it.
+
+    In a bucket each request has pieces of its own: workers that nobody told of a new one still put some of the last.
 
     Args:
         work: the work folder, locked.
@@ -163,16 +168,20 @@ def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
     path, planned = work / "request.json", work / "planned"
     if not path.exists():
         if what == "plan":
-            planned.touch()
-        write_json(request, path)
+            planned.write_bytes(b"")
+        write_json({**request, **prefix.own_pieces(work)}, path)
     try:
         before: dict[str, Any] = read_json(path)
-    except (OSError, ValueError) as error:
+        own: dict[str, str] = {"pieces": before.pop("pieces")} if isinstance(work, StoredPath) else {}
+    except StorageError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
         raise BuildError(f"{path}: damaged: {error}; remove {work} to start again") from None
+    pieces = work / own["pieces"] if own else work
     different = differences(before, request)
     if different and planned.exists() and not differences(_signed(before), _signed(request)):
-        _forget_decisions(work)
-        write_json(request, path)
+        _forget_decisions(pieces)
+        write_json({**request, **own}, path)
     elif different:
         changes = "; ".join(f"{name}: {then!r} then, {now!r} now" for name, then, now in different)
         begun = "a plan" if planned.exists() else f"an interrupted {what}"
@@ -181,6 +190,7 @@ def claim(work: Path, request: dict[str, Any], what: str = "build") -> None:
         )
     if what == "build":
         planned.unlink(missing_ok=True)
+    return pieces
 
 
 def _signed(request: dict[str, Any]) -> dict[str, Any]:
@@ -189,8 +199,11 @@ def _signed(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "exclude": None, "config": {name: config.get(name) for name in _BEFORE_DECISIONS}}
 
 
-def _forget_decisions(work: Path) -> None:
+def _forget_decisions(work: Location) -> None:
     """Removes the decisions, in one step: half of them would be taken for all."""
+    if isinstance(work, StoredPath):
+        (work / "decisions" / "facts.json").unlink()  # without it there are none
+        return
     away = work / ".decisions"
     shutil.rmtree(away, ignore_errors=True)
     if (work / "decisions").exists():
@@ -215,6 +228,13 @@ def check_space(folder: Path, need: int, what: str = "build", about: str = "") -
         raise BuildError(f"{folder}: {bytes_text(free)} free, the {what} needs about {bytes_text(need)}{about}")
 
 
+def size(work: Location) -> int:
+    """Returns the bytes of all that lies in a work folder."""
+    if isinstance(work, StoredPath):
+        return sum(size for _, size in work.tree())
+    return sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+
+
 def publish(dataset: Path, out: Path, work: Path) -> None:
     """Renames a finished dataset to `out` and removes the work folder; what was at `out` goes with it."""
     fsync_tree(dataset)
@@ -226,7 +246,7 @@ def publish(dataset: Path, out: Path, work: Path) -> None:
 
 
 @contextmanager
-def resumable(work: Path, begun: str = "records/part-*") -> Iterator[None]:
+def resumable(work: Location, begun: str = "records/part-*") -> Iterator[None]:
     """Leaves what was done in a work folder when the work ends in an error; an error of the disk is one line then.
 
     Args:
@@ -240,8 +260,8 @@ def resumable(work: Path, begun: str = "records/part-*") -> Iterator[None]:
         yield
     except BaseException as error:
         # What holds nothing to go on from would only refuse the next request.
-        if isinstance(error, EmptyDatasetError | UnsoundError) or not any(work.glob(begun)):
-            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, EmptyDatasetError | UnsoundError) or not _has(work, begun, error):
+            remove(work)
         if isinstance(error, ShardError) and error.errno:
             error = OSError(error.errno, os.strerror(error.errno), str(error.path))
         if isinstance(error, OSError):
@@ -249,14 +269,30 @@ def resumable(work: Path, begun: str = "records/part-*") -> Iterator[None]:
         raise
 
 
-def explain_os_error(error: OSError, work: Path) -> BuildError:
+def _has(work: Location, begun: str, error: BaseException) -> bool:
+    """Returns whether there is something to go on from."""
+    return prefix.has_pieces(work, begun, error) if isinstance(work, StoredPath) else any(work.glob(begun))
+
+
+def remove(work: Location) -> None:
+    """Removes a work folder; of a prefix what is a build's, its lock apart, which is its holder's to remove."""
+    if isinstance(work, StoredPath):
+        prefix.clear_work(work)
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def explain_os_error(error: OSError, work: Location) -> BuildError:
     """Returns the one line for an OSError that ended a build."""
     go_on = " and run the same command to go on" if disk_full(error) else ""
     return BuildError(f"{error.filename or work}: {why(error)}{go_on}")
 
 
-def clear(work: Path) -> None:
+def clear(work: Location) -> None:
     """Empties the work folder, the lock apart."""
+    if isinstance(work, StoredPath):
+        prefix.clear_work(work)
+        return
     for entry in work.iterdir():
         if entry.name != "lock":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -24,7 +24,7 @@ def build(
     source: StrPath | Location | Sequence[StrPath | Location],
     out: StrPath | Location,
     *,
-    work: StrPath | None = None,
+    work: StrPath | Location | None = None,
     data_root: StrPath = "data/raw",
     exclude: StrPath | Sequence[StrPath] = (),
     workers: int = 0,
@@ -47,7 +47,8 @@ def build(
             several: .rec and WebDataset .tar files, folders of either, or image folders. A folder that is named as a
             known set is: ``"./casia"``, or a pathlib.Path. All but image folders may be addresses: ``"s3://faces/train.rec"``.
         out: folder to publish, made by one rename at the end; or the address of a prefix in a bucket.
-        work: folder on a disk in which a dataset for a bucket is made; of a folder it is not asked.
+        work: folder on a disk in which a dataset for a bucket is made, or the address of a prefix, for workers that
+            share no disk; of a folder it is not asked.
         data_root: where raw files of known sets lie, each set in a folder of its name.
         exclude: verification sets (.bin); what is a picture of theirs is dropped.
         workers: processes; 0: one per core.
@@ -86,7 +87,7 @@ def build(
             place,
             config,
             Execution(workers, scheduler, quiet=quiet, shuffle=shuffle),
-            work=None if work is None else Path(work),
+            work=None if work is None else _location(work),
             expected=wanted.expected,
             warnings=wanted.warnings,
             exclude=kept_out,

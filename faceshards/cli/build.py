@@ -18,6 +18,7 @@ from faceshards.cli.options import (
     SHARE,
     Command,
     Interrupted,
+    check_work,
     cluster_options,
     dashboard_option,
     data_root_option,
@@ -48,7 +49,9 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @click.argument("name", required=False)
 @click.option("--out", required=True, type=LOCATION, help="Folder, or prefix in a bucket, to publish the dataset in.")
 @click.option(
-    "--work", type=PATH, help="With --out in a bucket: folder on a disk to build in, as large as the dataset."
+    "--work",
+    type=LOCATION,
+    help="With --out in a bucket: folder on a disk to build in, as large as the dataset, or a prefix in a bucket.",
 )
 @click.option(
     "--source",
@@ -88,7 +91,7 @@ def _go_on(params: Mapping[str, Any]) -> str:
 def build(
     name: str | None,
     out: Location,
-    work: Path | None,
+    work: Location | None,
     sources: tuple[Location, ...],
     data_root: Path,
     config_file: Path | None,
@@ -133,12 +136,7 @@ def build(
         raise click.UsageError("--sample belongs to --plan: a dataset of a part of the identities is not made")
     if page is not None and plan:
         raise click.UsageError("--report shows a dataset, and --plan publishes none")
-    if isinstance(out, Path) != (work is None):
-        raise click.UsageError(
-            f"--out {out}: needs --work FOLDER, on a disk, to build in"
-            if work is None
-            else "--work belongs to --out in a bucket: a folder is built beside where it will be"
-        )
+    check_work(out, work, "a folder on a disk or a prefix in a bucket")
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
@@ -156,9 +154,12 @@ def build(
         **{"strict": strict, "overwrite": overwrite, "restart": restart},
     }
     if plan:
-        place = out if isinstance(out, Path) else made_in(work or Path())
+        place = made_in(work) if isinstance(out, StoredPath) and isinstance(work, Path) else out
+        prefix = work if isinstance(work, StoredPath) else None
         with logging_redirect_tqdm():
-            foreseen = foresee(wanted.title, wanted.files, place, config, execution, **options, share=sample or 1.0)
+            foreseen = foresee(
+                *(wanted.title, wanted.files, place, config, execution), **options, share=sample or 1.0, work=prefix
+            )
         if isinstance(out, StoredPath) and work is not None:
             there = in_the_way(wanted.title, wanted.files, out, work, config, options)
             foreseen = {**foreseen, "out": str(out), "refused": [*foreseen["refused"], *there]}

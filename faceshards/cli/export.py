@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_option, show
+from faceshards.cli.paths import LocalPath
 
 
 @click.command(cls=ModelCommand)
 @click.argument("model", type=PATH)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", type=LocalPath(dir_okay=False))
 @backbone_option
 @click.option("--licence", default="", help="Of the model; without it the card gives the terms of its data.")
 @json_option

@@ -8,8 +8,9 @@ import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from faceshards.cli.options import (
-    PATH,
+    LOCATION,
     Command,
+    check_work,
     cluster_options,
     dashboard_option,
     dataset_argument,
@@ -18,6 +19,7 @@ from faceshards.cli.options import (
     partition_bytes_option,
     quiet_option,
     show,
+    work_option,
 )
 from faceshards.storage.location import Location
 from pipelines.exports.base import Request
@@ -26,7 +28,8 @@ from pipelines.exports.registry import EXPORTS
 
 @click.command("export-data", cls=Command, go_on=goes_on)
 @dataset_argument
-@click.argument("out", type=PATH)
+@click.argument("out", type=LOCATION)
+@work_option
 @click.option("--to", type=click.Choice(list(EXPORTS)), required=True, help="Format to write.")
 @click.option(
     "--labels",
@@ -49,7 +52,8 @@ from pipelines.exports.registry import EXPORTS
 @json_option
 def export_data(
     path: Location,
-    out: Path,
+    out: Location,
+    work: Path | None,
     to: str,
     labels: str,
     shard_bytes: int,
@@ -71,7 +75,8 @@ def export_data(
     webdataset  shard-000000.tar and so on, with SID.jpg, SID.cls and SID.json
 
     Every image is compared with its checksum while it is read. OUT/export.json says where the export came from, and
-    OUT/identities.parquet which label is whose. Interrupted at any moment, the same command goes on.
+    OUT/identities.parquet which label is whose. Interrupted at any moment, the same command goes on. OUT may be a
+    prefix in a bucket, where export.json comes last.
 
     \b
     Examples:
@@ -79,16 +84,18 @@ def export_data(
       faceshards export-data data/shards/casia /mnt/casia --to im2rec --labels old
       faceshards export-data data/shards/lfw lfw_again --to folder --labels old
       faceshards export-data data/shards/wf42m /mnt/tars --to webdataset --shard-bytes 1000000000
+      faceshards export-data s3://faces/sets/mine s3://faces/tars/mine --to webdataset --work /scratch/mine
     """
+    check_work(out, work)
     if shard_bytes and to != "webdataset":
         raise click.UsageError(f"--shard-bytes belongs to --to webdataset; {to} has no shards")
     from pipelines.cluster import Tls
-    from pipelines.exports.export import export  # Dask takes a second to import
+    from pipelines.derived import export_at  # Dask takes a second to import
     from pipelines.runner import Execution
 
     execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None)
     with logging_redirect_tqdm():
-        about = export(path, out, Request(to, labels, shard_bytes), execution, restart=restart)
+        about = export_at(path, out, Request(to, labels, shard_bytes), execution, work=work, restart=restart)
     totals = about["totals"]
     counts = f"{totals['images']:,} images of {totals['identities']:,} identities"
     show(about, [f"{out}: {counts} as {about['format']}, {about['labels']} labels"], as_json)

@@ -8,6 +8,7 @@ import click
 
 from evaluation.make_set import make_set
 from faceshards.cli.options import PATH, Command, json_option, show
+from faceshards.cli.paths import LocalPath
 from faceshards.files import check_writable
 from faceshards.formats.verification_bin import write_bin
 
@@ -15,7 +16,7 @@ from faceshards.formats.verification_bin import write_bin
 @click.command("make-bin", cls=Command)
 @click.argument("root", type=PATH)
 @click.argument("pairs", type=PATH)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", type=LocalPath(dir_okay=False))
 @json_option
 def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
     """Make a verification set OUT (.bin) of ROOT's images by PAIRS.

@@ -23,6 +23,7 @@ from click.exceptions import Abort, Exit
 from faceshards.cli.paths import FETCHED, LOCATION, PATH
 from faceshards.cli.terminal import echo
 from faceshards.errors import ConfigError, FaceshardsError, disk_full, one_line, why
+from faceshards.storage.location import Location
 
 if TYPE_CHECKING:
     from evaluation.models.load import Model
@@ -213,7 +214,26 @@ SHARE = _Share()
 BYTES = _Bytes()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_argument = click.argument("path", type=LOCATION)
+work_option = click.option(
+    "--work", type=PATH, help="With OUT in a bucket: folder on a disk to make it in, as large as the result."
+)
 _TLS = {"ca": "the authority's certificate", "cert": "own certificate", "key": "its key, if not in the same file"}
+
+
+def check_work(out: Location, work: Location | None, where: str = "a folder on a disk") -> None:
+    """Refuses a place in a bucket without a work folder, and a work folder without one.
+
+    Args:
+        out: the place.
+        work: the work folder, if it was given.
+        where: it may be.
+    """
+    if isinstance(out, Path) != (work is None):
+        raise click.UsageError(
+            f"{out}: is in a bucket, and needs --work, {where}, to be made in"
+            if work is None
+            else "--work belongs to a place in a bucket: what is for a folder is made beside it"
+        )
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:

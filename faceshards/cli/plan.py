@@ -51,7 +51,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  shards      {facts['shards']:>12,}  {rows['least']:,} to {rows['most']:,} rows each"
     whole = bytes_text(disk["shards"] + disk["tables"])
     yield f"  disk        about {whole}: {bytes_text(disk['shards'])} of shards, {bytes_text(disk['tables'])} of tables"
-    yield f"              {bytes_text(disk['work'])} more until it is published; {bytes_text(disk['free'])} are free"
+    free = "" if disk["free"] is None else f"; {bytes_text(disk['free'])} are free"
+    yield f"              {bytes_text(disk['work'])} more until it is published{free}"
     if disk["spilled"]:
         yield f"              {bytes_text(disk['spilled'])} until then for images on their way (--shuffle direct: none)"
     yield f"  time        {_time(facts)}"

@@ -8,8 +8,9 @@ import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from faceshards.cli.options import (
-    PATH,
+    LOCATION,
     Command,
+    check_work,
     cluster_options,
     dashboard_option,
     dataset_argument,
@@ -17,13 +18,15 @@ from faceshards.cli.options import (
     json_option,
     quiet_option,
     show,
+    work_option,
 )
 from faceshards.storage.location import Location
 
 
 @click.command("split", cls=Command, go_on=goes_on)
 @dataset_argument
-@click.option("--out", type=PATH, required=True, help="Folder to publish.")
+@click.option("--out", type=LOCATION, required=True, help="Folder, or prefix in a bucket, to publish.")
+@work_option
 @click.option(
     "--unseen",
     default="5%",
@@ -52,7 +55,8 @@ from faceshards.storage.location import Location
 @json_option
 def split(
     path: Location,
-    out: Path,
+    out: Location,
+    work: Path | None,
     unseen: str,
     pairs: int,
     seed: int,
@@ -76,12 +80,14 @@ def split(
     Examples:
       faceshards split data/shards/casia --out data/shards/casia_train
       faceshards split data/shards/mine --unseen 200 --pairs 3000 --out data/shards/mine_train --seed 1
+      faceshards split s3://faces/sets/mine --out s3://faces/sets/mine_train --work /scratch/mine
       faceshards train casia --data data/shards/casia_train --out data/runs/casia
       faceshards eval --model data/runs/casia --set data/shards/casia_train/unseen.bin
     """
+    check_work(out, work)
     from pipelines.cluster import Tls  # Dask takes a second to import
+    from pipelines.derived import split_at
     from pipelines.runner import Execution
-    from pipelines.split import split as engine
     from pipelines.split.plan import Request, SplitError
 
     try:
@@ -90,7 +96,7 @@ def split(
         raise click.UsageError(str(error)) from None
     execution = Execution(workers, scheduler, 0, dashboard, quiet, Tls(**tls) if tls else None)
     with logging_redirect_tqdm():
-        found = engine.split(path, out, request, execution, restart=restart)
+        found = split_at(path, out, request, execution, work=work, restart=restart)
     totals, about = found.totals, found.info["unseen"]
     result = {
         "path": str(out),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from faceshards.storage import requests
-from faceshards.storage.faults import MissingError, StorageError, TakenError
+from faceshards.storage.faults import MissingError, StorageError
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -25,6 +25,10 @@ _SHA256 = "sha256"  # of an object's content (hex), among what is stored with it
 NEEDS_CACHE = (
     "in a bucket: training keeps copies of shards on a disk here, in a folder: name it by --cache (in Python cache=)"
 )
+
+
+Version: TypeAlias = dict[str, str]
+"""What changes with an object, by which a store replaces no other: its ETag, in some stores a number."""
 
 
 class Status(NamedTuple):
@@ -148,20 +152,23 @@ class StoredPath:
         """Returns size and SHA-256 (hex) of the object as it was uploaded; "" if it was not by `upload`."""
         return requests.attribute(self, _SHA256)
 
-    def write_bytes(self, data: bytes, exclusive: bool = False) -> None:
-        """Makes or replaces an object, whole or not at all.
+    def write_bytes(
+        self, data: bytes | memoryview, exclusive: bool = False, replaces: Version | None = None
+    ) -> Version:
+        """Returns the version of an object, which is made or replaced whole or not at all.
 
         Args:
             data: its content.
             exclusive: only if there is none yet.
+            replaces: only this version.
 
         Raises:
             TakenError: exclusive, and there is one.
+            StorageError: ESTALE: there is another one than is to be replaced, or none.
         """
         if exclusive:
-            requests.put_once(self, data)
-        else:
-            requests.put(self, data)
+            return version(requests.put_once(self, data))
+        return version(requests.put(self, data, mode=replaces or "overwrite"))
 
     def upload(self, path: Path, sha256: str) -> None:
         """Makes or replaces an object with the content of a file, whole or not at all.
@@ -172,26 +179,12 @@ class StoredPath:
         """
         requests.upload(self, path, {_SHA256: sha256})
 
-    def unlink(self) -> None:
+    def unlink(self, missing_ok: bool = True) -> None:
         """Removes the object; nothing happens if there is none."""
         requests.delete(self)
 
-    def make_alone(self, data: bytes) -> None:
-        """Makes an object that must not be there, and sees that the store would not make it twice.
-
-        Raises:
-            TakenError: it is there.
-            StorageError: the store knows no exclusive PUT.
-        """
-        self.write_bytes(data, exclusive=True)
-        try:
-            self.write_bytes(data, exclusive=True)
-        except TakenError:
-            return
-        self.unlink()
-        raise StorageError(
-            errno.ENOTSUP, "its store ignores If-None-Match, so that two could publish there at once", str(self)
-        )
+    def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
+        """Does nothing: a prefix is there as soon as an object is."""
 
     def _check_bucket(self) -> None:
         """Raises StorageError if the bucket is missing, as far as one may look."""
@@ -210,6 +203,18 @@ def absolute(path: str | Location) -> Location:
     """Returns a place that does not depend on the folder one stands in."""
     found = as_location(path)
     return found if isinstance(found, StoredPath) else Path(os.path.abspath(found))
+
+
+def lies_in(place: Location, folder: Location) -> bool:
+    """Returns whether a place is a folder (or a prefix in a bucket), or lies in it, by their names alone."""
+    if isinstance(place, StoredPath) or isinstance(folder, StoredPath):
+        return f"{place}/".startswith(f"{folder}/")
+    return place.is_relative_to(folder)
+
+
+def version(found: Any) -> Version:
+    """Returns the version in what obstore says of an object."""
+    return {name: found[name] for name in ("e_tag", "version") if found[name]}
 
 
 def status(found: Any) -> Status:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from faceshards.storage import requests
-from faceshards.storage.location import StoredPath
+from faceshards.storage.location import StoredPath, Version, version
 
 PIECE = 8 << 20
 """Bytes of a range, about, of what is read whole."""
@@ -28,6 +28,17 @@ _FIRST, _LARGEST = 256 << 10, PIECE  # bytes of a window: the first, and what it
 _WINDOWS = 4  # held of an object
 _GAP = 64 << 10  # bytes between two images that are read along rather than asked for apart
 _WIDE_GAP = 4 << 20  # the same, of images that are read in order
+
+
+def read_range(path: StoredPath, start: int, stop: int) -> bytes:
+    """Returns bytes of an object that nobody replaces, by one request; from its end on if `start` is below 0."""
+    return requests.some(path, start, stop)
+
+
+def read_object(path: StoredPath) -> tuple[bytes, Version]:
+    """Returns the content of a small object, and its version."""
+    data, about = requests.whole(path)
+    return data, version(about)
 
 
 @cache

@@ -104,10 +104,32 @@ def _tagged(about: Any) -> Any:
 def part(place: Place, start: int, stop: int, tag: str) -> bytes:
     """Returns bytes of an object, if it is the one of that ETag."""
     with _asked(place) as (obstore, store):
-        found = bytes(obstore.get(store, place.key, options={"range": (start, stop), "if_match": tag}).bytes())
-        if len(found) != stop - start:  # an answer may be shorter than the range that it names
-            raise DamagedError(f"{len(found)} bytes of {stop - start}")
-        return found
+        return _all_of(obstore.get(store, place.key, options={"range": (start, stop), "if_match": tag}), stop - start)
+
+
+@patient
+def some(place: Place, start: int, stop: int) -> bytes:
+    """Returns bytes of an object, as far as it has them; its last ones if `start` is below 0."""
+    with _asked(place) as (obstore, store):
+        wanted = {"suffix": -start} if start < 0 else (start, stop)
+        found = obstore.get(store, place.key, options={"range": wanted})
+        return _all_of(found, found.range[1] - found.range[0])
+
+
+@patient
+def whole(place: Place) -> tuple[bytes, Any]:
+    """Returns the content of an object, and what obstore says of it."""
+    with _asked(place) as (obstore, store):
+        found = obstore.get(store, place.key)
+        return _all_of(found, found.meta["size"]), _tagged(found.meta)
+
+
+def _all_of(found: Any, count: int) -> bytes:
+    """Returns the body of an answer that has so many bytes."""
+    data = bytes(found.bytes())
+    if len(data) != count:  # it may be shorter than the range that the answer names
+        raise DamagedError(f"{len(data)} bytes of {count}")
+    return data
 
 
 def children(place: Place) -> Any:
@@ -172,20 +194,21 @@ def check_bucket(place: Place) -> None:
 
 
 @patient
-def put(place: Place, data: bytes, **options: Any) -> None:
-    """Makes or replaces an object."""
+def put(place: Place, data: bytes | memoryview, **options: Any) -> Any:
+    """Makes or replaces an object, and returns what obstore says of it."""
     with _asked(place) as (obstore, store):
-        obstore.put(store, place.key, data, **options)
+        return obstore.put(store, place.key, data, **options)
 
 
-def put_once(place: Place, data: bytes) -> None:
-    """Makes an object if there is none; TakenError if there is one that this did not make."""
+def put_once(place: Place, data: bytes | memoryview) -> Any:
+    """Makes an object if there is none, and returns what obstore says; TakenError if this did not make the one there."""
     by = uuid.uuid4().hex
     try:
-        put(place, data, mode="create", attributes={_MADE_BY: by})
+        return put(place, data, mode="create", attributes={_MADE_BY: by})
     except TakenError:  # perhaps by a request of ours that was answered on the second time only
         if attribute(place, _MADE_BY)[1] != by:
             raise
+        return head(place)
 
 
 @patient

@@ -99,6 +99,9 @@ class Format(Protocol):
     IN_PLACE: bool
     """What a piece leaves in its room is a file of the export already."""
 
+    FILE_EACH: bool
+    """Every image is a file of its own: on a disk that is a format, in a bucket a request for each of millions."""
+
     BESIDE: int
     """Bytes that an image may take on disk besides its own."""
 

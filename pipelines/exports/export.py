@@ -26,7 +26,7 @@ import pyarrow as pa
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import file_digest, fsync, sealed, write_json, write_parquet
 from faceshards.progress import Progress
-from faceshards.storage.location import Location, absolute
+from faceshards.storage.location import Location, StoredPath, absolute
 from faceshards.versions import stamp
 from pipelines import workspace
 from pipelines.exports import cuts, images, labels
@@ -60,9 +60,7 @@ def export(
     """
     out, manifest = Path(os.path.realpath(out)), Manifest(absolute(dataset))
     check_place(manifest, out)
-    kind = EXPORTS[request.to]
-    identities = _identities(manifest, request)
-    kind.refuse(manifest.totals["kept"], identities["written"].to_numpy(zero_copy_only=False))
+    kind, identities = EXPORTS[request.to], check(manifest, request, out)
     asked = describe(manifest, request)
     with workspace.exclusive(out, "export") as work, workspace.resumable(work, "routed/shard-*"):
         if (out / ABOUT).exists():
@@ -78,6 +76,22 @@ def export(
         about = _Export(manifest, request, asked, identities, work, execution).run()
         _publish(work, out)
         return about
+
+
+def check(manifest: Manifest, request: Request, out: Location) -> pa.Table:
+    """Returns one row per identity with images, and its label as it is `written`, if all can be said in the format.
+
+    Raises:
+        ExportError: it cannot, or such files do not belong where `out` is.
+    """
+    kind, identities = EXPORTS[request.to], _identities(manifest, request)
+    if kind.FILE_EACH and isinstance(out, StoredPath):
+        others = ", ".join(name for name, other in EXPORTS.items() if not other.FILE_EACH)
+        raise ExportError(
+            f"{out}: --to {request.to} is a file for each image, too many for a bucket; choose another format: {others}"
+        )
+    kind.refuse(manifest.totals["kept"], identities["written"].to_numpy(zero_copy_only=False))
+    return identities
 
 
 def _publish(work: Path, out: Path) -> None:
@@ -127,9 +141,7 @@ class _Export:
         with self.execution.runner() as runner:
             self._route(runner)
             self._write(runner, bounds)
-        for left in (self.work / "export").glob(
-            ".*"
-        ):  # of one that was killed while it wrote a file under another name
+        for left in (self.work / "export").glob(".*"):  # of one that was killed while it wrote under another name
             left.unlink()
         facts = [json.loads(self._done(piece).read_text()) for piece in range(len(bounds) - 1)]
         counts = self.identities["images"].to_numpy()

@@ -12,9 +12,10 @@ from pipelines.exports.base import Piece, Sample, Written
 from pipelines.exports.cuts import within_shards as bounds
 from pipelines.exports.images import suffix
 
-__all__ = ["BESIDE", "BY_IDENTITY", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
+__all__ = ["BESIDE", "BY_IDENTITY", "FILE_EACH", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
 
 BY_IDENTITY, NUMBERS, IN_PLACE = False, False, True
+FILE_EACH = True
 BESIDE = 4096  # the last block of a file
 
 

@@ -11,9 +11,10 @@ from pipelines.exports.cuts import within_shards as bounds
 from pipelines.exports.rec_parts import join, part_name, write_part
 from pipelines.exports.rec_parts import refuse_labels as _refuse_labels
 
-__all__ = ["BESIDE", "BY_IDENTITY", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
+__all__ = ["BESIDE", "BY_IDENTITY", "FILE_EACH", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
 
 BY_IDENTITY, NUMBERS, IN_PLACE = False, True, False
+FILE_EACH = False
 BESIDE = 256  # headers, and lines of .idx and .lst
 
 

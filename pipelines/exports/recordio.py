@@ -19,9 +19,10 @@ from pipelines.exports.cuts import between_identities as bounds
 from pipelines.exports.rec_parts import join, part_name, refuse_labels, write_part
 from pipelines.records import MAX_LABEL
 
-__all__ = ["BESIDE", "BY_IDENTITY", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
+__all__ = ["BESIDE", "BY_IDENTITY", "FILE_EACH", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
 
 BY_IDENTITY, NUMBERS, IN_PLACE = True, True, False
+FILE_EACH = False
 BESIDE = 256  # headers, and lines of .idx and .lst
 _HEADER, _IDENTITIES = "header", "identities"
 

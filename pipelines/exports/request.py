@@ -12,6 +12,8 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import check_seal, differences
 from faceshards.formats.json_files import read_json
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import Location
 from pipelines.exports.base import ABOUT, ExportError, Request
 from pipelines.workspace import check_apart
 
@@ -46,21 +48,40 @@ def describe(manifest: Manifest, request: Request) -> dict[str, Any]:
     }
 
 
-def published(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Returns what export.json at `out` says, if it is what was asked for.
+def read(out: Location) -> dict[str, Any]:
+    """Returns what export.json at `out` says.
 
     Raises:
-        ExportError: it is another export, or damaged.
+        ExportError: it is damaged.
+        StorageError: its store does not answer.
     """
     path = out / ABOUT
     try:
         found: dict[str, Any] = read_json(path)
         check_seal(found)
-        before = {name: found[name] for name in asked}
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path}: damaged: {error}; remove {out} to export again") from None
-    if different := differences(before, asked):
+    return found
+
+
+def published(
+    out: Location, asked: dict[str, Any], instead: str = "choose another folder, or remove it"
+) -> dict[str, Any]:
+    """Returns what export.json at `out` says, if it is what was asked for.
+
+    Args:
+        out: where an export is published.
+        asked: what describe() says of the request.
+        instead: what to do where it is another one.
+
+    Raises:
+        ExportError: it is another export, or damaged.
+    """
+    found = read(out)
+    if different := differences({name: found.get(name) for name in asked}, asked):
         changes = "; ".join(f"{name}: {then!r} there, {now!r} now" for name, then, now in different)
-        raise ExportError(f"{out}: another export is there ({changes}); choose another folder, or remove it")
+        raise ExportError(f"{out}: another export is there ({changes}); {instead}")
     log.warning("%s: already exported from the same dataset; nothing to do", out)
     return found

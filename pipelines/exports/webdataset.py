@@ -19,9 +19,10 @@ from pipelines.exports.base import Piece, Request, Sample, Written
 from pipelines.exports.cuts import by_size, shard_starts
 from pipelines.exports.images import suffix
 
-__all__ = ["BESIDE", "BY_IDENTITY", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
+__all__ = ["BESIDE", "BY_IDENTITY", "FILE_EACH", "IN_PLACE", "NUMBERS", "bounds", "finish", "refuse", "write"]
 
 BY_IDENTITY, NUMBERS, IN_PLACE = False, True, True
+FILE_EACH = False
 BESIDE = 6 * tarfile.BLOCKSIZE  # three headers, a block of .cls, one of .json, and what fills up the image's last
 
 

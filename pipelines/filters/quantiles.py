@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from faceshards.reading import for_arrow
+from faceshards.storage.location import Location
 from pipelines.filters.screen import MEASURED
 
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
@@ -17,7 +18,7 @@ SHARES = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)
 _SHOWN = tuple(share for share in SHARES if share not in (0.25, 0.75))  # what a line has room for
 
 
-def quantiles(tables: Sequence[Path]) -> list[dict[str, Any]]:
+def quantiles(tables: Sequence[Location]) -> list[dict[str, Any]]:
     """Returns one row for each value that filters measured: filter, measure, images, quantiles (by share, as text).
 
     A threshold at a quantile drops that share of the images.
@@ -25,7 +26,7 @@ def quantiles(tables: Sequence[Path]) -> list[dict[str, Any]]:
     Args:
         tables: the record tables that sign wrote; 4 bytes an image are held at a time.
     """
-    names = [{name for name in pq.read_schema(path).names if name.startswith(MEASURED)} for path in tables]
+    names = [{name for name in pq.read_schema(for_arrow(path)).names if name.startswith(MEASURED)} for path in tables]
     rows = []
     for name in sorted(set().union(*names)):
         parts = [_values(path, name) for path, own in zip(tables, names, strict=True) if name in own]
@@ -37,9 +38,9 @@ def quantiles(tables: Sequence[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _values(path: Path, name: str) -> np.ndarray:
+def _values(path: Location, name: str) -> np.ndarray:
     """Returns the values of a column that were measured."""
-    column = pq.read_table(path, columns=[name], use_threads=False)[name].to_numpy()
+    column = pq.read_table(for_arrow(path), columns=[name], use_threads=False)[name].to_numpy()
     return column[~np.isnan(column)]
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from faceshards.errors import SourceError
-from faceshards.storage.location import Location, absolute, as_location
-from pipelines.sources.base import Partition, SourceFile
+from faceshards.locks import own_folder
+from faceshards.storage.location import Location, StoredPath, absolute, as_location
+from pipelines.sources.base import Cut, Partition, SourceFile
 from pipelines.sources.leftovers import is_image, is_leftover
 from pipelines.sources.registry import cut_file, find, set_of
 
@@ -159,7 +160,7 @@ def set_names(files: Sequence[SourceFile]) -> list[str]:
     return [names[path] for path in paths]
 
 
-def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list[Partition], list[str]]:
+def cut(files: list[SourceFile], work: Location, partition_bytes: int) -> tuple[list[Partition], list[str]]:
     """Returns the partitions of a build, in order, and warnings; writes the tables that they need into `work`.
 
     Args:
@@ -177,7 +178,7 @@ def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list
     warnings: list[str] = []
     for number, file in enumerate(files):
         try:
-            bounds, table, told = cut_file(file, number, work, step)
+            bounds, table, told = _cut_file(file, number, work, step)
         except OSError as error:
             raise SourceError(f"{error.filename or file.path}: {error.strerror}") from None
         warnings += told
@@ -185,3 +186,16 @@ def cut(files: list[SourceFile], work: Path, partition_bytes: int) -> tuple[list
             last = stop == bounds[-1]
             partitions.append(Partition(len(partitions), number, file.kind, file.path, start, stop, table, last))
     return partitions, warnings
+
+
+def _cut_file(file: SourceFile, number: int, work: Location, step: int) -> Cut:
+    """Returns how a file is cut; in a bucket lies a copy of the table that it needs."""
+    if not isinstance(work, StoredPath):
+        return cut_file(file, number, work, step)
+    with own_folder() as folder:
+        found = cut_file(file, number, folder, step)
+        if found.table is None:
+            return found
+        stored = work / Path(found.table).name
+        stored.upload(Path(found.table), "")
+        return found._replace(table=str(stored))

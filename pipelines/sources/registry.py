@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import numpy as np
 
 from faceshards.errors import SourceError
 from faceshards.extensions import blamed, family
-from faceshards.storage.location import Location, StoredPath
+from faceshards.locks import own_folder
+from faceshards.reading import fetch
+from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines.sources import folder, recordio, webdataset
 from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
 
@@ -56,7 +61,36 @@ def cut_file(file: SourceFile, number: int, work: Path, step: int) -> Cut:
 def doubt_of(part: Partition) -> str:
     """Returns why what a source's names stand for may be no people, "" without doubt; see SourceKind."""
     with blamed(f"source '{part.kind}': {part.path}"):
-        return SOURCES[part.kind].doubt(part)
+        return SOURCES[part.kind].doubt(_at_hand(part))
+
+
+class _Copied(threading.local):
+    """The table of a file that a thread read last, if it lies in a bucket: a copy on a disk of this machine."""
+
+    def __init__(self) -> None:
+        self.table, self.path, self._open = "", "", ExitStack()
+        atexit.register(self._open.close)
+
+    def of(self, table: str) -> str:
+        """Returns the path of a copy."""
+        if self.table != table:
+            self._open.close()
+            self.table, folder = "", self._open.enter_context(own_folder())
+            stored = as_location(table)
+            self.path = str(folder / stored.name)
+            fetch(stored, Path(self.path))
+            self.table = table
+        return self.path
+
+
+_copied = _Copied()
+
+
+def _at_hand(part: Partition) -> Partition:
+    """Returns a partition whose table, if any, is on a disk of this machine."""
+    if part.table is None or not isinstance(as_location(part.table), StoredPath):
+        return part
+    return dataclasses.replace(part, table=_copied.of(part.table))
 
 
 @contextmanager
@@ -76,7 +110,7 @@ def scan(part: Partition) -> Scanned:
         SourceError: the file cannot be read.
     """
     with _reading(part.kind, part.path):
-        found = SOURCES[part.kind].scan(part)
+        found = SOURCES[part.kind].scan(_at_hand(part))
         rows = {name: len(values) for name, values in vars(found).items() if hasattr(values, "__len__")}
         if len(set(rows.values())) != 1 or not isinstance(found, Scanned):
             raise ValueError(f"scan: columns of unequal lengths ({rows})")
@@ -90,7 +124,7 @@ def identity_names(part: Partition) -> list[str] | None:
         part: any partition of the source.
     """
     with _reading(part.kind, part.path):
-        return SOURCES[part.kind].names(part)
+        return SOURCES[part.kind].names(_at_hand(part))
 
 
 def labels(part: Partition) -> np.ndarray:
@@ -100,7 +134,7 @@ def labels(part: Partition) -> np.ndarray:
         SourceError: the file cannot be read.
     """
     with _reading(part.kind, part.path):
-        return SOURCES[part.kind].labels(part)
+        return SOURCES[part.kind].labels(_at_hand(part))
 
 
 def claims(file: SourceFile) -> Claims:

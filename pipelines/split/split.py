@@ -63,9 +63,8 @@ def split(dataset: Location, out: Path, request: Request, execution: Execution, 
     out, manifest = Path(os.path.realpath(out)), Manifest(absolute(dataset))
     workspace.check_apart(manifest, out)
     workspace.check_output(out)
-    asked = _describe(manifest, request)
-    identities = manifest.table("identities")
-    planned = _plan(manifest, identities, request)
+    asked = describe(manifest, request)
+    identities, planned = check(manifest, request)
     with workspace.exclusive(out, "split") as work, workspace.resumable(work, "routed/shard-*"):
         if (out / "dataset.json").exists():
             found = workspace.published(out, asked, strict=False)
@@ -81,7 +80,7 @@ def split(dataset: Location, out: Path, request: Request, execution: Execution, 
     return Manifest(out)
 
 
-def _describe(manifest: Manifest, request: Request) -> dict[str, Any]:
+def describe(manifest: Manifest, request: Request) -> dict[str, Any]:
     """Returns what decides the published bytes, as JSON has it."""
     info = manifest.info
     tables = hashlib.sha256(json.dumps(info["files"], sort_keys=True).encode()).hexdigest()
@@ -99,8 +98,13 @@ def _describe(manifest: Manifest, request: Request) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asked)))
 
 
-def _plan(manifest: Manifest, identities: pa.Table, request: Request) -> Plan:
-    """Returns what to hold out, once it is known that it makes the pairs."""
+def check(manifest: Manifest, request: Request) -> tuple[pa.Table, Plan]:
+    """Returns the table `identities`, and whom to hold out, once it is known that it makes the pairs.
+
+    Raises:
+        SplitError: it does not.
+    """
+    identities = manifest.table("identities")
     present = identities.filter(pc.is_valid(identities["label"])).sort_by("label")
     names = identities["label_original"].combine_chunks()
     linked = pa.concat_tables(
@@ -108,7 +112,7 @@ def _plan(manifest: Manifest, identities: pa.Table, request: Request) -> Plan:
     )
     a, b = (pc.index_in(column, names).to_numpy().astype(np.int64) for column in linked.columns)
     person = persons(len(names), a, b)[pc.index_in(present["label_original"], names).to_numpy()]
-    return plan(present["kept"].to_numpy(), person, request)
+    return identities, plan(present["kept"].to_numpy(), person, request)
 
 
 class _Split:
@@ -162,7 +166,7 @@ class _Split:
         about = {"file": SET, "pairs": len(planned.same), "possible": planned.possible, "identities": len(planned.held)}
         said = ([*info["warnings"], *warnings], info.get("unsound", []))
         request = {**self.asked, "unseen": about}
-        assemble(self.work, request, dropped, shards, totals.get("structural", 0), *said, (SET, PAIRS))
+        assemble(self.work, self.data, request, dropped, shards, totals.get("structural", 0), *said, (SET, PAIRS))
 
     def _stage(self, runner: Runner, name: str, function: Callable[..., int], tasks: Sequence[tuple[Any, ...]]) -> None:
         """Runs the tasks whose last file is not there yet."""

@@ -20,6 +20,8 @@ from faceshards.dataset.schema import CODE, DROP_REASONS, LATER, REASONS, SCHEMA
 from faceshards.errors import EmptyDatasetError
 from faceshards.files import write_json, write_parquet
 from faceshards.formats.mindrecord.geometry import geometry
+from faceshards.reading import for_arrow
+from faceshards.storage.location import Location
 from pipelines.config import BuildConfig
 from pipelines.dedupe.overlap import Finder, Overlaps, Pictures, find_overlaps
 from pipelines.dedupe.policy import Dedupe, dedupe
@@ -48,7 +50,7 @@ class Columns:
     size: np.ndarray
 
 
-def load_columns(parts: Sequence[Path], rows: Sequence[int]) -> Columns:
+def load_columns(parts: Sequence[Location], rows: Sequence[int]) -> Columns:
     """Returns the columns of all record tables.
 
     Args:
@@ -65,7 +67,8 @@ def load_columns(parts: Sequence[Path], rows: Sequence[int]) -> Columns:
     )
     at = 0
     for path, count in zip(parts, rows, strict=True):
-        table = pq.read_table(path, columns=["reason", "label", "sha256", "phash", "bytes"], use_threads=False)
+        names = ["reason", "label", "sha256", "phash", "bytes"]
+        table = pq.read_table(for_arrow(path), columns=names, use_threads=False)
         here = slice(at, at + count)
         out.reason[here] = table["reason"].to_numpy()
         out.label[here] = table["label"].to_numpy()

@@ -8,7 +8,7 @@ front to back, and a shard reads one stretch of each spill.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,6 +19,7 @@ import pyarrow as pa
 from faceshards.errors import BuildError, SourceError
 from faceshards.files import replacing
 from faceshards.reading import open_file
+from faceshards.storage.location import Location, StoredPath
 from pipelines.sources.base import OpenFiles, Place, SourceFile
 from pipelines.sources.registry import read_images
 
@@ -26,6 +27,9 @@ _BLOCK = 512  # images read at once, in order of their place in the source
 _STRETCH = 24 << 20  # bytes of a source, about, that are read at once from front to back
 _HELD = 64 << 20  # bytes that a shard holds of all spills together, and the least that it reads of one
 _LEAST = 64 << 10
+SPILL = ".images"
+"""Ending of the file that has the images of a partition, beside what `route` wrote of its rows."""
+
 _PLACE = ("key", "offset", "header", "bytes", "parts")
 
 
@@ -114,18 +118,13 @@ def _changed(images: Iterable[bytes], rows: pa.Table) -> int | None:
     return next((row for row, wrong in enumerate(found) if wrong), None)
 
 
-def spill_of(routed: Path) -> Path:
-    """Returns where the images of a partition lie, beside what `route` wrote of its rows."""
-    return routed.with_suffix(".images")
-
-
-def spill(rows: pa.Table, origin: Sources, path: Path) -> None:
+def spill(rows: pa.Table, origin: Sources, path: Location) -> None:
     """Writes the images of a partition's rows one behind the other, whole or not at all.
 
     Args:
         rows: of one file, in the order in which they are to lie; ROUTED_SCHEMA.
         origin: where they come from; it is read from front to back.
-        path: file to write.
+        path: file or object to write.
 
     Raises:
         SourceError: an image is not what was signed.
@@ -136,6 +135,9 @@ def spill(rows: pa.Table, origin: Sources, path: Path) -> None:
     images = memoryview(bytearray(int(ends[-1]) if len(ends) else 0))
     for end, image in zip(ends[order].tolist(), origin.in_order(rows.take(pa.array(order))), strict=True):
         images[end - len(image) : end] = image
+    if isinstance(path, StoredPath):
+        path.write_bytes(images)
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(images)
 
@@ -171,10 +173,10 @@ class Spilled:
 
     Args:
         names: of the sources.
-        routed: what `route` wrote, for every partition; the images are beside it.
+        routed: what `route` wrote, for every partition, or copies of a shard's stretches; the images are beside it.
     """
 
-    def __init__(self, names: list[str], routed: list[Path]) -> None:
+    def __init__(self, names: list[str], routed: Sequence[Path]) -> None:
         self.names, self.routed = names, routed
 
     def images(self, table: pa.Table) -> Iterator[bytes]:
@@ -186,11 +188,11 @@ class Spilled:
         found = list(stretches(table["shard"][0].as_py(), self.routed))
         block = max(_LEAST, _HELD // len(found))
         owner, readers = np.zeros(len(table), np.int32), []
-        for number, (routed, rows, low, high) in enumerate(found):
+        for number, (path, rows, low, high) in enumerate(found):
             owner[rows["row"].to_numpy()[low:high]] = number
             sizes = rows["bytes"].to_numpy()
             start = int(sizes[:low].sum())
-            readers.append(_Spill(spill_of(routed), start, start + int(sizes[low:high].sum()), block))
+            readers.append(_Spill(path.with_suffix(SPILL), start, start + int(sizes[low:high].sum()), block))
         sizes = table["bytes"].to_numpy()
         for start in range(0, len(table), _BLOCK):
             at = slice(start, start + _BLOCK)

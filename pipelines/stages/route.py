@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,40 +10,24 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.files import replacing, write_parquet
+from faceshards.reading import for_arrow, load_array
+from faceshards.storage.location import Location, StoredPath
+from pipelines.records import ROUTED_SCHEMA
 from pipelines.stages.label_spaces import own_names
-from pipelines.stages.origins import Sources, spill, spill_of
-
-ROUTED_SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.int32()),
-        pa.field("row", pa.int32()),
-        pa.field("sid", pa.int64()),
-        pa.field("source", pa.int32()),
-        pa.field("key", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("header", pa.int32()),
-        pa.field("bytes", pa.int64()),
-        pa.field("parts", pa.int32()),
-        pa.field("label", pa.int32()),
-        pa.field("label_original", pa.string()),
-        pa.field("sha256", pa.binary(32)),
-        pa.field("phash", pa.binary(32)),
-        pa.field("height", pa.int32()),
-        pa.field("width", pa.int32()),
-    ]
-)
+from pipelines.stages.origins import SPILL, Sources, spill
+from pipelines.stages.sections import write_sections
 
 
 def route(
-    records: Path,
-    decisions: Path,
+    records: Location,
+    decisions: Location,
     sid: int,
     ordinal: int,
     sources: list[str],
     sets: list[str] | None,
     reasons: Sequence[str],
-    routed: Path,
-    dropped: Path,
+    routed: Location,
+    dropped: Location,
     carried: Sources | None = None,
 ) -> int:
     """Returns the rows of a partition after writing its survivors, ordered by shard and row, and its dropped rows.
@@ -59,17 +42,17 @@ def route(
         sources: names of the build's files.
         sets: the set of each file, if label_original is to name it, because labels are the set's own; else None.
         reasons: names of the codes in the decisions.
-        routed: Arrow file to write, ROUTED_SCHEMA.
+        routed: Arrow file to write, ROUTED_SCHEMA; in a bucket these rows in sections.
         dropped: Parquet file to write, SCHEMAS["dropped"].
         carried: where the images come from, to write those of the survivors beside `routed`; None leaves them there.
 
     Raises:
         SourceError: a source changed.
     """
-    table = pq.read_table(records)
+    table = pq.read_table(for_arrow(records))
     n = len(table)
     column = {
-        name: np.array(np.load(decisions / f"{name}.npy", mmap_mode="r")[sid : sid + n])
+        name: load_array(decisions / f"{name}.npy", sid, sid + n)
         for name in ("reason", "representative", "distance", "label", "shard", "row")
     }
     keys, ordinals = table["key"].to_pylist(), table["ordinal"].to_numpy()
@@ -86,9 +69,12 @@ def route(
         out = out.append_column(name, pa.array(column[name][kept]))
     out = out.select(ROUTED_SCHEMA.names).cast(ROUTED_SCHEMA).combine_chunks()
     if carried is not None:
-        spill(out, carried, spill_of(routed))
-    with replacing(routed) as temporary, pa.ipc.new_file(str(temporary), ROUTED_SCHEMA) as writer:
-        writer.write_table(out)
+        spill(out, carried, routed.with_suffix(SPILL))
+    if isinstance(routed, StoredPath):
+        write_sections(out, routed)
+    else:
+        with replacing(routed) as temporary, pa.ipc.new_file(str(temporary), ROUTED_SCHEMA) as writer:
+            writer.write_table(out)
     gone = np.flatnonzero(column["reason"])
     lost = _explained(table.take(gone), decisions / "details.parquet", sid, sid + n)
     names = np.array(sources, object)[lost["source"].to_numpy()]
@@ -107,7 +93,7 @@ def route(
     return n
 
 
-def _explained(lost: pa.Table, details: Path, start: int, stop: int) -> pa.Table:
+def _explained(lost: pa.Table, details: Location, start: int, stop: int) -> pa.Table:
     """Returns dropped rows with what the decisions say of some of them, by sid, in the column `detail`.
 
     Args:
@@ -118,7 +104,7 @@ def _explained(lost: pa.Table, details: Path, start: int, stop: int) -> pa.Table
     """
     if not details.exists():
         return lost
-    told = pq.read_table(details, filters=[("sid", ">=", start), ("sid", "<", stop)])
+    told = pq.read_table(for_arrow(details), filters=[("sid", ">=", start), ("sid", "<", stop)])
     text = np.array(lost["detail"].to_pylist(), object)
     text[np.searchsorted(lost["sid"].to_numpy(), told["sid"].to_numpy())] = told["detail"].to_pylist()
     return lost.set_column(lost.column_names.index("detail"), "detail", pa.array(text, pa.string()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,8 @@ import pyarrow.parquet as pq
 
 from faceshards.errors import BuildError
 from faceshards.files import replacing
+from faceshards.reading import for_arrow
+from faceshards.storage.location import Location
 from pipelines.config import BuildConfig
 from pipelines.filters.screen import MEASURED, BrokenFilterError
 from pipelines.records import RECORD_SCHEMA
@@ -45,7 +46,7 @@ class PartitionFacts:
 
 
 def sign_partition(
-    part: Partition, config: BuildConfig, out: Path, skip: frozenset[int] = frozenset()
+    part: Partition, config: BuildConfig, out: Location, skip: frozenset[int] = frozenset()
 ) -> PartitionFacts:
     """Returns the facts of a partition after writing its record table to `out`: RECORD_SCHEMA, and the columns of
     values that filters measured.
@@ -93,12 +94,12 @@ def sign_partition(
         # No dictionary, no compression: read once or twice, then removed.
         facts = counts | {name: str(value) for name, value in pace.items()}
         pq.write_table(table.replace_schema_metadata(facts), temporary, compression="none", use_dictionary=False)
-    return partition_facts(out)
+        return partition_facts(temporary)
 
 
-def partition_facts(path: Path) -> PartitionFacts:
+def partition_facts(path: Location) -> PartitionFacts:
     """Returns the facts of a record table that `sign_partition` wrote, from its metadata alone."""
-    footer = pq.read_metadata(path)
+    footer = pq.read_metadata(for_arrow(path))
     found = footer.metadata or {}
     records, structural, unindexed = (int(found[name.encode()]) for name in _COUNTS)
     scanning, signing = (float(found.get(name, 0)) for name in (b"scanning", b"signing"))

@@ -8,8 +8,7 @@ or lie in the same order beside the rows (origins.py).
 from __future__ import annotations
 
 import dataclasses
-import os
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,19 @@ import pyarrow as pa
 from faceshards.dataset.row_check import check_rows
 from faceshards.dataset.schema import SCHEMAS
 from faceshards.errors import ShardError
-from faceshards.files import write_json, write_parquet
+from faceshards.files import making, move, write_json, write_parquet
 from faceshards.formats.mindrecord.geometry import Geometry
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.mindrecord.writer import write_shard
 from faceshards.hashing import splitmix64
-from pipelines.stages.origins import Origin, stretches
+from faceshards.storage.location import Location
+from pipelines.stages.origins import Origin, Spilled, stretches
+from pipelines.stages.sections import Routed, at_hand
 
 _SAMPLE = 64  # rows of a shard whose images are read back, besides the first and last of each row group
 
 
-def gather(shard: int, routed: list[Path]) -> pa.Table:
+def gather(shard: int, routed: Sequence[Path]) -> pa.Table:
     """Returns the rows of a shard, in order, ROUTED_SCHEMA.
 
     Args:
@@ -42,7 +43,7 @@ def gather(shard: int, routed: list[Path]) -> pa.Table:
 
 
 def write(
-    shard: int, origin: Origin, geometry: Geometry, routed: list[Path], images: Path, shards: Path, done: Path
+    shard: int, origin: Origin, geometry: Geometry, routed: Routed, images: Location, shards: Location, done: Location
 ) -> int:
     """Returns the rows of a shard after writing its MindRecord files, its part of the table `images`, and `done`.
 
@@ -64,12 +65,25 @@ def write(
         SourceError: a source changed.
         BuildError: what was carried along is damaged.
     """
+    with at_hand(routed, isinstance(origin, Spilled)) as here:
+        if isinstance(origin, Spilled):
+            origin = Spilled(origin.names, here)
+        return _write(shard, origin, geometry, here, images, shards, done)
+
+
+def _write(
+    shard: int,
+    origin: Origin,
+    geometry: Geometry,
+    routed: Sequence[Path],
+    images: Location,
+    shards: Location,
+    done: Location,
+) -> int:
     table = gather(shard, routed)
     name = f"shard-{shard:05d}.mindrecord"
     # Its name is inside the file, so it is written under that name, in a folder of its own.
-    room = shards / f".{name}.{uuid.uuid4().hex}"
-    room.mkdir()
-    try:
+    with making(name, shards) as room:
         path = room / name
         sizes, labels, sids = (table[column].to_numpy() for column in ("bytes", "label", "sid"))
         info = write_shard(path, origin.images(table), sizes, labels, sids, **geometry._asdict())
@@ -78,14 +92,10 @@ def write(
         sources = pa.array([origin.names[i] for i in table["source"].to_pylist()], pa.string())
         part = table.select(columns).add_column(1, "source", sources).cast(SCHEMAS["images"])
         write_parquet(part, images / f"part-{shard:05d}.parquet")
-        for entry in (f"{name}.db", name):
-            os.replace(room / entry, shards / entry)
-    finally:
-        for leftover in room.iterdir():
-            leftover.unlink()
-        room.rmdir()
+        for entry, digest in ((f"{name}.db", info.db_sha256), (name, info.sha256)):
+            move(room / entry, shards / entry, digest)
     facts = {"shard": shard, "file": name, "identities": len(np.unique(labels)), **dataclasses.asdict(info)}
-    write_json(facts, done)
+    write_json({**facts, "image_bytes": int(sizes.sum())}, done)
     return len(table)
 
 

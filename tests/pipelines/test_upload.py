@@ -6,44 +6,41 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from distributed import Client
 
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError
-from faceshards.reading import fetch
+from faceshards.reading import content, fetch
+from faceshards.storage.lease import Lease
 from faceshards.storage.location import StoredPath
-from pipelines import upload
+from pipelines import prefix, publication, upload
 from pipelines.config import BuildConfig
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.runner import Execution
 from pipelines.sources.find import find_files
 from tests.faceshards.test_stored_dataset import upload as put
-from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests, shared_worker
-
-
-@pytest.fixture
-def worker(bucket: StoredPath) -> Iterator[str]:
-    """The address of the shared worker, which reaches the bucket meanwhile."""
-    address = shared_worker()
-    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    with Client(address, set_as_default=False) as client:
-        client.run(lambda: os.environ.update(variables))
-        yield address
-        client.run(lambda: [os.environ.pop(name) for name in variables])
+from tests.pipelines.build_fixtures import CONFIG, PARTITION_BYTES, digests
 
 
 def build(source: Path | StoredPath, out: Path | StoredPath, worker: str, **options: Any) -> Manifest:
     files, _ = find_files(source)
     execution = Execution(1, worker, PARTITION_BYTES, quiet=True)
     return upload.build_at("tiny", files, out, CONFIG, execution, **options)
+
+
+def send(manifest: Manifest, out: StoredPath, lease: Lease) -> None:
+    """Uploads a dataset of the disk."""
+    assert isinstance(manifest.path, Path)
+    files = prefix.files_of(manifest.info, manifest.table("shards").to_pylist())
+    publication.Publication(out, "dataset.json", {}).upload(manifest.path, files, True, lease)
 
 
 def downloaded(place: StoredPath, folder: Path) -> Path:
@@ -119,7 +116,7 @@ def test_a_killed_upload_is_no_dataset_and_goes_on(
         plain(self, path, sha256)
         sent.append(self)
 
-    monkeypatch.setattr(upload, "_AT_ONCE", 1)
+    monkeypatch.setattr(publication, "_AT_ONCE", 1)
     monkeypatch.setattr(StoredPath, "upload", killed)
     with pytest.raises(KilledError):
         build(tiny_source, out, worker, work=whole)
@@ -128,7 +125,7 @@ def test_a_killed_upload_is_no_dataset_and_goes_on(
     monkeypatch.setattr(StoredPath, "upload", counted)
     assert build(tiny_source, out, worker, work=whole).info == tiny_dataset.info
     assert len(sent) == len(set(sent)) == len(list(out.tree())) - 1
-    assert not (out / upload.MARK).exists()
+    assert not (out / prefix.MARK).exists()
 
 
 def test_what_is_published_is_not_built_again_and_not_replaced(
@@ -149,10 +146,10 @@ def test_a_place_of_others_is_refused(tiny_source: Path, whole: Path, bucket: St
     (bucket / "set" / "notes.txt").write_bytes(b"mine")
     with pytest.raises(BuildError, match=f"^{bucket}/set: objects lie there, and no dataset of ours; they are not"):
         build(tiny_source, bucket / "set", worker, work=whole)
-    (bucket / "other" / upload.MARK).write_bytes(b"another request")
+    (bucket / "other" / prefix.MARK).write_bytes(b"another request")
     with pytest.raises(BuildError, match="an interrupted upload of another request lies there"):
         build(tiny_source, bucket / "other", worker, work=whole)
-    assert [place.name for place, _ in bucket.tree()] == [upload.MARK, "notes.txt"]
+    assert [place.name for place, _ in bucket.tree()] == [prefix.MARK, "notes.txt"]
 
 
 def test_a_plan_says_what_would_be_refused(
@@ -167,17 +164,19 @@ def test_a_plan_says_what_would_be_refused(
     assert said(out) == said(bucket / "free") == []
     assert "from another request; choose another prefix" in said(out, BuildConfig(shards=5))[0]
     assert "in a bucket no dataset is replaced" in said(out, overwrite=True)[0]
-    (bucket / "other" / upload.MARK).write_bytes(b"another request")
+    (bucket / "other" / prefix.MARK).write_bytes(b"another request")
     assert "an interrupted upload of another request" in said(bucket / "other")[0]
     assert said(bucket / "other", restart=True) == []
-    assert sorted(place.name for place, _ in (bucket / "other").tree()) == [upload.MARK]
+    assert sorted(place.name for place, _ in (bucket / "other").tree()) == [prefix.MARK]
 
 
 def test_restart_removes_what_an_upload_left_and_nothing_else(bucket: StoredPath) -> None:
-    for name in ("set/x", "set/shards/y", f"set/{upload.MARK}", "kept/x", "set2"):
+    for name in ("set/x", "set/shards/y", f"set/{prefix.MARK}", "kept/x", "set2"):
         (bucket / name).write_bytes(b"")
-    upload._clear(bucket / "kept")
-    upload._clear(bucket / "set")
+    with pytest.raises(BuildError, match="no dataset of ours"), prefix.claimed(bucket / "kept", {}, restart=True):
+        pass
+    with prefix.claimed(bucket / "set", {}, restart=True):
+        assert [place.name for place, _ in (bucket / "set").tree()] == [prefix.MARK]
     assert sorted(str(place) for place, _ in bucket.tree()) == [f"{bucket}/kept/x", f"{bucket}/set2"]
 
 
@@ -190,8 +189,9 @@ def test_a_damaged_file_is_not_uploaded(
     data = bytearray(shard.read_bytes())
     data[-1000] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(BuildError, match=rf"^{shard}: changed since it was published"):
-        upload._upload(Manifest(copy), bucket / "set", quiet=True, goes_on=False)
+    changed = pytest.raises(BuildError, match=rf"^{shard}: changed since it was published")
+    with changed, prefix.claimed(bucket / "set", {}, restart=False) as lease:
+        send(Manifest(copy), bucket / "set", lease)
     assert not (bucket / "set" / "dataset.json").exists()
 
 
@@ -200,30 +200,31 @@ def test_two_who_publish_the_same_agree_and_another_is_refused(
 ) -> None:
     out = put(tiny_dataset.path, bucket / "set")
     (out / "dataset.json").unlink()
+    with prefix.claimed(bucket / "free", {}, restart=False):
+        mark = content(bucket / "free" / prefix.MARK)
+    mark = json.dumps({"request": json.loads(mark)["request"]}).encode()  # an interrupted build's
     plain = StoredPath.tree
     other = json.dumps({**tiny_dataset.info, "name": "other"}).encode()
-    for content, refused in (((tiny_dataset.path / "dataset.json").read_bytes(), False), (other, True)):
+    for published, refused in (((tiny_dataset.path / "dataset.json").read_bytes(), False), (other, True)):
 
-        def first(self: StoredPath, content: bytes = content) -> Iterator[tuple[StoredPath, int]]:
+        def first(self: StoredPath, published: bytes = published) -> Iterator[tuple[StoredPath, int]]:
             yield from [*plain(self)]
-            (out / "dataset.json").write_bytes(content)  # by someone else, at the last moment
+            (out / "dataset.json").write_bytes(published)  # by someone else, at the last moment
 
-        with pytest.MonkeyPatch.context() as patch:
+        (out / prefix.MARK).write_bytes(mark)
+        with prefix.claimed(out, {}, restart=False) as lease, pytest.MonkeyPatch.context() as patch:
             patch.setattr(StoredPath, "tree", first)
-            if refused:
-                with pytest.raises((BuildError, ManifestError)):
-                    upload._upload(tiny_dataset, out, quiet=True, goes_on=True)
-            else:
-                upload._upload(tiny_dataset, out, quiet=True, goes_on=True)
+            with pytest.raises((BuildError, ManifestError)) if refused else nullcontext():
+                send(tiny_dataset, out, lease)
         (out / "dataset.json").unlink()
 
 
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (["--out", "s3://faces/set"], "--out s3://faces/set: needs --work FOLDER, on a disk, to build in"),
-        (["--out", "set", "--work", "w"], "--work belongs to --out in a bucket"),
-        (["--out", "s3://faces/set", "--work", "s3://faces/w"], "s3://faces/w is in a bucket, and has to be on a disk"),
+        (["--out", "s3://faces/set"], "needs --work, a folder on a disk or a prefix in a bucket, to be made in"),
+        (["--out", "set", "--work", "w"], "--work belongs to a place in a bucket"),
+        (["--out", "set", "--work", "s3://faces/w"], "--work belongs to a place in a bucket"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], cause: str) -> None:

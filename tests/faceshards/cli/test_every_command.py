@@ -27,6 +27,7 @@ from faceshards import progress
 from faceshards.cli.groups import LazyCommands
 from faceshards.cli.main import main
 from faceshards.cli.options import Command, goes_on
+from faceshards.cli.paths import FETCHED, LocalPath
 from faceshards.dataset.manifest import Manifest
 from tests.pipelines.build_fixtures import ROOT
 from tests.test_docs import refused
@@ -318,3 +319,14 @@ def test_make_eval_without_sets_says_where_they_go() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("no verification set: put .bin files into data/raw/nosuch, or say SETS=")
     assert done.stdout == ""
+
+
+@each
+def test_an_address_in_a_bucket_is_no_folder_called_s3(words: tuple[str, ...]) -> None:
+    for param in command(words).params:
+        if not isinstance(param.type, click.Path):
+            continue
+        assert isinstance(param.type, LocalPath) or param.type is FETCHED, f"{param.name} takes any text for a path"
+        if isinstance(param.type, LocalPath):
+            with pytest.raises(click.BadParameter, match="s3://faces/x is in a bucket, and has to be on a disk here"):
+                param.type.convert("s3://faces/x", param, None)

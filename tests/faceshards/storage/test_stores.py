@@ -145,15 +145,6 @@ def test_of_many_who_make_one_object_one_does(bucket: StoredPath) -> None:
         assert file.read_at(0, 9) == b"%d" % won.index(True)
 
 
-def test_a_store_that_makes_one_object_twice_is_refused(bucket: StoredPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = StoredPath.write_bytes
-    # As servers do that do not know If-None-Match.
-    monkeypatch.setattr(StoredPath, "write_bytes", lambda self, data, exclusive=False: plain(self, data))
-    with pytest.raises(StorageError, match="its store ignores If-None-Match"):
-        (bucket / "one").make_alone(b"1")
-    assert not (bucket / "one").exists()
-
-
 def test_an_object_that_is_not_there_is_one_line(bucket: StoredPath) -> None:
     for ask in (StoredPath.stat, StoredFile, StoredPath.sha256):
         with pytest.raises(MissingError) as caught:

@@ -21,12 +21,17 @@ from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import read_bin
+from faceshards.storage.location import StoredPath
 from pipelines import workspace
+from pipelines.derived import split_at
+from pipelines.runner import Execution
 from pipelines.split.plan import Request
 from pipelines.split.unseen import _odd_sizes
 from tests.faceshards.cli.test_cli import call, refusal
+from tests.faceshards.test_stored_dataset import upload as put
 from tests.pipelines.build_fixtures import ROOT, digests, rewrite_info
-from tests.pipelines.split.conftest import run_split
+from tests.pipelines.split.conftest import REQUEST, run_split
+from tests.pipelines.test_upload import downloaded
 
 
 def by_sid(found: Manifest, table: str) -> dict[int, dict]:
@@ -260,3 +265,19 @@ def test_pictures_that_no_backbone_takes_are_told() -> None:
         "unseen.bin: 2 of 4 pictures are not 112 x 112, eval leaves their 2 of 3 pairs out"
     ]
     assert _odd_sizes(rows.slice(0, 1), pairs[:0]) == []
+
+
+def test_a_split_in_a_bucket_is_that_of_the_disk(
+    parent: Manifest, child: Manifest, bucket: StoredPath, worker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, out, work = put(parent.path, bucket / "set"), bucket / "train", tmp_path / "work"
+    found = split_at(stored, out, REQUEST, Execution(1, worker, quiet=True), work=work)
+    assert found.path == out
+    assert list(verify(found)) == []
+    assert digests(downloaded(out, tmp_path / "copy")) == digests(child.path)
+    assert [path.name for path in work.iterdir()] == ["lock"]
+    caplog.clear()
+    split_at(stored, out, REQUEST, Execution(1, worker, quiet=True), work=work)
+    assert caplog.messages == [f"{out}: already split off the same dataset as asked; nothing to do"]
+    with pytest.raises(BuildError, match="from another request; choose another prefix"):
+        split_at(stored, out, Request("45%", 380, seed=3), Execution(1, worker), work=work)

@@ -19,9 +19,9 @@ from faceshards.formats.mindrecord.layout import frames, raw_rows, read_raw_rows
 from faceshards.formats.mindrecord.reader import Shard, verify_index
 from pipelines.build import build
 from pipelines.plan import plan
+from pipelines.records import ROUTED_SCHEMA
 from pipelines.sources.find import find_files
 from pipelines.stages import write as stage
-from pipelines.stages.route import ROUTED_SCHEMA
 from tests.pipelines.build_fixtures import (
     CONFIG,
     PARTITION_BYTES,
