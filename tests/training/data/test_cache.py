@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from itertools import pairwise
@@ -18,7 +19,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text, file_digest
 from faceshards.storage.location import StoredPath
 from tests.faceshards.test_stored_dataset import upload
-from tests.training.runs import train
+from tests.training.runs import start, steps, trace, train, wait_for_step
 from training.data.layout import Layout, StreamError
 from training.data.shard_cache import CacheError, ShardCache, _alone
 from training.data.stream import Stream
@@ -59,8 +60,8 @@ def test_batches_are_those_of_a_disk(many: Manifest, stored: Manifest, tmp_path:
     for rank in range(2):
         local = opened(many, None, rank, 2, order=order, augment=True)
         remote = opened(stored, cache, rank, 2, order=order, augment=True)
-        for epoch, start in ((0, 0), (1, 7)):
-            assert same(local.batches(epoch, start), remote.batches(epoch, start))
+        for epoch, step in ((0, 0), (1, 7)):
+            assert same(local.batches(epoch, step), remote.batches(epoch, step))
         local.close()
         remote.close()
         assert sum(kept(cache.folder).values()) <= cache.limit
@@ -266,3 +267,30 @@ def test_ranks_are_told_of_the_cache(tmp_path: Path) -> None:
     told = request.arguments()
     pairs = dict(pairwise(told))
     assert (pairs["--data"], pairs["--cache"], pairs["--cache-bytes"]) == ("s3://faces/x", str(tmp_path / "c"), "9")
+
+
+@pytest.mark.slow
+def test_a_run_from_a_bucket_has_the_losses_of_one_from_a_disk(
+    many: Manifest, stored: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With room for half the set; killed in its second epoch, when shards have gone and come again; gone on with."""
+    settings = {"order": "window", "window": 1, "checkpoint_steps": 5}
+    local = train(many.path, tmp_path / "local", **settings)
+    assert local.exit_code == 0, local.output
+    want = trace(tmp_path / "local")
+    epoch = Layout(many, 1, 16).steps_per_epoch
+    assert len(want) == 2 * epoch
+
+    folder, limit = tmp_path / "cache", sum(Layout(many, 1, 16).bytes) // 2
+    options = ["--cache", str(folder), "--cache-bytes", str(limit)]
+    job = start(stored.path, tmp_path / "run", *options, **settings)
+    wait_for_step(job, tmp_path / "run", epoch + 7)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    assert steps(tmp_path / "run") < len(want)
+    again = train(stored.path, tmp_path / "run", "--resume", *options, **settings)
+    assert again.exit_code == 0, again.output
+    assert "going on from" in caplog.text
+    assert trace(tmp_path / "run") == want
+    copies = [path.stat().st_size for path in folder.glob("*.mindrecord")]
+    assert 0 < sum(copies) <= limit
