@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from itertools import pairwise
@@ -200,11 +201,13 @@ def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: P
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.jpg").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "odd" / f"{'0' * 64}.mindrecord").mkdir(parents=True)
     for folder, line in (
         (tmp_path / "photographs", "holds a.jpg, which is no shard of a cache: choose a folder for shards alone"),
         (tmp_path / "file", "file: cannot be written: .*file: Not a directory"),
         (tmp_path / "file" / "below", "cannot be written"),
         (Path("/proc/cache"), "/proc/cache: cannot be written"),
+        (tmp_path / "odd", f"odd: holds {'0' * 64}.mindrecord, which is no file: choose a folder for shards alone"),
     ):
         with pytest.raises(faceshards.FaceshardsError, match=line) as error:
             opened(many, ShardCache(folder))
@@ -213,14 +216,55 @@ def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: P
     opened(many, ShardCache(tmp_path / "disk")).close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_copies_of_another_user_are_one_line() -> None:
+    """They cannot be locked or given an age: it would be found out in mid-run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / ".lock").touch()
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CacheError, match=rf"{folder}: holds \.lock, which is another user's: choose a folder"):
+                ShardCache(folder).check(1, 1)
+        finally:
+            os.seteuid(0)
+        ShardCache(folder).check(1, 1)
+
+
+@pytest.mark.parametrize("small_disk", [3], indirect=True)
+def test_copies_of_other_sets_make_room_on_a_full_disk(many: Manifest, small_disk: Path) -> None:
+    """Without a limit, too: what is there before counts as room when a run begins."""
+    layout = Layout(many, 1, 16)
+    assert sum(layout.bytes) > (1 << 20)
+    old = [small_disk / f"{i:064x}.mindrecord" for i in range(20)]
+    for path in old:
+        path.write_bytes(bytes(100 << 10))
+    os.utime(old[7], ns=(10**18, 10**18))  # the oldest
+    part, local = opened(many, ShardCache(small_disk)), opened(many, None)
+    assert same(local.batches(0), part.batches(0))
+    left = [path for path in old if path.exists()]
+    assert 0 < len(left) < len(old)
+    assert old[7] not in left
+    assert set(kept(small_disk)) >= {f"{sha256}.mindrecord" for sha256 in layout.sha256}
+    local.close()
+    part.close()
+
+
 @pytest.mark.parametrize("small_disk", [1], indirect=True)
 def test_a_disk_that_is_too_small_or_fills_up_is_one_line(many: Manifest, small_disk: Path) -> None:
     need = Layout(many, 1, 16).bytes_at_once([0], 1)
+    line = (
+        rf"{small_disk}: its disk has room for .*, .* are read: make room, or choose --cache-bytes from {need} to \d+ "
+    )
     for limit in (0, 10**9):
-        with pytest.raises(
-            CacheError, match=rf"{small_disk}: its disk has room for .* choose --cache-bytes from {need}"
-        ):
+        with pytest.raises(CacheError, match=line):
             opened(many, ShardCache(small_disk, limit))
+    filler = small_disk / f"{'0' * 64}.lock"  # is none that can go
+    filler.write_bytes(bytes(800 << 10))
+    with pytest.raises(CacheError, match=rf"has room for .* of shards, {need} \(.*\) are read at once: make room$"):
+        opened(many, ShardCache(small_disk, need))
+    filler.unlink()
     part = opened(many, ShardCache(small_disk, need))
     whole = list(part.batches(0))
     for path in small_disk.glob("*.mindrecord"):
