@@ -74,7 +74,8 @@ def prepare(folder: Path, images: int, python: str | None) -> int:
     data = Manifest(folder / "data")
     if python:
         plain(data, folder / "images.npz")
-        other(python, "write", str(folder))
+        if other(python, "write", str(folder)) is None:
+            sys.exit(1)
         upload(folder / "mds")
     return int(sum(data.table("shards", ["bytes"])["bytes"].to_pylist()))
 
@@ -97,14 +98,15 @@ def plain(data: Manifest, path: Path) -> None:
     np.savez(path, data=np.concatenate(found), ends=np.cumsum([*map(len, found)]), labels=labels, shards=SHARDS)
 
 
-def other(python: str, *arguments: str) -> str:
-    """Returns what the other side prints."""
+def other(python: str, *arguments: str) -> str | None:
+    """Returns what the other side prints; None if it fails, which is said."""
     script = Path(__file__).with_name("mosaic_stream.py")
     environment = {**os.environ, "PYTHONPATH": str(script.parent.parent)}
     environment |= {"S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"], "AWS_DEFAULT_REGION": "us-east-1"}
     done = subprocess.run([python, str(script), *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
-        sys.exit(f"mosaicml-streaming: {done.stderr[-2000:]}")
+        click.echo(f"mosaicml-streaming failed: {done.stderr.strip().splitlines()[-1]}", err=True)
+        return None
     return done.stdout
 
 
@@ -126,7 +128,7 @@ def read(request: dict[str, Any]) -> None:
 
 
 def epochs(side: Side, request: dict[str, Any], python: str | None) -> list[dict[str, float]]:
-    """Returns what a side's epochs cost, from an empty cache on."""
+    """Returns what a side's epochs cost, from an empty cache on; nothing if it fails."""
     with tempfile.TemporaryDirectory() as cache:
         asked = json.dumps({**request, "local": cache, "order": side.order, "workers": side.workers})
         if side.order:
@@ -135,8 +137,8 @@ def epochs(side: Side, request: dict[str, Any], python: str | None) -> list[dict
             if done.returncode:
                 sys.exit(f"{side.name}: {done.stderr[-2000:]}")
             return json.loads(done.stdout.splitlines()[-1])
-        assert python
-        return json.loads(other(python, "read", asked).splitlines()[-1])
+        found = other(python, "read", asked) if python else None
+        return json.loads(found.splitlines()[-1]) if found else []
 
 
 def usable(python: str | None) -> str | None:
@@ -187,7 +189,8 @@ def main(images: int, rounds: int, python: str | None, folder: Path | None, side
 
 def report(side: Side, rounds: list[list[dict[str, float]]]) -> None:
     """Prints a side's lines, of each epoch one."""
-    for epoch in range(EPOCHS):
+    rounds = [one for one in rounds if one]
+    for epoch in range(EPOCHS if rounds else 0):
         found = [one[epoch] for one in rounds]
         cpu, wall = (statistics.median(one["images"] / one[what] for one in found) for what in ("cpu", "wall"))
         first, requests = (statistics.median(one[what] for one in found) for what in ("first", "requests"))

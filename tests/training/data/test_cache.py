@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from itertools import pairwise
@@ -16,7 +17,7 @@ from threading import Event, Timer
 import pytest
 
 import faceshards
-from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.files import bytes_text, file_digest
 from faceshards.storage.location import StoredPath
 from tests.faceshards.test_stored_dataset import upload
@@ -179,6 +180,43 @@ def test_a_source_that_is_not_what_was_published_ends_the_epoch(stored: Manifest
         list(part.batches(0))
     assert f"{layout.sha256[7]}.mindrecord" not in kept(tmp_path / "cache")
     part.close()
+
+
+def test_a_store_is_asked_as_often_as_the_pages_say(
+    stored: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each shard its part of the table and its header when the stream opens, then the shard: each time two."""
+    obstore, asked = pytest.importorskip("obstore"), Counter()
+    for name in ("get", "head"):
+        ask = getattr(obstore, name)
+
+        def noted(store, key, *rest, ask=ask, **options):
+            asked[key] += 1
+            return ask(store, key, *rest, **options)
+
+        monkeypatch.setattr(obstore, name, noted)
+    part = opened(stored, ShardCache(tmp_path))
+    layout = Layout(stored, 1, 16)
+    twice = [f"part-{i:05d}.parquet" for i in range(40)] + layout.names
+    names = {key.rpartition("/")[2]: count for key, count in asked.items()}
+    assert {name: names.get(name) for name in twice} == dict.fromkeys(twice, 2)
+    before = asked.copy()
+    for epoch in range(2):
+        assert sum(1 for _ in part.batches(epoch)) == layout.steps_per_epoch
+    part.close()
+    assert {key.rpartition("/")[2]: count for key, count in (asked - before).items()} == dict.fromkeys(layout.names, 2)
+
+
+def test_a_part_of_the_table_that_is_damaged_is_refused(stored: Manifest, tmp_path: Path) -> None:
+    part = stored.path / "manifest" / "images.parquet" / "part-00003.parquet"
+    size = part.stat().st_size
+    for data, cause in ((b"x" * size, "changed since it was published"), (b"x", f"1 bytes, dataset.json says {size}")):
+        part.write_bytes(data)
+        with pytest.raises(ManifestError, match=f"{part}: {cause}"):
+            opened(stored, ShardCache(tmp_path))
+    part.unlink()
+    with pytest.raises(ManifestError, match=f"{part}: missing; dataset.json lists it"):
+        opened(stored, ShardCache(tmp_path))
 
 
 def test_an_epoch_left_in_the_middle_leaves_nothing_in_use(many: Manifest, tmp_path: Path) -> None:
