@@ -188,7 +188,8 @@ def main(images: int, rounds: int, python: str | None, folder: Path | None, side
             for one in SIDES:
                 if one.order or python:
                     bytes_kept = 0 if one.kept == 1 else round(one.kept * count)
-                    request = {"cache_bytes": bytes_kept, "metrics": f"http://127.0.0.1:{port}/metrics"}
+                    request: dict[str, Any] = {"cache_bytes": bytes_kept, "metrics": f"http://127.0.0.1:{port}/metrics"}
+                    request["mixed"] = images // 4  # as many as two shards of each lane have
                     request["remote"] = f"s3://bench/{'data' if one.order else 'mds'}"
                     report(one, [epochs(one, request, python) for _ in range(rounds)])
 

@@ -104,6 +104,8 @@ def read(request: dict[str, Any]) -> None:
             remote=request["remote"],
             local=request["local"],
             cache_limit=request["cache_bytes"] or None,
+            # Its default mixes such a set altogether, and so fetches a shard again for nearly every image.
+            shuffle_block_size=request["mixed"] if request["cache_bytes"] else None,
             shuffle=True,
             batch_size=BATCH,
         )
