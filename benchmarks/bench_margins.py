@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ from scipy.stats import t as student
 
 from pipelines.synthetic.write import SyntheticSpec, write_set
 
-MARGINS = {
-    "CosFace 0.35": [1.0, 0.0, 0.35],
-    "AdaFace": "adaface",
+SIDES = {
+    "CosFace 0.35": {"margin": [1.0, 0.0, 0.35]},
+    "AdaFace": {"margin": "adaface"},
 }
 
 
@@ -40,12 +42,11 @@ def faceshards(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def measure(folder: Path, margin: Any, seed: int, epochs: int, settings: tuple[str, ...]) -> tuple[float, float, float]:
+def measure(folder: Path, name: str, settings: dict[str, Any], more: tuple[str, ...]) -> tuple[float, float, float]:
     """Returns the accuracy of a run and its interval's ends."""
-    name = margin if isinstance(margin, str) else "-".join(map(str, margin))
-    out, pairs = folder / f"{name}-{seed}", folder / "raw" / "verification.bin"
-    values = [f"margin={json.dumps(margin)}", f"seed={seed}", f"epochs={epochs}", "verify=[]", "keep=1", *settings]
-    options = [part for value in values for part in ("--set", value)]
+    out, pairs = folder / name, folder / "raw" / "verification.bin"
+    values = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    options = [part for value in (*values, "verify=[]", "keep=1", *more) for part in ("--set", value)]
     faceshards("train", "synthetic", "--data", folder / "shards", "--out", out, "--resume", "--json", *options)
     (found,) = faceshards("eval", "--model", out, "--set", pairs, "--json")["sets"]
     return found["accuracy"], *found["interval"]
@@ -60,21 +61,56 @@ def over_seeds(values: list[float]) -> str:
     return f"{100 * mean:.2f} ({100 * (mean - half):.2f} .. {100 * (mean + half):.2f})"
 
 
-def run(folder: Path, images: int, epochs: int, seeds: int, settings: tuple[str, ...]) -> None:
-    """Trains and prints the table."""
-    spec = SyntheticSpec(identities=max(2, images // 20), images=images, defects=0)
-    if not (folder / "shards").exists():
-        write_set(folder / "raw", spec)
-        faceshards("build", "--source", folder / "raw", "--out", folder / "shards", "--set", "shards=8", "--json")
+@contextmanager
+def made_set(folder: Path | None, images: int, shards: int) -> Iterator[tuple[Path, SyntheticSpec]]:
+    """Yields where a set lies, and its runs, and what it is: below a folder, if it is not there yet rendered and built.
+
+    Without a folder it is a temporary one.
+    """
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as parent:
+        place = Path(parent) / f"images-{images}-shards-{shards}"
+        place.mkdir(parents=True, exist_ok=True)
+        spec = SyntheticSpec(identities=max(2, images // 20), images=images, defects=0)
+        if not (place / "shards").exists():
+            write_set(place / "raw", spec)
+            options = ("--set", f"shards={shards}", "--json")
+            faceshards("build", "--source", place / "raw", "--out", place / "shards", *options)
+        yield place, spec
+
+
+def run(
+    folder: Path,
+    spec: SyntheticSpec,
+    title: str,
+    sides: dict[str, dict[str, Any]],
+    epochs: int,
+    seeds: int,
+    more: tuple[str, ...],
+) -> None:
+    """Trains each side on a set of made_set(), and prints the table.
+
+    Args:
+        folder: of the set; the runs lie beside it.
+        spec: of the set.
+        title: of the first column.
+        sides: their names, and the settings in which they differ.
+        epochs: of each run.
+        seeds: runs of each side, numbered from 0 on.
+        more: settings of all, KEY=VALUE.
+    """
     print(
-        f"{images:,} images of {spec.identities:,} identities, {epochs} epochs, {spec.pairs:,} pairs of other people\n"
+        f"{spec.images:,} images of {spec.identities:,} identities, {epochs} epochs, "
+        f"{spec.pairs:,} pairs of other people\n"
     )
-    print(f"| margin | {' | '.join(f'seed {seed}' for seed in range(seeds))} | mean | against the first | minutes |")
+    print(f"| {title} | {' | '.join(f'seed {seed}' for seed in range(seeds))} | mean | against the first | minutes |")
     print(f"|---|{'---|' * seeds}---|---|---|")
     first: list[float] = []
-    for name, margin in MARGINS.items():
+    for name, settings in sides.items():
         start = time.perf_counter()
-        runs = [measure(folder, margin, seed, epochs, settings) for seed in range(seeds)]
+        runs = [
+            measure(folder, f"{name}-{seed}", {**settings, "seed": seed, "epochs": epochs}, more)
+            for seed in range(seeds)
+        ]
         minutes = (time.perf_counter() - start) / 60
         cells = [f"{100 * value:.2f} ({100 * low:.2f} .. {100 * high:.2f})" for value, low, high in runs]
         values = [value for value, _, _ in runs]
@@ -90,13 +126,8 @@ def run(folder: Path, images: int, epochs: int, seeds: int, settings: tuple[str,
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps set and runs; a temporary folder without it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of all runs.")
 def main(images: int, epochs: int, seeds: int, folder: Path | None, settings: tuple[str, ...]) -> None:
-    if folder is not None:
-        folder = folder / f"images-{images}"
-        folder.mkdir(parents=True, exist_ok=True)
-        run(folder, images, epochs, seeds, settings)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        run(Path(temporary), images, epochs, seeds, settings)
+    with made_set(folder, images, 8) as (place, spec):
+        run(place, spec, "margin", SIDES, epochs, seeds, settings)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def binary() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Returns ports that nothing listens on, distinct."""
     with ExitStack() as opened:
         sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
@@ -45,8 +45,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Yields the address of a server that keeps its objects in a folder."""
+def serving(folder: Path, *options: str) -> Iterator[str]:
+    """Yields the address of a server that keeps its objects in a folder; more options of its program are passed on."""
     program = binary()
     identity = {
         "name": "tests",
@@ -55,7 +55,7 @@ def serving(folder: Path) -> Iterator[str]:
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     for _ in range(_TRIES):
-        ports = _free_ports(len(_PORTS))
+        ports = free_ports(len(_PORTS))
         arguments = [f"-{name}={port}" for name, port in zip(_PORTS, ports, strict=True)]
         # Others that it would open by itself, wherever they are taken.
         arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
@@ -64,7 +64,7 @@ def serving(folder: Path) -> Iterator[str]:
                 [
                     *(program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"),
                     *(f"-s3.config={folder / 's3.json'}", "-volume.max=50", "-master.volumeSizeLimitMB=64"),
-                    *arguments,
+                    *(*arguments, *options),
                 ],
                 stdout=log,
                 stderr=log,

@@ -201,7 +201,7 @@ def put(place: Place, data: bytes | memoryview, **options: Any) -> Any:
 
 
 def put_once(place: Place, data: bytes | memoryview) -> Any:
-    """Makes an object if there is none, and returns what obstore says; TakenError if this did not make the one there."""
+    """Makes an object if there is none, and returns what obstore says; TakenError if another one made it."""
     by = uuid.uuid4().hex
     try:
         return put(place, data, mode="create", attributes={_MADE_BY: by})

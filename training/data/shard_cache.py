@@ -6,19 +6,21 @@ shared lock on it (flock), which the system gives back with the process; what is
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
-from faceshards.errors import FaceshardsError, why
+from faceshards.errors import FaceshardsError, disk_full, why
 from faceshards.files import bytes_text, check_writable, difference, file_state
 from faceshards.reading import BLOCK, open_file, open_regular
 from faceshards.storage.location import Location
@@ -27,7 +29,8 @@ from training.data.layout import StreamError
 log = logging.getLogger(__name__)
 
 _COPY = re.compile(r"[0-9a-f]{64}\.(mindrecord|part)")
-_OURS = re.compile(rf"{_COPY.pattern}|[0-9a-f]{{64}}\.lock|\.lock|lost\+found")  # the last is of a disk's own
+_OURS = re.compile(rf"{_COPY.pattern}|[0-9a-f]{{64}}\.lock|\.lock")
+_OF_THE_DISK = "lost+found"
 
 
 class CacheError(FaceshardsError):
@@ -47,7 +50,7 @@ class ShardCache:
         self._compared: dict[str, tuple[int | str, int, int] | None] = {}  # states of files, by SHA-256
 
     def check(self, need: int, whole: int) -> None:
-        """Refuses a folder that cannot be written or is not for shards alone, a low limit, a disk too small.
+        """Refuses a folder that cannot be written or is not for this user's shards alone, a low limit, a small disk.
 
         Args:
             need: bytes that readers on this host hold at once.
@@ -61,18 +64,19 @@ class ShardCache:
                 f"--cache-bytes {self.limit}: what the ranks of this host read at once takes up to {need} "
                 f"({bytes_text(need)}), the smallest that works"
             )
-        place, entries = check_writable(self.folder), []
+        place = check_writable(self.folder)
         with suppress(FileNotFoundError):
-            entries = sorted(self.folder.iterdir())
-        if other := next((entry.name for entry in entries if not _OURS.fullmatch(entry.name)), None):
-            raise CacheError(
-                f"{self.folder}: holds {other}, which is no shard of a cache: choose a folder for shards alone"
-            )
+            for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
+                if cause := _strange(entry):
+                    raise CacheError(f"{self.folder}: holds {entry.name}, {cause}: choose a folder for shards alone")
         room = shutil.disk_usage(place).free + sum(count for _, count, _ in self._copies())
         if room < min(whole, self.limit or whole):
+            text = f"{self.folder}: its disk has room for {bytes_text(room)} of shards"
+            if room < need:
+                raise CacheError(f"{text}, {need} ({bytes_text(need)}) are read at once: make room")
             raise CacheError(
-                f"{self.folder}: its disk has room for {bytes_text(room)} of shards, {bytes_text(whole)} are read: "
-                f"make room, or choose --cache-bytes from {need} on ({bytes_text(need)})"
+                f"{text}, {bytes_text(whole)} are read: make room, or choose --cache-bytes from {need} to {room} "
+                f"({bytes_text(need)} to {bytes_text(room)})"
             )
 
     def _copies(self) -> list[tuple[int, int, Path]]:
@@ -163,20 +167,21 @@ class ShardCache:
             part.unlink(missing_ok=True)  # of a process that was killed
             kept = self._copies()
             total = sum(count for _, count, _ in kept)
-            for _, count, path in kept:
-                if not self.limit or total + size <= self.limit:
-                    break
-                if _evict(path):
-                    total -= count
-            if self.limit and total + size > self.limit:
-                raise CacheError(
-                    f"{self.folder}: {bytes_text(total)} of --cache-bytes {self.limit} are in use, which leaves no "
-                    f"room for {bytes_text(size)} more; others read from there too: raise it, or choose a folder apart"
-                )
+            evicted = (count for _, count, path in kept if _evict(path))  # each when it is asked for
+            while self.limit and total + size > self.limit:
+                if (count := next(evicted, None)) is None:
+                    raise CacheError(
+                        f"{self.folder}: {bytes_text(total)} of --cache-bytes {self.limit} are in use, which leaves no "
+                        f"room for {bytes_text(size)} more; others read from there too: raise it, or choose a folder "
+                        "apart"
+                    )
+                total -= count
             handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-                os.posix_fallocate(handle, 0, size)
+                while not _allocated(handle, size):
+                    if next(evicted, None) is None:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except BaseException:
                 part.unlink(missing_ok=True)
                 os.close(handle)
@@ -203,6 +208,17 @@ def _copy(source: Location, size: int, handle: int, ended: Event) -> str:
     return digest.hexdigest()
 
 
+def _allocated(handle: int, size: int) -> bool:
+    """Returns whether the disk has room for an open file of that size, which is kept for it then."""
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if disk_full(error):
+            return False
+        raise
+    return True
+
+
 @contextmanager
 def _alone(path: Path, remove: bool = False) -> Iterator[None]:
     """Waits for an exclusive lock on a file, made for it, and removed again if that is asked for."""
@@ -222,6 +238,23 @@ def _alone(path: Path, remove: bool = False) -> Iterator[None]:
         if remove:
             path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _strange(entry: os.DirEntry[str]) -> str | None:
+    """Returns why an entry of a folder cannot be one of a cache's, None if it can."""
+    if entry.name == _OF_THE_DISK:
+        return None
+    if not _OURS.fullmatch(entry.name):
+        return "which is no shard of a cache"
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # evicted meanwhile
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return "which is no file"
+    if os.geteuid() not in (0, status.st_uid):  # only its owner may say when it was read, or lock it for itself
+        return "which is another user's"
+    return None
 
 
 def _is(path: Path, handle: int) -> bool:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from threading import Event, Lock
 from typing import NamedTuple, Protocol
 
+from faceshards.files import size_difference
 from faceshards.reading import open_regular
 from faceshards.storage.location import Location
+from training.data.layout import StreamError
 from training.data.read_ahead import have_read, will_read
 from training.data.shard_cache import ShardCache
 from training.data.shard_check import Written
@@ -27,6 +29,10 @@ class Shelf(Protocol):
     """Open shards, by their numbers."""
 
     waits: bool  # whether a window is read only after ready() came back
+    at_once: int  # windows that are made ready at the same time
+
+    def opened(self, shard: int) -> Location:
+        """Returns where a shard's header is read, after it was opened if it stays so; called once for each."""
 
     def handle(self, shard: int) -> int:
         """Returns the descriptor of an open shard."""
@@ -45,19 +51,25 @@ class LocalShelf:
     """Shards on a disk, open as long as the stream is.
 
     Args:
+        shards: by their numbers.
         ahead: has the system read windows ahead, whole.
         forget: has it forget them after use.
     """
 
     waits = False
+    at_once = 2
 
-    def __init__(self, ahead: bool, forget: bool) -> None:
-        self._ahead, self._forget = ahead, ahead and forget
+    def __init__(self, shards: dict[int, Written], ahead: bool, forget: bool) -> None:
+        self._shards, self._ahead, self._forget = shards, ahead, ahead and forget
         self._handles: dict[int, int] = {}
 
-    def open(self, shard: int, path: Location) -> None:
-        """Opens a shard."""
+    def opened(self, shard: int) -> Location:
+        """Returns the path of a shard that has its size, after it was opened."""
+        path, size, _ = self._shards[shard]
+        if problem := size_difference(path, size, "the manifest"):
+            raise StreamError(problem)
         self._handles[shard] = open_regular(str(path))
+        return path
 
     def handle(self, shard: int) -> int:
         """Returns the descriptor of an open shard."""
@@ -91,12 +103,16 @@ class CachedShelf:
     """
 
     waits = True
+    at_once = 4  # one may be compared with its checksum while another is asked for
 
     def __init__(self, cache: ShardCache, shards: dict[int, Written]) -> None:
         self._cache, self._shards = cache, shards
         self._handles: dict[int, list[int]] = defaultdict(list)  # one for each window that a shard is in
         self._lock = Lock()
-        self._closed = False
+
+    def opened(self, shard: int) -> Location:
+        """Returns where a shard comes from; its size is compared when it is fetched."""
+        return self._shards[shard].path
 
     def handle(self, shard: int) -> int:
         """Returns the descriptor of an open shard: of all windows' the one that is closed last."""

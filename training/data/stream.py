@@ -16,18 +16,20 @@ import numpy as np
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
-from faceshards.files import bytes_text, size_difference
+from faceshards.files import bytes_text
 from faceshards.formats.mindrecord.reader import Shard
 from training.config import CHECKS, CHOICES, WINDOW
 from training.data.layout import LaneOrder, Layout, StreamError, lane_order
 from training.data.read_ahead import too_large
 from training.data.shard_cache import ShardCache
 from training.data.shard_check import ShardCheck, Written
-from training.data.shelves import CachedShelf, LocalShelf, Run
+from training.data.shelves import CachedShelf, LocalShelf, Run, Shelf
 from training.data.transforms import ImageError, augment, decode, scaled
 from training.data.windows import Windows
 
 log = logging.getLogger(__name__)
+
+_ASKED = 8  # shards at once, of those that a cache will keep
 
 SAMPLING, ORDERS = CHOICES["sampling"], CHOICES["order"]
 
@@ -99,16 +101,17 @@ class Stream:
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
         self._closed = False
         self._check: ShardCheck | None = None
-        written = {i: Written(data.shard_path(layout.names[i]), layout.bytes[i], layout.sha256[i]) for i in self._files}
-        self._shelf = (
-            CachedShelf(cache, written) if cache else LocalShelf(self._window > 0, too_large(sum(layout.bytes)))
-        )
+        where = data.shard_path if cache else data.disk_path
+        written = {i: Written(where(layout.names[i]), layout.bytes[i], layout.sha256[i]) for i in self._files}
+        local = LocalShelf(written, self._window > 0, too_large(sum(layout.bytes)))
+        self._shelf: Shelf = CachedShelf(cache, written) if cache else local
         if cache:
             need = layout.bytes_at_once([rank], self._window)
             cache.check(need, layout.bytes_read([rank]))
             log.info("rank %d: reads its shards from %s, %s at once", rank, cache.folder, bytes_text(need))
         try:
-            with ThreadPoolExecutor(self._threads, "open") as pool:  # most of it is the checksums of the tables' parts
+            # Most of it is the checksums of the tables' parts, or waiting for a store.
+            with ThreadPoolExecutor(max(self._threads, _ASKED if cache else 0), "open") as pool:
                 for _ in pool.map(partial(self._open, data), self._files):
                     pass
             if check_shards and not cache:  # which compares what it gives
@@ -148,10 +151,8 @@ class Stream:
 
     def _open(self, data: Manifest, number: int) -> None:
         """Opens a shard and notes where the images of its own rows lie."""
-        layout, name = self._layout, self._layout.names[number]
-        path = data.disk_path(name) if isinstance(self._shelf, LocalShelf) else data.shard_path(name)
-        if problem := size_difference(path, layout.bytes[number], "the manifest"):
-            raise StreamError(problem)
+        layout = self._layout
+        path = self._shelf.opened(number)
         first, end = (int(row) for row in layout.shard_bounds[number : number + 2])
         labels, lengths = np.full(end - first, -1, np.int32), np.zeros(end - first, np.int32)
         for batch in data.batches("images", ["row", "label", "bytes"], shard=number):
@@ -166,8 +167,6 @@ class Stream:
         own = slice(max(first, self._start) - self._start, min(end, self._start + len(self.labels)) - self._start)
         part = slice(own.start + self._start - first, own.stop + self._start - first)
         self._offsets[own], self._lengths[own], self.labels[own] = offsets[part], lengths[part], labels[part]
-        if isinstance(self._shelf, LocalShelf):
-            self._shelf.open(number, path)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the batches of an epoch from step `start` on, at once wherever that is.
@@ -244,7 +243,9 @@ class Stream:
         def ready(lane: int, window: int, ended: Event) -> None:
             shelf.ready([*runs(lane, window)], ended)
 
-        return closing(Windows(layout, orders, start, ready, lambda *window: shelf.done([*runs(*window)])))
+        return closing(
+            Windows(layout, orders, start, ready, lambda *window: shelf.done([*runs(*window)]), shelf.at_once)
+        )
 
     def _load(
         self, rows: np.ndarray, mirrored: np.ndarray, seeds: list[tuple[int, int, int, int]]

@@ -10,8 +10,6 @@ import numpy as np
 
 from training.data.layout import LaneOrder, Layout
 
-_AT_ONCE = 2  # windows made ready at once: one may be compared with its checksum while another is fetched
-
 
 class Windows:
     """The windows of a rank's lanes in an epoch, from a step on.
@@ -26,6 +24,7 @@ class Windows:
         ready: makes a window ready, by lane and window, with an event that is set when nobody waits any more; called
             in threads.
         done: gives it up again, by lane and window; called once for each that ready() made so.
+        at_once: windows that are made ready at the same time.
     """
 
     def __init__(
@@ -35,6 +34,7 @@ class Windows:
         step: int,
         ready: Callable[[int, int, Event], None],
         done: Callable[[int, int], None],
+        at_once: int = 2,
     ) -> None:
         self._layout, self._orders, self._step = layout, orders, step
         self._ready, self._done = ready, done
@@ -42,7 +42,7 @@ class Windows:
         self._windows: list[list[Future[None]]] = [[Future() for _ in order.pieces] for order in orders]
         firsts = (self._window(lane, step)[0] for lane in range(len(orders)))
         self._held = [range(first, first) for first in firsts]  # of each lane
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "windows")
+        self._pool = ThreadPoolExecutor(at_once, "windows")
         self._move()
 
     def _window(self, lane: int, step: int) -> tuple[int, int]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from itertools import pairwise
@@ -14,11 +17,11 @@ from threading import Event, Timer
 import pytest
 
 import faceshards
-from faceshards.dataset.manifest import Manifest
+from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.files import bytes_text, file_digest
 from faceshards.storage.location import StoredPath
 from tests.faceshards.test_stored_dataset import upload
-from tests.training.runs import train
+from tests.training.runs import start, steps, trace, train, wait_for_step
 from training.data.layout import Layout, StreamError
 from training.data.shard_cache import CacheError, ShardCache, _alone
 from training.data.stream import Stream
@@ -59,8 +62,8 @@ def test_batches_are_those_of_a_disk(many: Manifest, stored: Manifest, tmp_path:
     for rank in range(2):
         local = opened(many, None, rank, 2, order=order, augment=True)
         remote = opened(stored, cache, rank, 2, order=order, augment=True)
-        for epoch, start in ((0, 0), (1, 7)):
-            assert same(local.batches(epoch, start), remote.batches(epoch, start))
+        for epoch, step in ((0, 0), (1, 7)):
+            assert same(local.batches(epoch, step), remote.batches(epoch, step))
         local.close()
         remote.close()
         assert sum(kept(cache.folder).values()) <= cache.limit
@@ -179,6 +182,43 @@ def test_a_source_that_is_not_what_was_published_ends_the_epoch(stored: Manifest
     part.close()
 
 
+def test_a_store_is_asked_as_often_as_the_pages_say(
+    stored: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each shard its part of the table and its header when the stream opens, then the shard: each time two."""
+    obstore, asked = pytest.importorskip("obstore"), Counter()
+    for name in ("get", "head"):
+        ask = getattr(obstore, name)
+
+        def noted(store, key, *rest, ask=ask, **options):
+            asked[key] += 1
+            return ask(store, key, *rest, **options)
+
+        monkeypatch.setattr(obstore, name, noted)
+    part = opened(stored, ShardCache(tmp_path))
+    layout = Layout(stored, 1, 16)
+    twice = [f"part-{i:05d}.parquet" for i in range(40)] + layout.names
+    names = {key.rpartition("/")[2]: count for key, count in asked.items()}
+    assert {name: names.get(name) for name in twice} == dict.fromkeys(twice, 2)
+    before = asked.copy()
+    for epoch in range(2):
+        assert sum(1 for _ in part.batches(epoch)) == layout.steps_per_epoch
+    part.close()
+    assert {key.rpartition("/")[2]: count for key, count in (asked - before).items()} == dict.fromkeys(layout.names, 2)
+
+
+def test_a_part_of_the_table_that_is_damaged_is_refused(stored: Manifest, tmp_path: Path) -> None:
+    part = stored.path / "manifest" / "images.parquet" / "part-00003.parquet"
+    size = part.stat().st_size
+    for data, cause in ((b"x" * size, "changed since it was published"), (b"x", f"1 bytes, dataset.json says {size}")):
+        part.write_bytes(data)
+        with pytest.raises(ManifestError, match=f"{part}: {cause}"):
+            opened(stored, ShardCache(tmp_path))
+    part.unlink()
+    with pytest.raises(ManifestError, match=f"{part}: missing; dataset.json lists it"):
+        opened(stored, ShardCache(tmp_path))
+
+
 def test_an_epoch_left_in_the_middle_leaves_nothing_in_use(many: Manifest, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     part = opened(many, ShardCache(tmp_path))
@@ -199,11 +239,13 @@ def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: P
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.jpg").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "odd" / f"{'0' * 64}.mindrecord").mkdir(parents=True)
     for folder, line in (
         (tmp_path / "photographs", "holds a.jpg, which is no shard of a cache: choose a folder for shards alone"),
         (tmp_path / "file", "file: cannot be written: .*file: Not a directory"),
         (tmp_path / "file" / "below", "cannot be written"),
         (Path("/proc/cache"), "/proc/cache: cannot be written"),
+        (tmp_path / "odd", f"odd: holds {'0' * 64}.mindrecord, which is no file: choose a folder for shards alone"),
     ):
         with pytest.raises(faceshards.FaceshardsError, match=line) as error:
             opened(many, ShardCache(folder))
@@ -212,14 +254,55 @@ def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: P
     opened(many, ShardCache(tmp_path / "disk")).close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_copies_of_another_user_are_one_line() -> None:
+    """They cannot be locked or given an age: it would be found out in mid-run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / ".lock").touch()
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CacheError, match=rf"{folder}: holds \.lock, which is another user's: choose a folder"):
+                ShardCache(folder).check(1, 1)
+        finally:
+            os.seteuid(0)
+        ShardCache(folder).check(1, 1)
+
+
+@pytest.mark.parametrize("small_disk", [3], indirect=True)
+def test_copies_of_other_sets_make_room_on_a_full_disk(many: Manifest, small_disk: Path) -> None:
+    """Without a limit, too: what is there before counts as room when a run begins."""
+    layout = Layout(many, 1, 16)
+    assert sum(layout.bytes) > (1 << 20)
+    old = [small_disk / f"{i:064x}.mindrecord" for i in range(20)]
+    for path in old:
+        path.write_bytes(bytes(100 << 10))
+    os.utime(old[7], ns=(10**18, 10**18))  # the oldest
+    part, local = opened(many, ShardCache(small_disk)), opened(many, None)
+    assert same(local.batches(0), part.batches(0))
+    left = [path for path in old if path.exists()]
+    assert 0 < len(left) < len(old)
+    assert old[7] not in left
+    assert set(kept(small_disk)) >= {f"{sha256}.mindrecord" for sha256 in layout.sha256}
+    local.close()
+    part.close()
+
+
 @pytest.mark.parametrize("small_disk", [1], indirect=True)
 def test_a_disk_that_is_too_small_or_fills_up_is_one_line(many: Manifest, small_disk: Path) -> None:
     need = Layout(many, 1, 16).bytes_at_once([0], 1)
+    line = (
+        rf"{small_disk}: its disk has room for .*, .* are read: make room, or choose --cache-bytes from {need} to \d+ "
+    )
     for limit in (0, 10**9):
-        with pytest.raises(
-            CacheError, match=rf"{small_disk}: its disk has room for .* choose --cache-bytes from {need}"
-        ):
+        with pytest.raises(CacheError, match=line):
             opened(many, ShardCache(small_disk, limit))
+    filler = small_disk / f"{'0' * 64}.lock"  # is none that can go
+    filler.write_bytes(bytes(800 << 10))
+    with pytest.raises(CacheError, match=rf"has room for .* of shards, {need} \(.*\) are read at once: make room$"):
+        opened(many, ShardCache(small_disk, need))
+    filler.unlink()
     part = opened(many, ShardCache(small_disk, need))
     whole = list(part.batches(0))
     for path in small_disk.glob("*.mindrecord"):
@@ -266,3 +349,30 @@ def test_ranks_are_told_of_the_cache(tmp_path: Path) -> None:
     told = request.arguments()
     pairs = dict(pairwise(told))
     assert (pairs["--data"], pairs["--cache"], pairs["--cache-bytes"]) == ("s3://faces/x", str(tmp_path / "c"), "9")
+
+
+@pytest.mark.slow
+def test_a_run_from_a_bucket_has_the_losses_of_one_from_a_disk(
+    many: Manifest, stored: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With room for half the set; killed in its second epoch, when shards have gone and come again; gone on with."""
+    settings = {"order": "window", "window": 1, "checkpoint_steps": 5}
+    local = train(many.path, tmp_path / "local", **settings)
+    assert local.exit_code == 0, local.output
+    want = trace(tmp_path / "local")
+    epoch = Layout(many, 1, 16).steps_per_epoch
+    assert len(want) == 2 * epoch
+
+    folder, limit = tmp_path / "cache", sum(Layout(many, 1, 16).bytes) // 2
+    options = ["--cache", str(folder), "--cache-bytes", str(limit)]
+    job = start(stored.path, tmp_path / "run", *options, **settings)
+    wait_for_step(job, tmp_path / "run", epoch + 7)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    assert steps(tmp_path / "run") < len(want)
+    again = train(stored.path, tmp_path / "run", "--resume", *options, **settings)
+    assert again.exit_code == 0, again.output
+    assert "going on from" in caplog.text
+    assert trace(tmp_path / "run") == want
+    copies = [path.stat().st_size for path in folder.glob("*.mindrecord")]
+    assert 0 < sum(copies) <= limit
