@@ -78,6 +78,8 @@ def claimed(out: StoredPath, request: Mapping[str, Any], restart: bool) -> Itera
         raise BuildError(f"{out}: another build (process {error.holder}) is writing it") from None
     keep = True
     try:
+        if (out / "dataset.json").exists():  # since it was looked for
+            raise BuildError(f"{out}: another build published there just now; run the same command again")
         if restart:
             clear(out)
         yield lease
