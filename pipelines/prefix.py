@@ -79,6 +79,8 @@ def claimed(out: StoredPath, request: Mapping[str, Any], restart: bool, what: st
         raise BuildError(f"{out}: another {what} (process {error.holder}) is writing it") from None
     keep = True
     try:
+        if (out / "dataset.json").exists():  # since it was looked for
+            raise BuildError(f"{out}: another build published there just now; run the same command again")
         if restart:
             clear(out)
         yield lease

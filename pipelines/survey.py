@@ -202,9 +202,13 @@ class Survey:
             log.warning("%s", warning)
         return partitions, warnings
 
+    def _begun(self) -> bool:
+        """Returns whether a record table is there."""
+        return any(name.startswith("part-") for name in names_in(self.work / "records"))
+
     def _check_labels(self, runner: Runner, partitions: list[Partition]) -> None:
         """Raises SourceError if files share labels and no one said what that means; before anything is decoded."""
-        if len(set(self.sets)) == 1 or self.config.labels != "disjoint" or names_in(self.work / "records"):
+        if len(set(self.sets)) == 1 or self.config.labels != "disjoint" or self._begun():
             return
         found: list[list[np.ndarray]] = [[] for _ in self.files]
         with Progress("labels", len(partitions), self.execution.quiet) as progress:

@@ -195,6 +195,22 @@ def test_a_second_builder_is_refused_and_harms_nothing(tiny_source: Path, bucket
         assert names(bucket) == [f"set/{prefix.MARK}", "set/shards/x"]
 
 
+def test_what_another_has_just_published_is_not_cleared_away(
+    tiny_source: Path, tiny_dataset: Manifest, bucket: StoredPath, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plain = bucket / "set", prefix._check_free
+
+    def first(place: StoredPath) -> None:
+        plain(place)
+        put(tiny_dataset.path, out)
+
+    monkeypatch.setattr(prefix, "_check_free", first)
+    with pytest.raises(BuildError, match=f"^{out}: another build published there just now"):
+        build(tiny_source, out, worker, bucket / "work", restart=True)
+    assert Manifest(out).info == tiny_dataset.info
+    assert names(bucket / "work") == []
+
+
 def test_another_request_is_refused_or_begins_anew(
     tiny_source: Path, bucket: StoredPath, worker: str, unpublished: StoredPath
 ) -> None:
