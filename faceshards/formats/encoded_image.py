@@ -45,7 +45,8 @@ def decode(image: Any, mode: int) -> np.ndarray | None:
     import cv2  # here, as the settings of a build, which know MAX_PIXELS, are shown without it
 
     try:
-        found = cv2.imdecode(np.frombuffer(image, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
+        data = image if isinstance(image, np.ndarray) else np.frombuffer(image, np.uint8)
+        found = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
     return None if found is None or found.size == 0 else found

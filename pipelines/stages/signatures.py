@@ -152,7 +152,10 @@ class _Hasher:
 
     def add(self, row: int, gray: np.ndarray) -> None:
         """Takes the decoded image of a row, (height, width) uint8."""
-        rows, images = self._waiting.setdefault(gray.shape, ([], []))
+        group = self._waiting.get(gray.shape)
+        if group is None:
+            group = self._waiting[gray.shape] = ([], [])
+        rows, images = group
         rows.append(row)
         images.append(gray)
         self._held += gray.size
