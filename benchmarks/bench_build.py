@@ -28,10 +28,11 @@ import cv2
 import numpy as np
 import psutil
 
+from benchmarks.render import render
 from evaluation.models import mxnet_import
 from pipelines.cluster import MALLOC
 
-PER_IDENTITY = 20
+_BASE = 1_000  # images of the set whose build tells what a driver takes without any
 
 
 @dataclass
@@ -43,22 +44,6 @@ class Cost:
     main: int
     child: int
     disk: int
-
-
-def render(folder: Path, images: int, quality: int = 92) -> None:
-    """Writes train.rec and train.idx: noise on a coarse texture, so that JPEGs have a face's 7 KB and no near copy."""
-    recordio = mxnet_import.load().recordio
-    rng = np.random.default_rng(7)
-    writer = recordio.MXIndexedRecordIO(str(folder / "train.idx"), str(folder / "train.rec"), "w")
-    fine = rng.normal(0, 14, (64, 112, 112, 3)).astype(np.float32)
-    for i in range(images):
-        coarse = cv2.resize(
-            rng.uniform(30, 225, (9, 9, 3)).astype(np.float32), (112, 112), interpolation=cv2.INTER_CUBIC
-        )
-        picture = np.clip(coarse + fine[i % 64], 0, 255).astype(np.uint8)
-        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-        writer.write_idx(i, recordio.pack(recordio.IRHeader(0, float(i // PER_IDENTITY), i, 0), data))
-    writer.close()
 
 
 def side_decode(rec: str, out: str, images: int) -> None:
@@ -165,48 +150,64 @@ def measure(command: list[str], out: Path, env: dict[str, str] | None = None) ->
 
 @click.command()
 @click.option("--images", default=100_000, show_default=True)
+@click.option("--quality", default=92, show_default=True, help="Of the JPEGs; 88 makes 5.9 KB of them.")
 @click.option("--png-images", default=10_000, show_default=True, help="Images of the PNG path, which is slow.")
 @click.option("--rounds", default=1, show_default=True, help="Builds of each kind, in turns; the cheapest counts.")
+@click.option("--workers", multiple=True, default=(2, 1), show_default=True, help="Of a build; may be repeated.")
 @click.option("--build-only", is_flag=True, help="Without the sides of FileWriter and PNG.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Work here instead of in a temporary folder.")
 @click.option("--side", hidden=True)
 @click.argument("rest", nargs=-1)
 def main(
     images: int,
+    quality: int,
     png_images: int,
     rounds: int,
+    workers: tuple[int, ...],
     build_only: bool,
     folder: Path | None,
     side: str | None,
     rest: tuple[str, ...],
 ) -> None:
-    """Print the cost of every side and the ratios."""
+    """Print the cost of every side and the ratios; of the stages, too, where there is a build by 1 worker."""
     if side:
         globals()[f"side_{side}"](rest[0], rest[1], images)
         return
     root = Path(tempfile.mkdtemp(dir=folder))
     try:
-        compare(root, images, 0 if build_only else min(png_images, images), rounds)
+        source = root / "set"
+        source.mkdir()
+        begin = time.perf_counter()
+        render(source, images, quality)
+        size = (source / "train.rec").stat().st_size
+        print(
+            f"{images} images, {size / images:.0f} bytes a record, {size / 1e6:.0f} MB, "
+            f"generated in {time.perf_counter() - begin:.0f} s",
+            flush=True,
+        )
+        compare(root, images, 0 if build_only else min(png_images, images), rounds, workers)
     finally:
         shutil.rmtree(root)
 
 
-def compare(root: Path, images: int, png_images: int, rounds: int) -> None:
+def compare(root: Path, images: int, png_images: int, rounds: int, workers: tuple[int, ...]) -> None:
     """Measures and prints all sides; without `png_images` only builds and the decode."""
-    source = root / "set"
-    source.mkdir()
-    render(source, images)
-    rec = source / "train.rec"
-    size = rec.stat().st_size
-    print(f"{images} images, {size / images:.0f} bytes a record, {size / 1e6:.0f} MB")
-    decode, costs = builds(root, rec, images, rounds)
+    rec = root / "set" / "train.rec"
+    decode, costs = builds(root, rec, images, rounds, workers)
     print(f"cv2 reduced gray decode alone: {decode / images * 1e6:.1f} CPU us/image")
-    print(f"{'side':<24} {'images/s':>9} {'CPU us/image':>13} {'main MB':>8} {'worker MB':>10} {'disk MB':>8}")
-    for workers, cost in costs.items():
-        show(f"build, {workers} workers", cost, images)
-        print(f"{'':<24} {cost.cpu / decode:.2f} times the decode")
-    print(f"2 workers over 1: {costs[1].wall / costs[2].wall:.2f} times faster", flush=True)
-    stages(root, rec, images, decode, costs[1])
+    numbers = f"{'images/s':>9} {'wall s':>7} {'CPU us/image':>13} {'main MB':>8} {'worker MB':>10} {'disk MB':>8}"
+    print(f"{'side':<24} {numbers}")
+    base = base_memory(root)
+    for count, cost in costs.items():
+        show(f"build, {count} workers", cost, images)
+        print(
+            f"{'':<24} {cost.cpu / decode:.2f} times the decode; the main process takes "
+            f"{(cost.main - base) / images:.0f} bytes an image above the {base / 1e6:.0f} MB of a set of {_BASE}"
+        )
+    if {1, 2} <= costs.keys():
+        print(f"2 workers over 1: {costs[1].wall / costs[2].wall:.2f} times faster", flush=True)
+    if 1 in costs:
+        stages(root, rec, images, decode, costs[1])
     for name, count in (("filewriter", images), ("png", png_images)) if png_images else ():
         out = root / name
         out.mkdir()
@@ -215,18 +216,32 @@ def compare(root: Path, images: int, png_images: int, rounds: int) -> None:
         shutil.rmtree(out)
 
 
-def builds(root: Path, rec: Path, images: int, rounds: int) -> tuple[float, dict[int, Cost]]:
-    """Returns CPU seconds of the decode, and costs of builds by 2 and by 1 workers; of each the cheapest round."""
+def builds(root: Path, rec: Path, images: int, rounds: int, workers: tuple[int, ...]) -> tuple[float, dict[int, Cost]]:
+    """Returns CPU seconds of the decode, and costs of builds by so many workers; of each the cheapest round."""
     decodes: list[float] = []
-    found: dict[int, list[Cost]] = {2: [], 1: []}
+    found: dict[int, list[Cost]] = {count: [] for count in workers}
     for _ in range(rounds):
         decodes.append(float(measure(_side("decode", images, rec, "-"), root / "none")[1]))
-        for workers, costs in found.items():
-            out = root / f"out{workers}"
-            build = [sys.executable, "-m", "faceshards", "build", "--source", str(rec.parent), "--out", str(out)]
-            costs.append(measure([*build, "--quiet", "--workers", str(workers)], out)[0])
-            shutil.rmtree(out)
-    return min(decodes), {workers: min(costs, key=lambda cost: cost.cpu) for workers, costs in found.items()}
+        for count, costs in found.items():
+            costs.append(measure_build(root, rec.parent, count))
+    return min(decodes), {count: min(costs, key=lambda cost: cost.cpu) for count, costs in found.items()}
+
+
+def measure_build(root: Path, source: Path, workers: int) -> Cost:
+    """Returns what a build costs."""
+    out = root / f"out{workers}"
+    build = [sys.executable, "-m", "faceshards", "build", "--source", str(source), "--out", str(out)]
+    cost, _ = measure([*build, "--quiet", "--workers", str(workers)], out)
+    shutil.rmtree(out)
+    return cost
+
+
+def base_memory(root: Path) -> int:
+    """Returns the peak bytes of the main process of a build of next to nothing."""
+    source = root / "base"
+    source.mkdir()
+    render(source, _BASE)
+    return measure_build(root, source, 1).main
 
 
 def stages(root: Path, rec: Path, images: int, decode: float, whole: Cost) -> None:
@@ -250,8 +265,8 @@ def _side(name: str, images: int, rec: Path, out: str) -> list[str]:
 def show(name: str, cost: Cost, images: int) -> None:
     """Prints one line."""
     print(
-        f"{name:<24} {images / cost.wall:>9.0f} {cost.cpu / images * 1e6:>13.1f} {cost.main / 1e6:>8.0f} "
-        f"{cost.child / 1e6:>10.0f} {cost.disk / 1e6:>8.0f}",
+        f"{name:<24} {images / cost.wall:>9.0f} {cost.wall:>7.1f} {cost.cpu / images * 1e6:>13.1f} "
+        f"{cost.main / 1e6:>8.0f} {cost.child / 1e6:>10.0f} {cost.disk / 1e6:>8.0f}",
         flush=True,
     )
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import click
 
-from benchmarks.bench_build import render
 from benchmarks.in_process import InProcess
+from benchmarks.render import render
 from faceshards.dataset.manifest import Manifest
 from faceshards.reading import RegularFile
 from faceshards.storage.location import Location, StoredPath

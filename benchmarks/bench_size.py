@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.bench_build import render
+from benchmarks.render import render
 from faceshards.dataset.manifest import Manifest
 from faceshards.formats.mindrecord.layout import read_header
 

@@ -44,6 +44,24 @@ def test_no_marker_hides_scans():
             image_size(hidden)
 
 
+def test_a_frame_header_inside_a_comment_is_none():
+    """Whatever has been seen before: beginnings that are alike are not walked twice."""
+    lies = comment(b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08\x03\x01")
+    for data in (PROGRESSIVE, PROGRESSIVE[:2] + lies + PROGRESSIVE[2:], PROGRESSIVE[:2] + lies * 500 + PROGRESSIVE[2:]):
+        for _ in range(2):
+            assert image_size(data) == (40, 60)
+    with pytest.raises(ValueError, match="without a frame header"):
+        image_size(PROGRESSIVE[:2] + lies + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("quality", [1, 100])  # few bytes that may be markers, and many
+@pytest.mark.parametrize("form", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_OPTIMIZE, 1)])
+def test_sizes_of_jpegs_that_begin_alike_are_told_apart(form, quality):
+    for height, width in ((112, 112), (112, 113), (113, 112), (400, 300), (112, 112)):
+        image = encode(texture(height, height, width), ".jpg", cv2.IMWRITE_JPEG_QUALITY, quality, *form)
+        assert image_size(image) == image_size(memoryview(image)) == (height, width)
+
+
 @pytest.mark.parametrize("where", ["before the frame", "between scans", "behind the image"])
 def test_what_looks_like_a_scan_and_is_none(where):
     payload = b"\xff\xda" * 200  # a thumbnail, a profile, a film

@@ -122,6 +122,14 @@ def test_the_hash_depends_on_neither_batch_nor_order():
         assert (perceptual_hash(gray[:, chosen]) == alone[chosen]).all()
 
 
+@pytest.mark.parametrize("sort_is_faster", [False, True])
+def test_the_hash_is_the_same_however_numpy_finds_the_middle(monkeypatch, sort_is_faster):
+    monkeypatch.setattr(signatures, "_SORT_IS_FASTER", sort_is_faster)
+    pictures = [np.random.default_rng(n).integers(0, 256, (56, 56), dtype=np.uint8) for n in range(5)]
+    found = perceptual_hash(np.stack(pictures, axis=1))
+    assert (found == np.stack([pack_bits(transform(picture)) for picture in pictures])).all()
+
+
 def test_the_hash_agrees_with_scipys_cosine_transform():
     for seed in range(40):
         gray = cv2.cvtColor(texture(seed, 56, 56), cv2.COLOR_BGR2GRAY)
