@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from faceshards import locks
 from faceshards.errors import FaceshardsError
 from faceshards.locks import BusyError, exclusive_folder
 from tests.open_files import opened_below
@@ -108,3 +110,21 @@ def test_a_file_system_without_locks_is_not_another_process(
     assert not isinstance(caught.value, BusyError)
     assert str(caught.value).startswith(f"{tmp_path}: its file system locks no files ({os.strerror(number)})")
     assert opened_below(tmp_path) == []
+
+
+def test_a_temporary_folder_is_gone_afterwards_and_those_of_the_dead_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os; from faceshards.locks import own_folder; a = own_folder(); a.__enter__(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    (killed,) = tmp_path.iterdir()
+    with locks.own_folder() as first:
+        assert killed.exists()  # too young: it might have been made just now, and not locked yet
+        monkeypatch.setattr(locks, "_YOUNG", -1)
+        with locks.own_folder() as second:
+            assert sorted(tmp_path.iterdir()) == sorted([first.parent, second.parent])
+            (second / "file").write_bytes(b"1")
+    assert not any(tmp_path.iterdir())
