@@ -13,21 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from faceshards.cli.build import build
-from faceshards.cli.paths import LocalPath
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.verify import verify
 from faceshards.storage.location import StoredPath
 from pipelines.config import BuildConfig
 from tests.faceshards.test_stored_dataset import upload
-from tests.object_store import _free_ports
+from tests.object_store import free_ports
 from tests.pipelines.build_fixtures import ROOT, kill_group, run_build
 from tests.test_docs import refused
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 FILES = ROOT / "examples" / "cluster"
 SCRIPTS = sorted(FILES.glob("*.sbatch"))
-NEEDS_A_DISK = isinstance(next(param for param in build.params if param.name == "work").type, LocalPath)
 
 
 def block(start: str) -> str:
@@ -57,7 +54,7 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cluster(bucket: StoredPath, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a scheduler with workers, started as the page says; they know the bucket."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     monkeypatch.setenv("BUCKET", str(bucket))
     monkeypatch.setenv("SCHEDULER", f"tls://127.0.0.1:{port}")
     started = []
@@ -94,7 +91,6 @@ def test_by_hand(cluster: str, tiny_source: Path, bucket: StoredPath, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NEEDS_A_DISK, reason="build --work takes no address yet")
 def test_by_hand_without_a_shared_disk(cluster: str, tiny_source: Path, bucket: StoredPath, tmp_path: Path) -> None:
     found = built("faceshards build --source $BUCKET/raw/mine --out $BUCKET/sets/other", tiny_source, bucket, tmp_path)
     assert found.fingerprint == run_build(tiny_source, tmp_path / "local", BuildConfig()).fingerprint

@@ -32,6 +32,7 @@ _BEAT = 20.0  # seconds between two renewals
 _PATIENCE = 120.0  # seconds without one after which a holder counts as dead
 _LOOK = 5.0  # seconds between two looks
 _NONE = {"e_tag": '"0"', "version": "0"}  # a version that no object has
+_held: set[str] = set()  # tokens of this process's own; one that it has lost, or could not remove, is not among them
 
 
 class HeldError(FaceshardsError):
@@ -75,6 +76,7 @@ class Lease:
         self._stop = threading.Event()
         self.fresh = False
         """Whether there was none before."""
+        _held.add(self._token)
         self._version = self._take()
         threading.Thread(target=self._renew_always, name="faceshards-lease", daemon=True).start()
 
@@ -100,6 +102,7 @@ class Lease:
             keep: the object stays, and says that nobody holds it.
         """
         self._stop.set()
+        _held.discard(self._token)
         with self._lock, suppress(StorageError):  # a store that is lost: then it is taken over in time
             if keep:
                 self.place.write_bytes(_json({**self.about, "beat": self._beat}), replaces=self._version)
@@ -175,6 +178,7 @@ class Lease:
         found = _parsed(data)
         if found.get("token") != self._token:
             self._stop.set()
+            _held.discard(self._token)
             who = f"another process ({_name(found)})" if version else "someone"
             raise LostError(f"{self.place.parent}: {who} took it over, as this one had not been heard of for long")
         return version
@@ -246,6 +250,8 @@ def _alive(found: Mapping[str, Any]) -> bool | None:
         return False
     if not found.get("processes") or found["processes"] != _numbers() or type(found.get("process")) is not int:
         return None
+    if found["process"] == os.getpid() and found["token"] not in _held:
+        return False
     return _start(found["process"]) == found.get("started") != ""
 
 

@@ -17,6 +17,7 @@ from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import BuildError, FaceshardsError
 from faceshards.storage.location import StoredPath
+from faceshards.storage.stores import store
 from pipelines import publication
 from pipelines.derived import export_at, split_at
 from pipelines.exports.base import ExportError, Request
@@ -44,7 +45,7 @@ def signed(place: StoredPath) -> str:
     """Returns an address by which anybody may read an object for a while."""
     import obstore
 
-    return str(obstore.sign(place._store, "GET", place.key, timedelta(minutes=5)))
+    return str(obstore.sign(store(place.scheme, place.bucket), "GET", place.key, timedelta(minutes=5)))
 
 
 def test_webdataset_reads_the_tars_from_the_server(

@@ -200,8 +200,8 @@ def test_what_another_has_just_published_is_not_cleared_away(
 ) -> None:
     out, plain = bucket / "set", prefix._check_free
 
-    def first(place: StoredPath) -> None:
-        plain(place)
+    def first(place: StoredPath, what: str) -> None:
+        plain(place, what)
         put(tiny_dataset.path, out)
 
     monkeypatch.setattr(prefix, "_check_free", first)
