@@ -16,7 +16,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError, EmptyDatasetError, FaceshardsError
 from faceshards.reading import content
-from faceshards.storage.lease import leased
+from faceshards.storage.lease import LostError, leased
 from faceshards.storage.location import StoredPath
 from pipelines import prefix, upload
 from pipelines.config import BuildConfig
@@ -211,6 +211,16 @@ def test_what_another_has_just_published_is_not_cleared_away(
         build(tiny_source, out, worker, bucket / "work", restart=True)
     assert Manifest(out).info == tiny_dataset.info
     assert names(bucket / "work") == []
+
+
+def test_who_was_believed_dead_publishes_nothing(bucket: StoredPath) -> None:
+    out = bucket / "set"
+    with prefix.claimed(out, {}, restart=False) as lease:
+        (out / prefix.MARK).write_bytes(b'{"token": "theirs"}')
+        with pytest.raises(LostError, match=f"^{out}: another process"):
+            prefix.publish(out, [], {}, lease)
+    assert names(out) == [prefix.MARK]
+    assert content(out / prefix.MARK) == b'{"token": "theirs"}'
 
 
 def test_another_request_is_refused_or_begins_anew(
