@@ -253,13 +253,16 @@ def test_what_leaves_nothing_to_go_on_from_leaves_nothing(tiny_source: Path, buc
         ("set/a/b", "set", "/set: the dataset is .+/set/a/b; choose"),
         ("set", "raw", "/raw: the source is .+/raw/train.rec; choose"),
         ("set", "notes", "/notes/mine.txt: is none of a build's; nothing is touched there"),
+        ("set", "theirs", "/theirs/request.json: is none of a build's; nothing is touched there"),
+        ("set", "locked", "/locked/lock: is none of a build's; nothing is touched there"),
     ],
 )
 def test_a_place_that_is_none_is_refused(
     out: str, work: str, cause: str, tiny_source: Path, bucket: StoredPath, worker: str
 ) -> None:
     source = put(tiny_source, bucket / "raw")
-    (bucket / "notes" / "mine.txt").write_bytes(b"")
+    for name, data in (("notes/mine.txt", b""), ("theirs/request.json", b'{"name": "x"}'), ("locked/lock", b"7")):
+        (bucket / name).write_bytes(data)
     before = names(bucket)
     with pytest.raises(BuildError, match=f"^{bucket}{cause}"):
         build(source, bucket / out, worker, bucket / work, restart=True)
