@@ -41,6 +41,10 @@ class _Here:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Returns what a function returns here."""
+        return {"here": function(*arguments)}
+
     def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Yields (task, function(*task)) in order."""
         for task in tasks:

@@ -29,6 +29,7 @@ from faceshards.storage.location import Location, StoredPath
 MARK = ".faceshards-upload.json"
 
 _PIECES = "pieces-"
+_TOLD = {"lock": "token", "request.json": "pieces"}  # what objects of a work prefix say
 
 
 class File(NamedTuple):
@@ -203,7 +204,16 @@ def exclusive_work(work: StoredPath) -> Iterator[StoredPath]:
 
 
 def _is_ours(place: StoredPath) -> bool:
-    return place.name in ("lock", "planned", "request.json") or place.name.startswith(_PIECES)
+    """Returns whether what lies right in a work prefix is a build's: others may have a lock or a request.json too."""
+    if place.name not in _TOLD:
+        return place.name == "planned" or place.name.startswith(_PIECES)
+    try:
+        found = json.loads(content(place))
+    except MissingError:  # another build has just left
+        return True
+    except ValueError:
+        return False
+    return isinstance(found, dict) and _TOLD[place.name] in found
 
 
 def own_pieces(work: Location) -> dict[str, str]:

@@ -175,7 +175,7 @@ def claim(work: Work, request: dict[str, Any], what: str = "build") -> Work:
         own: dict[str, str] = {"pieces": before.pop("pieces")} if isinstance(work, StoredPath) else {}
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BuildError(f"{path}: damaged: {error}; remove {work} to start again") from None
     pieces = work / own["pieces"] if own else work
     different = differences(before, request)

@@ -16,7 +16,7 @@ from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.verify import verify
 from faceshards.errors import BuildError, EmptyDatasetError, FaceshardsError
 from faceshards.reading import content
-from faceshards.storage.lease import leased
+from faceshards.storage.lease import LostError, leased
 from faceshards.storage.location import StoredPath
 from pipelines import prefix, upload
 from pipelines.config import BuildConfig
@@ -211,6 +211,16 @@ def test_what_another_has_just_published_is_not_cleared_away(
     assert names(bucket / "work") == []
 
 
+def test_who_was_believed_dead_publishes_nothing(bucket: StoredPath) -> None:
+    out = bucket / "set"
+    with prefix.claimed(out, {}, restart=False) as lease:
+        (out / prefix.MARK).write_bytes(b'{"token": "theirs"}')
+        with pytest.raises(LostError, match=f"^{out}: another process"):
+            prefix.publish(out, [], {}, lease)
+    assert names(out) == [prefix.MARK]
+    assert content(out / prefix.MARK) == b'{"token": "theirs"}'
+
+
 def test_another_request_is_refused_or_begins_anew(
     tiny_source: Path, bucket: StoredPath, worker: str, unpublished: StoredPath
 ) -> None:
@@ -241,13 +251,16 @@ def test_what_leaves_nothing_to_go_on_from_leaves_nothing(tiny_source: Path, buc
         ("set/a/b", "set", "/set: the dataset is .+/set/a/b; choose"),
         ("set", "raw", "/raw: the source is .+/raw/train.rec; choose"),
         ("set", "notes", "/notes/mine.txt: is none of a build's; nothing is touched there"),
+        ("set", "theirs", "/theirs/request.json: is none of a build's; nothing is touched there"),
+        ("set", "locked", "/locked/lock: is none of a build's; nothing is touched there"),
     ],
 )
 def test_a_place_that_is_none_is_refused(
     out: str, work: str, cause: str, tiny_source: Path, bucket: StoredPath, worker: str
 ) -> None:
     source = put(tiny_source, bucket / "raw")
-    (bucket / "notes" / "mine.txt").write_bytes(b"")
+    for name, data in (("notes/mine.txt", b""), ("theirs/request.json", b'{"name": "x"}'), ("locked/lock", b"7")):
+        (bucket / name).write_bytes(data)
     before = names(bucket)
     with pytest.raises(BuildError, match=f"^{bucket}{cause}"):
         build(source, bucket / out, worker, bucket / work, restart=True)
