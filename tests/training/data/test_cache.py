@@ -370,7 +370,8 @@ def test_a_run_from_a_bucket_has_the_losses_of_one_from_a_disk(
     job.send_signal(signal.SIGKILL)
     job.communicate()
     assert steps(tmp_path / "run") < len(want)
-    again = train(stored.path, tmp_path / "run", "--resume", *options, **settings)
+    with caplog.at_level(logging.INFO):
+        again = train(stored.path, tmp_path / "run", "--resume", *options, **settings)
     assert again.exit_code == 0, again.output
     assert "going on from" in caplog.text
     assert trace(tmp_path / "run") == want
