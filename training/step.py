@@ -54,9 +54,11 @@ class LossScale:
         return True
 
     def keep(self) -> None:
-        """Counts a step whose gradients were finite."""
+        """Counts a step whose gradients were finite; where the scale is fixed nothing is counted."""
+        if not self.dynamic:
+            return
         self.good += 1
-        if self.dynamic and self.good >= GROWTH_STEPS:
+        if self.good >= GROWTH_STEPS:
             self.value, self.good = min(self.value * 2, LARGEST_SCALE), 0
 
 
