@@ -203,12 +203,12 @@ def test_sub_centres_are_the_papers_in_float64():
     for mine, theirs in zip(got, want, strict=True):
         assert mine.shape == np.shape(theirs)
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5 * np.abs(theirs).max())
-    # Three times the same centre is one centre: the first of equals is the nearest.
+    # Three times the same centre is one centre, whichever of them a last bit makes the nearest.
     alone = run(CombinedMargin(1, 0.5, 0, 64.0, 0.3), x, w[:, :16], targets)
     same = run(margin, x, np.tile(w[:, :16], 3), targets)
     np.testing.assert_allclose(same[1], alone[1], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(same[2][:, :16], alone[2], rtol=1e-5, atol=1e-5 * np.abs(alone[2]).max())
-    assert not same[2][:, 16:].any()
+    moved = same[2].reshape(len(w), 3, 16).sum(axis=1)
+    np.testing.assert_allclose(moved, alone[2], rtol=1e-5, atol=1e-5 * np.abs(alone[2]).max())
 
 
 def test_filter_takes_out_negatives_and_their_gradient():
