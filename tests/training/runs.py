@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -100,11 +100,16 @@ def steps(out: Path) -> int:
 
 def wait_for_step(job: subprocess.Popen[str], out: Path, step: int) -> None:
     """Returns when a run has come to a step."""
+    wait_until(job, lambda: steps(out) >= step)
+
+
+def wait_until(job: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    """Returns when a run has come so far; fails where it ends before."""
     until = time.monotonic() + LIMIT
-    while steps(out) < step:
+    while not reached():
         assert job.poll() is None, job.communicate()
         if time.monotonic() > until:
-            raise TimeoutError(f"no step {step} after {LIMIT} s")
+            raise TimeoutError(f"not so far after {LIMIT} s")
         time.sleep(0.01)
 
 

@@ -212,7 +212,7 @@ def small_step(backbone, amp, side):
     ("build", "side", "others"),
     [
         (lambda: units(np.random.default_rng(1)), 16, [("O2", {}), ("O3", {})]),
-        (partial(VisionTransformer, 16, 2, 8, DIM), 112, [("O2", {}), ("O3", {}), ("O3", {"recompute": True})]),
+        (partial(VisionTransformer, 16, 1, 8, DIM), 112, [("O2", {}), ("O3", {"recompute": True})]),
     ],
     ids=["residual units", "vit"],
 )

@@ -18,7 +18,18 @@ from faceshards.formats.verification_bin import read_bin
 from faceshards.versions import stamp_line
 from pipelines.config import BuildConfig
 from tests.pipelines.build_fixtures import external, run_build
-from tests.training.runs import SETTINGS, await_end, finish, rank_handles, start, steps, trace, train, wait_for_step
+from tests.training.runs import (
+    SETTINGS,
+    await_end,
+    finish,
+    rank_handles,
+    start,
+    steps,
+    trace,
+    train,
+    wait_for_step,
+    wait_until,
+)
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.config import TrainConfig, verification_sets
@@ -154,8 +165,9 @@ def test_two_ranks_have_the_losses_of_one(calm, data, tmp_path):
 
 def test_ranks_die_with_their_launcher(data, tmp_path):
     out = tmp_path / "run"
-    job = start(data.path, out, "--devices", "2", **CALM)
-    wait_for_step(job, out, 1)
+    job = start(data.path, out, "--devices", "2", **CALM, epochs=9999)  # which does not end by itself
+    # As soon as both have begun: what they do then, the kernel does not ask.
+    wait_until(job, lambda: sum(bool(path.read_text()) for path in (out / "logs").glob("rank-*.pid")) == 2)
     ranks = rank_handles(out / "logs")
     job.kill()
     assert len(ranks) == 2

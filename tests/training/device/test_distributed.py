@@ -77,7 +77,7 @@ def pair(tmp_path_factory):
         **TIMEOUTS,
         **os.environ,
         # A rank that waits for another's work waits longer than this; without heartbeats nothing else knows of it.
-        "MS_NODE_TIMEOUT": "3",
+        "MS_NODE_TIMEOUT": "1",
         "MS_DISABLE_HEARTBEAT": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # msrun starts the first python there
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
@@ -108,7 +108,7 @@ def test_two_ranks_gather_sum_and_take_the_maximum(pair):
 @pytest.mark.parametrize(
     ("case", "compared"),
     [
-        *[(case, "loss d_embeddings d_rows d_backbone rows") for case in ("rate 1", "rate 0.3", "adamw")],
+        *[(case, "loss d_embeddings d_rows d_backbone rows") for case in ("rate 0.3", "adamw")],
         *[(case, "loss norm d_rows rows gradients weights statistics") for case in ("backbone", "backbone in float16")],
     ],
 )
