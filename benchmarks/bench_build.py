@@ -1,7 +1,8 @@
 """A whole build against one reduced decode of the same images, and against what a user does today.
 
 Every side runs in a process of its own over the same .rec, on a warm page cache: user + system CPU seconds of the
-process and all its children (wait4), wall clock, peak resident memory of the largest process, bytes left on disk.
+process and all its children (wait4), wall clock, peak memory of the largest process (without pages of
+files), bytes left on disk.
 Images are textured noise, JPEG of about 7 KB, 20 an identity, written by MXNet. The stages are those of a build without
 Dask, in one process that behaves as a worker does.
 """
@@ -119,6 +120,12 @@ def side_filewriter(rec: str, out: str, images: int) -> None:
     writer.commit()
 
 
+def _own(process: psutil.Process) -> int:
+    """Returns the bytes of a process that are no pages of files: those the system drops when it needs their room."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
 def measure(command: list[str], out: Path, env: dict[str, str] | None = None) -> tuple[Cost, str]:
     """Returns what a command costs, and its output."""
     peak = {"main": 0, "child": 0}
@@ -130,8 +137,8 @@ def measure(command: list[str], out: Path, env: dict[str, str] | None = None) ->
         while process.poll() is None:
             try:
                 main = psutil.Process(process.pid)
-                peak["main"] = max(peak["main"], main.memory_info().rss)
-                peak["child"] = max([peak["child"], *(p.memory_info().rss for p in main.children(recursive=True))])
+                peak["main"] = max(peak["main"], _own(main))
+                peak["child"] = max([peak["child"], *map(_own, main.children(recursive=True))])
             except psutil.Error:
                 pass
             time.sleep(0.2)
