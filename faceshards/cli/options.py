@@ -246,7 +246,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--scheduler",
         metavar="tls://HOST:PORT",
-        help="Use this Dask cluster, which shares the file system. tcp://HOST:PORT: unencrypted, for trusted networks.",
+        help="Use this Dask cluster; it shares what is no address. tcp://HOST:PORT: unencrypted, for trusted networks.",
     )
     @functools.wraps(command)
     def with_tls(*args: Any, scheduler: str | None, **options: Any) -> Any:
