@@ -216,7 +216,7 @@ def test_who_was_believed_dead_publishes_nothing(bucket: StoredPath) -> None:
     with prefix.claimed(out, {}, restart=False) as lease:
         (out / prefix.MARK).write_bytes(b'{"token": "theirs"}')
         with pytest.raises(LostError, match=f"^{out}: another process"):
-            prefix.publish(out, [], {}, lease)
+            prefix.publish(out, [], "dataset.json", b"{}", lease)
     assert names(out) == [prefix.MARK]
     assert content(out / prefix.MARK) == b'{"token": "theirs"}'
 
