@@ -56,11 +56,14 @@ def files_of(info: Mapping[str, Any], shards: Iterable[Mapping[str, Any]]) -> li
 
 
 @contextmanager
-def claimed(out: StoredPath, request: Mapping[str, Any], restart: bool, what: str = "build") -> Iterator[Lease]:
+def claimed(
+    out: StoredPath, last: str, request: Mapping[str, Any], restart: bool, what: str = "build"
+) -> Iterator[Lease]:
     """Yields the lease of a prefix at which only this request is built; what is there is left for the next one.
 
     Args:
         out: the prefix.
+        last: name of the object that makes it whole.
         request: what is built there.
         restart: what an interrupted build left is removed, whatever its request.
         what: makes it, a build, an ``export`` or a ``split``.
@@ -80,8 +83,8 @@ def claimed(out: StoredPath, request: Mapping[str, Any], restart: bool, what: st
         raise BuildError(f"{out}: another {what} (process {error.holder}) is writing it") from None
     keep = True
     try:
-        if (out / "dataset.json").exists():  # since it was looked for
-            raise BuildError(f"{out}: another build published there just now; run the same command again")
+        if (out / last).exists():  # since it was looked for
+            raise BuildError(f"{out}: another {what} published there just now; run the same command again")
         if restart:
             clear(out)
         yield lease
@@ -122,12 +125,12 @@ def refused(out: StoredPath, request: Mapping[str, Any]) -> None:
     """Raises BuildError if a request would be refused at a prefix without a dataset; nothing is made there."""
     _check_free(out)
     try:
-        found = json.loads(content(out / MARK))
+        found = read_json(out / MARK)
     except MissingError:
         return
     except ValueError:
         found = {}
-    _check_mark(out, found, request)
+    _check_mark(out, found if isinstance(found, dict) else {}, request)
 
 
 def clear(out: StoredPath) -> None:
@@ -208,7 +211,7 @@ def _is_ours(place: StoredPath) -> bool:
     if place.name not in _TOLD:
         return place.name == "planned" or place.name.startswith(_PIECES)
     try:
-        found = json.loads(content(place))
+        found = read_json(place)
     except MissingError:  # another build has just left
         return True
     except ValueError:

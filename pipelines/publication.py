@@ -71,7 +71,7 @@ class Publication:
         """
         try:
             with (
-                prefix.claimed(self.out, self.request, restart, self.what) as lease,
+                prefix.claimed(self.out, self.last, self.request, restart, self.what) as lease,
                 exclusive_folder(work, "lock"),
             ):
                 if restart:

@@ -74,7 +74,7 @@ def build_at(
             raise BuildError(f"{out}: is made beside where it will be; a work folder is for buckets")
         return build(name, files, out, config, execution, **rest, overwrite=overwrite)
     if work is None:
-        raise BuildError(f"{out}: needs a work folder on a disk (--work), in which the dataset is made")
+        raise BuildError(f"{out}: needs a work folder (--work), on a disk or in a bucket, in which the dataset is made")
     if overwrite:
         raise BuildError(f"{out}: {_NO_OVERWRITE}")
     if isinstance(work, StoredPath):
@@ -90,7 +90,7 @@ def build_at(
             publication.tidy(made_in(work))
         return found
     if isinstance(work, StoredPath):
-        with prefix.claimed(out, asked.request, restart) as lease:
+        with prefix.claimed(out, publication.last, asked.request, restart) as lease:
             _build_there(asked, files, out, work, config, execution, lease, strict, restart, **options)
         return Manifest(out)
     local = made_in(work)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _BEAT = 20.0  # seconds between two renewals
 _PATIENCE = 120.0  # seconds without one after which a holder counts as dead
 _LOOK = 5.0  # seconds between two looks
+_MOST = 64 << 10  # bytes of a lease
 _NONE = {"e_tag": '"0"', "version": "0"}  # a version that no object has
 _held: set[str] = set()  # tokens of this process's own; one that it has lost, or could not remove, is not among them
 
@@ -106,7 +107,7 @@ class Lease:
         with self._lock, suppress(StorageError):  # a store that is lost: then it is taken over in time
             if keep:
                 self.place.write_bytes(_json({**self.about, "beat": self._beat}), replaces=self._version)
-            elif _parsed(read_object(self.place)[0]).get("token") == self._token:
+            elif _parsed(read_object(self.place, _MOST)[0]).get("token") == self._token:
                 self.place.unlink()
 
     def _content(self) -> bytes:
@@ -125,7 +126,7 @@ class Lease:
             except TakenError:
                 pass
             try:
-                data, version = read_object(self.place)
+                data, version = read_object(self.place, _MOST)
             except MissingError:
                 continue  # released just now
             found = _parsed(data)
@@ -172,7 +173,7 @@ class Lease:
     def _if_ours(self) -> Version:
         """Returns the version of the object if this process wrote it, by a try whose answer was lost."""
         try:
-            data, version = read_object(self.place)
+            data, version = read_object(self.place, _MOST)
         except MissingError:
             data, version = b"{}", {}
         found = _parsed(data)
@@ -212,9 +213,9 @@ def _parsed(data: bytes) -> dict[str, Any]:
     """Returns what a lease says; nothing if it is none."""
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and isinstance(found.get("token", ""), str) else {}
 
 
 def _here() -> dict[str, Any]:

@@ -35,9 +35,9 @@ def read_range(path: StoredPath, start: int, stop: int) -> bytes:
     return requests.some(path, start, stop)
 
 
-def read_object(path: StoredPath) -> tuple[bytes, Version]:
-    """Returns the content of a small object, and its version."""
-    data, about = requests.whole(path)
+def read_object(path: StoredPath, most: int = 16 << 20) -> tuple[bytes, Version]:
+    """Returns the content of a small object, and its version; StorageError if it has more than `most` bytes."""
+    data, about = requests.whole(path, most)
     return data, version(about)
 
 

@@ -117,11 +117,13 @@ def some(place: Place, start: int, stop: int) -> bytes:
 
 
 @patient
-def whole(place: Place) -> tuple[bytes, Any]:
-    """Returns the content of an object, and what obstore says of it."""
+def whole(place: Place, most: int) -> tuple[bytes, Any]:
+    """Returns the content of an object, and what obstore says of it; StorageError if it has more than `most` bytes."""
     with _asked(place) as (obstore, store):
         found = obstore.get(store, place.key)
-        return _all_of(found, found.meta["size"]), _tagged(found.meta)
+        if (size := found.meta["size"]) > most:
+            raise StorageError(errno.EFBIG, f"{size} bytes, no file of ours has more than {most} there", str(place))
+        return _all_of(found, size), _tagged(found.meta)
 
 
 def _all_of(found: Any, count: int) -> bytes:

@@ -188,7 +188,7 @@ def test_a_second_builder_is_refused_and_harms_nothing(tiny_source: Path, bucket
         with pytest.raises(BuildError, match=rf"^{bucket}/work: another build \(process {os.getpid()} on .+\) is at"):
             build(tiny_source, bucket / "set", worker, bucket / "work", restart=True)
         assert names(bucket) == ["work/lock"]
-    with prefix.claimed(bucket / "set", {}, restart=False):
+    with prefix.claimed(bucket / "set", "dataset.json", {}, restart=False):
         (bucket / "set" / "shards" / "x").write_bytes(b"")
         with pytest.raises(BuildError, match=rf"^{bucket}/set: another build \(process {os.getpid()} on .+\) is writ"):
             build(tiny_source, bucket / "set", worker, bucket / "work", restart=True)
@@ -213,7 +213,7 @@ def test_what_another_has_just_published_is_not_cleared_away(
 
 def test_who_was_believed_dead_publishes_nothing(bucket: StoredPath) -> None:
     out = bucket / "set"
-    with prefix.claimed(out, {}, restart=False) as lease:
+    with prefix.claimed(out, "dataset.json", {}, restart=False) as lease:
         (out / prefix.MARK).write_bytes(b'{"token": "theirs"}')
         with pytest.raises(LostError, match=f"^{out}: another process"):
             prefix.publish(out, [], "dataset.json", b"{}", lease)

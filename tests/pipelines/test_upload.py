@@ -170,12 +170,24 @@ def test_a_plan_says_what_would_be_refused(
     assert sorted(place.name for place, _ in (bucket / "other").tree()) == [prefix.MARK]
 
 
+@pytest.mark.parametrize("last", ["dataset.json", "export.json"])
+def test_what_another_has_just_published_stays(last: str, bucket: StoredPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "_check_free", lambda out, what: (out / last).write_bytes(b"{}"))
+    claimed = prefix.claimed(bucket / "set", last, {}, restart=True, what="export")
+    with pytest.raises(BuildError, match="another export published there just now"), claimed:
+        pass
+    assert (bucket / "set" / last).exists()
+
+
 def test_restart_removes_what_an_upload_left_and_nothing_else(bucket: StoredPath) -> None:
     for name in ("set/x", "set/shards/y", f"set/{prefix.MARK}", "kept/x", "set2"):
         (bucket / name).write_bytes(b"")
-    with pytest.raises(BuildError, match="no dataset of ours"), prefix.claimed(bucket / "kept", {}, restart=True):
+    with (
+        pytest.raises(BuildError, match="no dataset of ours"),
+        prefix.claimed(bucket / "kept", "dataset.json", {}, restart=True),
+    ):
         pass
-    with prefix.claimed(bucket / "set", {}, restart=True):
+    with prefix.claimed(bucket / "set", "dataset.json", {}, restart=True):
         assert [place.name for place, _ in (bucket / "set").tree()] == [prefix.MARK]
     assert sorted(str(place) for place, _ in bucket.tree()) == [f"{bucket}/kept/x", f"{bucket}/set2"]
 
@@ -190,7 +202,7 @@ def test_a_damaged_file_is_not_uploaded(
     data[-1000] ^= 1
     shard.write_bytes(data)
     changed = pytest.raises(BuildError, match=rf"^{shard}: changed since it was published")
-    with changed, prefix.claimed(bucket / "set", {}, restart=False) as lease:
+    with changed, prefix.claimed(bucket / "set", "dataset.json", {}, restart=False) as lease:
         send(Manifest(copy), bucket / "set", lease)
     assert not (bucket / "set" / "dataset.json").exists()
 
@@ -200,7 +212,7 @@ def test_two_who_publish_the_same_agree_and_another_is_refused(
 ) -> None:
     out = put(tiny_dataset.path, bucket / "set")
     (out / "dataset.json").unlink()
-    with prefix.claimed(bucket / "free", {}, restart=False):
+    with prefix.claimed(bucket / "free", "dataset.json", {}, restart=False):
         mark = content(bucket / "free" / prefix.MARK)
     mark = json.dumps({"request": json.loads(mark)["request"]}).encode()  # an interrupted build's
     plain = StoredPath.tree
@@ -212,7 +224,7 @@ def test_two_who_publish_the_same_agree_and_another_is_refused(
             (out / "dataset.json").write_bytes(published)  # by someone else, at the last moment
 
         (out / prefix.MARK).write_bytes(mark)
-        with prefix.claimed(out, {}, restart=False) as lease, pytest.MonkeyPatch.context() as patch:
+        with prefix.claimed(out, "dataset.json", {}, restart=False) as lease, pytest.MonkeyPatch.context() as patch:
             patch.setattr(StoredPath, "tree", first)
             with pytest.raises((BuildError, ManifestError)) if refused else nullcontext():
                 send(tiny_dataset, out, lease)

@@ -73,14 +73,27 @@ def test_that_of_another_machine_is_left_as_long_as_it_changes(
     elsewhere(place)
     plain, looks = module.read_object, iter(range(1, 9))
 
-    def renewed(path: StoredPath) -> tuple[bytes, str]:
-        found = plain(path)
+    def renewed(path: StoredPath, most: int) -> tuple[bytes, str]:
+        found = plain(path, most)
         elsewhere(place, next(looks))
         return found
 
     monkeypatch.setattr(module, "read_object", renewed)
     monkeypatch.setattr(module, "_PATIENCE", 60.0)
     with pytest.raises(HeldError, match="7 on far"):
+        Lease(place, {})
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[" * 50_000, b'{"token": ["x"], "process": 1}', b"7"])
+def test_what_is_no_lease_is_taken_over(place: StoredPath, data: bytes) -> None:
+    place.write_bytes(data)
+    with leased(place) as taken:
+        assert not taken.fresh
+
+
+def test_what_is_far_too_large_for_a_lease_is_not_read(place: StoredPath) -> None:
+    place.write_bytes(bytes(70_000))
+    with pytest.raises(StorageError, match=f"^{place}: 70000 bytes, no file of ours has more than 65536 there$"):
         Lease(place, {})
 
 
