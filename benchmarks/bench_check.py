@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 
 from benchmarks.bench_stream import BATCH, build_set
+from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest
 from training.data.layout import Layout
 from training.data.stream import Stream
 

@@ -32,8 +32,8 @@ import numpy as np
 from benchmarks.bench_build import render
 from benchmarks.in_process import InProcess
 from benchmarks.mosaic_stream import BATCH, EPOCHS, measure
+from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.storage.location import StoredPath, as_location
 

@@ -28,9 +28,10 @@ import pyarrow as pa
 from benchmarks.generate_manifest import generate
 from evaluation.ijb.lines import read_lines
 from evaluation.pair_lists import read_pairs
+from faceshards.checksums import file_digest, sealed
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
-from faceshards.files import file_digest, sealed, write_json
+from faceshards.files import write_json
 from faceshards.formats import encoded_image, recordio_scan
 from faceshards.formats.idx import read_index
 from faceshards.formats.json_files import read_json

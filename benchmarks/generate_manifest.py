@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from faceshards.checksums import file_digest, sealed
 from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, schema_without
-from faceshards.files import file_digest, sealed, write_json, write_parquet
+from faceshards.files import write_json, write_parquet
 from faceshards.formats.mindrecord.geometry import DEFAULT_PAGE
 from faceshards.formats.mindrecord.layout import HEADER_SIZES, RAW_FIXED, header, int_widths, lay_out
 from pipelines.config import BuildConfig

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evaluation.pair_lists import read_lines
+from faceshards.checksums import file_digest
 from faceshards.errors import SourceError
-from faceshards.files import file_digest
 from faceshards.formats.verification_bin import printable
 from pipelines.sources.base import Partition
 from pipelines.sources.leftovers import is_image, is_leftover

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from evaluation.image_files import find_image_files
+from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.shard_images import check_image
 from faceshards.errors import SourceError
-from faceshards.files import file_digest
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
 from pipelines.sources.base import Partition

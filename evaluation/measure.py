@@ -18,8 +18,8 @@ from evaluation.models.model import Model
 from evaluation.origin import Origin
 from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
+from faceshards.checksums import file_digest
 from faceshards.errors import FaceshardsError
-from faceshards.files import file_digest
 from faceshards.formats.verification_bin import VerificationSet, printable, read_bin, set_names
 from faceshards.progress import bar, counted
 from training.data.transforms import SIZE, ImageError, decode

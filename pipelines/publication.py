@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faceshards.checksums import difference
 from faceshards.errors import BuildError
-from faceshards.files import difference
 from faceshards.locks import BusyError, exclusive_folder
 from faceshards.progress import Progress
 from faceshards.reading import content

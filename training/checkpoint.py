@@ -20,8 +20,9 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
+from faceshards.checksums import file_digest
 from faceshards.errors import FaceshardsError, WeightsError, why
-from faceshards.files import file_digest, fsync, write_json
+from faceshards.files import fsync, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.formats.safetensors import Block, TensorFile, write_arrays, write_blocks
 from training.centers.class_centers import ClassCenters, slice_of

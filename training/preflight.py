@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 
+from faceshards.checksums import size_difference
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from faceshards.files import bytes_text, check_writable, size_difference
+from faceshards.files import bytes_text, check_writable
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.centers.host import HEADROOM

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from faceshards.files import check_seal, sealed
+from faceshards.checksums import check_seal, sealed
 
 _LARGEST = (1 << 63) - 1
 FORMAT = 2

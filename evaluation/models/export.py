@@ -17,8 +17,8 @@ from evaluation.models.backbone_model import Backbone, load_backbone
 from evaluation.models.load import load_model
 from evaluation.models.model import SHAPE
 from faceshards import __version__
+from faceshards.checksums import file_digest
 from faceshards.errors import FaceshardsError
-from faceshards.files import file_digest
 from faceshards.formats.safetensors import write_arrays
 from faceshards.formats.verification_bin import printable
 from pipelines.sources.catalog import terms_of

@@ -12,8 +12,8 @@ import numpy as np
 
 from evaluation.embedder import SIZE, Forward
 from evaluation.origin import Origin
+from faceshards.checksums import file_digest
 from faceshards.errors import FaceshardsError, first_few
-from faceshards.files import file_digest
 from faceshards.formats.json_files import read_json
 from faceshards.formats.verification_bin import printable
 

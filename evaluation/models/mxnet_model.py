@@ -12,8 +12,8 @@ import numpy as np
 
 from evaluation.embedder import SIZE, Forward
 from evaluation.models.model import ModelError, graph_forward, to_pixels
+from faceshards.checksums import file_digest
 from faceshards.errors import first_few
-from faceshards.files import file_digest
 from faceshards.formats.json_files import parse_json
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from faceshards.cli.command import Command, Interrupted, goes_on
 from faceshards.cli.manifest.report import check_report, report_line, write_report
 from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
@@ -16,13 +17,10 @@ from faceshards.cli.options import (
     LOCATION,
     PATH,
     SHARE,
-    Command,
-    Interrupted,
     check_work,
     cluster_options,
     dashboard_option,
     data_root_option,
-    goes_on,
     json_option,
     partition_bytes_option,
     quiet_option,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from faceshards.cli.command import ModelCommand
 from faceshards.cli.options import (
     PATH,
-    ModelCommand,
     backbone_option,
     channels_option,
     input_range_option,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from faceshards.cli.options import Command, data_root_option, json_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import data_root_option, json_option
 from faceshards.cli.terminal import echo
 from pipelines.sources.catalog import known_datasets
 

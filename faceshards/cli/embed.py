@@ -6,13 +6,12 @@ from pathlib import Path
 
 import click
 
+from faceshards.cli.command import ModelCommand, goes_on
 from faceshards.cli.options import (
     PATH,
-    ModelCommand,
     backbone_option,
     channels_option,
     colours,
-    goes_on,
     input_range_option,
     json_option,
     quiet_option,

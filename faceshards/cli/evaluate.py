@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from faceshards.cli.command import ModelCommand
 from faceshards.cli.options import (
     FETCHED,
     PATH,
-    ModelCommand,
     backbone_option,
     channels_option,
     embeddings_option,

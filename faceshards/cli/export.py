@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from faceshards.cli.options import PATH, ModelCommand, backbone_option, json_option, show
+from faceshards.cli.command import ModelCommand
+from faceshards.cli.options import PATH, backbone_option, json_option, show
 from faceshards.cli.paths import LocalPath
 
 

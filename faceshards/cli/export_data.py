@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from faceshards.cli.command import Command, goes_on
 from faceshards.cli.options import (
     LOCATION,
-    Command,
     check_work,
     cluster_options,
     dashboard_option,
     dataset_argument,
-    goes_on,
     json_option,
     partition_bytes_option,
     quiet_option,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from faceshards.cli.options import Command, Interrupted
+from faceshards.cli.command import Command, Interrupted
 from faceshards.errors import harmless
 from faceshards.extensions import ExtensionError, load, registered
 

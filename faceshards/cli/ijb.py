@@ -10,14 +10,13 @@ from typing import Any
 
 import click
 
+from faceshards.cli.command import ModelCommand, goes_on
 from faceshards.cli.options import (
     PATH,
-    ModelCommand,
     backbone_option,
     channels_option,
     embeddings_option,
     far_option,
-    goes_on,
     input_range_option,
     json_option,
     loaded,

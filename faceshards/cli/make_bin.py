@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from evaluation.make_set import make_set
-from faceshards.cli.options import PATH, Command, json_option, show
+from faceshards.cli.command import Command
+from faceshards.cli.options import PATH, json_option, show
 from faceshards.cli.paths import LocalPath
 from faceshards.files import check_writable
 from faceshards.formats.verification_bin import write_bin

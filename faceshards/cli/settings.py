@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from faceshards.cli.options import Command, json_option, show
+from faceshards.cli.command import Command
+from faceshards.cli.options import json_option, show
 from faceshards.settings import describe, plain_text
 from pipelines.config import BuildConfig
 from training.config import TrainConfig

@@ -11,17 +11,8 @@ from typing import Any
 import click
 
 from evaluation.origin import MARK, NOTE, Origin
-from faceshards.cli.options import (
-    BYTES,
-    PATH,
-    Command,
-    Interrupted,
-    data_root_option,
-    interruptible,
-    json_option,
-    settings_option,
-    show,
-)
+from faceshards.cli.command import Command, Interrupted, interruptible
+from faceshards.cli.options import BYTES, PATH, data_root_option, json_option, settings_option, show
 from faceshards.cli.paths import LOCATION
 from faceshards.cli.terminal import echo
 from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from faceshards.checksums import check_seal, dead_link, difference, file_state, small_object
 from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
 from faceshards.errors import FaceshardsError
-from faceshards.files import check_seal, dead_link, difference, file_state, small_object
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
 from faceshards.reading import arrow_files, for_arrow

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 
+from faceshards.checksums import sealed
 from faceshards.dataset.manifest import Manifest, ManifestError, fingerprint
 from faceshards.dataset.schema import SCHEMA_VERSION, SCHEMAS
 from faceshards.dataset.verify import check_books
 from faceshards.errors import FaceshardsError
-from faceshards.files import fsync, json_bytes, sealed, write_json
+from faceshards.files import fsync, json_bytes, write_json
 from faceshards.progress import logging_at
 from faceshards.storage.location import Location, StoredPath
 

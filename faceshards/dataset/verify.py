@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from faceshards.checksums import difference, size_difference, unreadable
 from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
-from faceshards.files import difference, size_difference, unreadable
 from faceshards.formats.mindrecord.reader import Shard, verify_index
 from faceshards.reading import open_file
 from faceshards.storage.faults import MissingError, StorageError
@@ -118,7 +118,7 @@ def _tables(manifest: Manifest, sample: Sample | None) -> Iterator[str]:
 
 
 def _not_there(path: Location, size: int, where: str) -> str | None:
-    """Returns one line if a file is not there with its size, or may not be read; see files.difference()."""
+    """Returns one line if a file is not there with its size, or may not be read; see checksums.difference()."""
     if problem := size_difference(path, size, where):
         return problem
     try:

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from faceshards.checksums import file_digest, sealed
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest, fsync, sealed, write_json, write_parquet
+from faceshards.files import fsync, write_json, write_parquet
 from faceshards.progress import Progress
 from faceshards.storage.location import Location, StoredPath, absolute
 from faceshards.versions import stamp

@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from faceshards.checksums import check_seal
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import check_seal, differences
+from faceshards.files import differences
 from faceshards.formats.json_files import read_json
 from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest
 from pipelines.exports.base import Piece, Request, Sample, Written
 from pipelines.exports.cuts import by_size, shard_starts
 from pipelines.exports.images import suffix

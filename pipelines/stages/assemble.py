@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from faceshards.checksums import file_digest, sealed
 from faceshards.dataset.manifest import fingerprint
 from faceshards.dataset.schema import SCHEMAS, complete
 from faceshards.dataset.verify import check_books
 from faceshards.errors import BuildError
-from faceshards.files import ROW_GROUP, file_digest, parquet_options, replacing, sealed, write_json, write_parquet
+from faceshards.files import ROW_GROUP, parquet_options, replacing, write_json, write_parquet
 from faceshards.formats.json_files import read_json
 from faceshards.reading import each, fetch, for_arrow
 from faceshards.storage.location import Location, StoredPath

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest
 from faceshards.formats.verification_bin import SetError, read_bin, set_names
 from faceshards.progress import Progress
 from pipelines.config import BuildConfig

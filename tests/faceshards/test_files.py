@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from faceshards.checksums import difference, file_digest
 from faceshards.errors import FaceshardsError
-from faceshards.files import (
-    Difference,
-    bytes_text,
-    check_writable,
-    difference,
-    differences,
-    file_digest,
-    fsync_tree,
-    replacing,
-)
+from faceshards.files import Difference, bytes_text, check_writable, differences, fsync_tree, replacing
 
 
 @pytest.mark.parametrize("name", ["link", "/dev/null"])

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 import faceshards
+from faceshards.cli.command import EXTRAS, Command
 from faceshards.cli.main import COMMANDS, main
-from faceshards.cli.options import EXTRAS, Command
 from faceshards.settings import CONFIGS
 from pipelines.sources.catalog import known_datasets
 from pipelines.synthetic.write import SyntheticSpec

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 import faceshards
+from faceshards.checksums import file_digest, sealed
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import file_digest, sealed
 from faceshards.storage.location import StoredPath
 
 

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from faceshards.files import sealed
+from faceshards.checksums import sealed
 from faceshards.formats.safetensors import TensorFileError
 from tests.pipelines.build_fixtures import flip_bit
 from training import checkpoint

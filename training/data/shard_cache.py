@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
+from faceshards.checksums import difference, file_state
 from faceshards.errors import FaceshardsError, disk_full, why
-from faceshards.files import bytes_text, check_writable, difference, file_state
+from faceshards.files import bytes_text, check_writable
 from faceshards.reading import BLOCK, open_file, open_regular
 from faceshards.storage.location import Location
 from training.data.layout import StreamError

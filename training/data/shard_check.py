@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from faceshards.files import difference
+from faceshards.checksums import difference
 from faceshards.storage.location import Location
 
 # Of a core, while nobody waits: 150 MB/s where a processor has instructions for SHA-256. A low priority of the thread

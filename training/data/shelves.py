@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from threading import Event, Lock
 from typing import NamedTuple, Protocol
 
-from faceshards.files import size_difference
+from faceshards.checksums import size_difference
 from faceshards.reading import open_regular
 from faceshards.storage.location import Location
 from training.data.layout import StreamError

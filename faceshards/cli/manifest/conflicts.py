@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from faceshards.cli.command import Command
 from faceshards.cli.manifest.links import of_identity, print_links
-from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.options import dataset_argument, json_option
 from faceshards.cli.rows import check_identity, limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.storage.location import Location

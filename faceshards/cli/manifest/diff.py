@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faceshards.cli.options import LOCATION, Command, json_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import LOCATION, json_option
 from faceshards.cli.rows import FEW, print_rows
 from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest

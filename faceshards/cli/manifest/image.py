@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from faceshards.cli.columns import cell
-from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import dataset_argument, json_option
 from faceshards.cli.paths import LocalPath
 from faceshards.cli.rows import limit_option, print_list, row_json
 from faceshards.cli.terminal import echo

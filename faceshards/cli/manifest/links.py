@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 import pyarrow.compute as pc
 
-from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import dataset_argument, json_option
 from faceshards.cli.rows import check_identity, limit_option, print_sorted
 from faceshards.dataset.manifest import Manifest
 from faceshards.storage.location import Location

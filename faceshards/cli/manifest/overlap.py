@@ -11,7 +11,8 @@ import click
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faceshards.cli.options import FETCHED, Command, dataset_argument, json_option, quiet_option, show
+from faceshards.cli.command import Command
+from faceshards.cli.options import FETCHED, dataset_argument, json_option, quiet_option, show
 from faceshards.cli.rows import BATCH, limit_option, print_rows
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress

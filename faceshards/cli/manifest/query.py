@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 import pyarrow as pa
 
-from faceshards.cli.options import PATH, Command, dataset_argument
+from faceshards.cli.command import Command
+from faceshards.cli.options import PATH, dataset_argument
 from faceshards.cli.paths import LocalPath
 from faceshards.cli.rows import FEW, print_rows
 from faceshards.cli.terminal import binary_stdout, echo

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from faceshards.cli.command import Command
 from faceshards.cli.manifest.summary import summary_facts
-from faceshards.cli.options import PATH, Command, dataset_argument, json_option, show
+from faceshards.cli.options import PATH, dataset_argument, json_option, show
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text, check_writable
 from faceshards.storage.location import Location

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import dataset_argument, json_option
 from faceshards.cli.rows import limit_option, print_table
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMAS

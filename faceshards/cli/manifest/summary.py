@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from faceshards.cli.options import Command, dataset_argument, json_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import dataset_argument, json_option
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import one_line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from faceshards.cli.options import Command, dataset_argument, json_option, show
+from faceshards.cli.command import Command
+from faceshards.cli.options import dataset_argument, json_option, show
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.storage.location import Location

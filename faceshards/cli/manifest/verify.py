@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from faceshards.cli.columns import cell
-from faceshards.cli.options import Command, dataset_argument, json_option, quiet_option
+from faceshards.cli.command import Command
+from faceshards.cli.options import dataset_argument, json_option, quiet_option
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.progress import Progress

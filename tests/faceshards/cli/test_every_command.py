@@ -25,9 +25,9 @@ from click.testing import CliRunner, Result
 
 import pipelines.wanted
 from faceshards import progress
+from faceshards.cli.command import Command, goes_on
 from faceshards.cli.groups import LazyCommands
 from faceshards.cli.main import main
-from faceshards.cli.options import Command, goes_on
 from faceshards.cli.paths import FETCHED, LocalPath
 from faceshards.dataset.manifest import Manifest
 from tests.pipelines.build_fixtures import ROOT
@@ -239,7 +239,7 @@ def test_ctrl_c(restart: tuple[str, ...], without: str) -> None:
 MODEL = """
 import os, signal, sys
 import click
-from faceshards.cli.options import ModelCommand, goes_on
+from faceshards.cli.command import ModelCommand, goes_on
 
 @click.command(cls=ModelCommand, go_on=goes_on)
 def stop():

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from faceshards.checksums import file_digest
 from faceshards.errors import FaceshardsError
-from faceshards.files import file_digest
 from faceshards.reading import fetch
 from faceshards.storage.faults import MissingError, StorageError, TakenError
 from faceshards.storage.location import StoredPath

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from faceshards.checksums import check_seal
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError, ShardError
-from faceshards.files import check_seal
 from pipelines.config import BuildConfig
 from pipelines.exports import rec_parts
 from pipelines.exports.base import ExportError

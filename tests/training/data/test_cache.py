@@ -17,8 +17,9 @@ from threading import Event, Timer
 import pytest
 
 import faceshards
+from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest, ManifestError
-from faceshards.files import bytes_text, file_digest
+from faceshards.files import bytes_text
 from faceshards.storage.location import StoredPath
 from tests.faceshards.test_stored_dataset import upload
 from tests.training.runs import start, steps, trace, train, wait_for_step

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from mindspore import nn, ops
 
+from faceshards.cli.command import ModelCommand
 from faceshards.cli.main import COMMANDS
-from faceshards.cli.options import ModelCommand
 from faceshards.errors import FaceshardsError
 from tests.training.runs import refused, train
 from training.backbones.registry import BACKBONES
