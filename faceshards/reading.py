@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -70,10 +70,17 @@ class RegularFile:
             return data[offset - start : offset - start + count]
         return self._read(offset, count)
 
-    def read_ahead(self, offset: int, count: int) -> None:
-        """Reads at once what will be read by and by; what was read before is forgotten."""
+    def read_ahead(self, places: Sequence[tuple[int, int]], in_order: bool = False) -> None:
+        """Reads at once what will be read by and by, if it is in order; what was read before is forgotten.
+
+        Args:
+            places: offset and bytes of each, ascending.
+            in_order: they follow each other; without it nothing is gained on a disk, and nothing is read.
+        """
         self._ahead = (0, b"")
-        self._ahead = (offset, self._read(offset, count))
+        if in_order and places:
+            start, end = places[0][0], sum(places[-1])
+            self._ahead = (start, self._read(start, end - start))
 
     def _read(self, offset: int, count: int) -> bytes:
         return os.pread(self._handle, count, offset)

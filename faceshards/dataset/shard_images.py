@@ -15,7 +15,6 @@ from faceshards.errors import ShardError
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.reading import open_file
 from faceshards.storage.location import Location
-from faceshards.storage.ranges import StoredFile
 
 _BLOCK = 32 << 20  # bytes of images held at a time
 
@@ -98,9 +97,8 @@ class _File:
             raise ShardError(path, f"cannot be opened: {error.strerror}") from None
 
     def ahead(self, frames: Sequence[tuple[int, int]]) -> None:
-        """Fetches frames of an object, offset and bytes of their images each, in order of their places."""
-        if isinstance(self._file, StoredFile):
-            self._file.read_ahead([(offset, size + 8) for offset, size in frames])
+        """Has frames of an object fetched in few requests, offset and bytes of their images each, ascending."""
+        self._file.read_ahead([(offset, size + 8) for offset, size in frames])
 
     def frame(self, offset: int, size: int) -> bytes:
         """Returns the image of a frame: u64 LE length, then as many bytes."""

@@ -17,7 +17,6 @@ from faceshards.errors import SourceError
 from faceshards.hashing import splitmix64
 from faceshards.reading import OpenFile, open_file
 from faceshards.storage.location import Location, StoredPath, as_location
-from faceshards.storage.ranges import StoredFile
 
 MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
@@ -201,13 +200,9 @@ class OpenFiles:
         stored = isinstance(as_location(file.path), StoredPath)
         if not stored and not (in_order and os.path.isfile(file.path)):
             return  # it may be a folder
-        opened = self.file(file)
         # A part of a record adds 8 bytes of header and at most 3 of padding.
         spans = [(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places]
-        if isinstance(opened, StoredFile):
-            opened.read_ahead(spans, in_order)
-        else:
-            opened.read_ahead(spans[0][0], sum(spans[-1]) - spans[0][0])
+        self.file(file).read_ahead(spans, in_order)
 
     def __enter__(self) -> OpenFiles:
         return self
