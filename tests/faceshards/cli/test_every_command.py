@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import struct
 import subprocess
 import sys
@@ -215,15 +214,6 @@ def test_an_identity_that_is_none(words: tuple[str, ...], tiny_dataset: Manifest
     assert call("manifest", *words, tiny_dataset.path, "--label", "3").exit_code == 0
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Has SIGINT handled as in a new process, whatever earlier tests of this one have made of it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before or signal.default_int_handler)
-
-
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("restart", "without"), [((), ""), (("--restart",), " without --restart")])
 def test_ctrl_c(restart: tuple[str, ...], without: str) -> None:
     @click.command(cls=Command, go_on=goes_on)
@@ -268,7 +258,6 @@ def test_ctrl_c_while_a_model_runs(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "Error: interrupted; the same command goes on where it stopped"
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_before_a_command_runs() -> None:
     class Slow(LazyCommands):
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -279,7 +268,6 @@ def test_ctrl_c_before_a_command_runs() -> None:
     assert (result.exit_code, result.stderr) == (130, "Error: interrupted\n")
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_a_set_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bar(name: str, total: int | None, quiet: bool) -> Any:
         shown = progress.bar(name, total, quiet)
