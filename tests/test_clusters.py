@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,8 @@ def test_what_follows_the_scripts_are_commands() -> None:
 
 @pytest.mark.slow
 def test_the_script_of_a_job_by_dask_jobqueue(certificate: Path) -> None:
-    pytest.importorskip("dask_jobqueue", reason="no dask-jobqueue: pip install dask-jobqueue")
+    if find_spec("dask_jobqueue") is None:  # imported here it would take this process's Ctrl-C for itself
+        pytest.skip("no dask-jobqueue: pip install dask-jobqueue")
     options = "--show --cores 3 --memory 6GB --sbatch=--partition=cpu"
     words = bash(f"exec {shlex.quote(sys.executable)} examples/cluster/slurm_build.py {options}")
     done = subprocess.run(words, capture_output=True, text=True)
