@@ -188,8 +188,14 @@ def _sample(phash: Array, rows: Array) -> Array:
     """Returns the distances of up to 2**21 pairs of rows drawn with a fixed seed."""
     rng = np.random.default_rng(BITS)
     count = min(1 << 21, 8 * len(rows))
-    a, b = (rows.take(rng.integers(0, len(rows), count)) for _ in range(2))
-    return hamming(phash, a, b)[1]
+    spans = [slice(low, min(low + SPAN, count)) for low in range(0, count, SPAN)]
+    first, found = np.empty(count, np.uint32), np.empty(count, np.int16)  # places in rows; what draws is far larger
+    for span in spans:
+        first[span] = rng.integers(0, len(rows), span.stop - span.start)
+    for span in spans:
+        other = rng.integers(0, len(rows), span.stop - span.start)
+        found[span] = hamming(phash, rows.take(first[span]), rows.take(other))[1]
+    return found
 
 
 def _spell_out(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -92,7 +93,29 @@ def nearest(node: Array, other: Array, distance: Array, rank: Array) -> tuple[Ar
     return nodes, order[first]
 
 
-def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildConfig, threads: int = 1) -> Dedupe:
+class SameBytes(NamedTuple):
+    """Rows of equal images, as `same_bytes` finds them."""
+
+    within: Groups  # of one identity
+    across: Groups  # of any, once only the first row of each of `within` is left
+
+
+def same_bytes(labels: Array, sha: Array) -> SameBytes:
+    """Returns the rows whose images are equal; found first, so that the checksums need not stay in memory.
+
+    Args:
+        labels: (N,) int32 identities; rows below 0 take no part. N < 2**32.
+        sha: (N, 2) uint64, first 16 bytes of the images' SHA-256.
+    """
+    alive = np.flatnonzero(labels >= 0)
+    within = equal_groups([labels, sha[:, 0], sha[:, 1]], alive)
+    stays = np.ones(len(labels), bool)
+    stays[within.rows] = False
+    stays[within.rows[within.starts[:-1]]] = True
+    return SameBytes(within, equal_groups([sha[:, 0], sha[:, 1]], alive[stays[alive]]))
+
+
+def dedupe(labels: Array, same: SameBytes, phash: Array, size: Array, config: BuildConfig, threads: int = 1) -> Dedupe:
     """Returns which rows are copies of others.
 
     1. Equal bytes inside an identity: the first row stays.
@@ -105,7 +128,7 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
 
     Args:
         labels: (N,) int32 identities; rows below 0 take no part. N < 2**32.
-        sha: (N, 2) uint64, first 16 bytes of the images' SHA-256.
+        same: which of them have equal images.
         phash: (N, 4) uint64.
         size: (N,) int32 bytes of the encoded images.
         config: near_within, near_across, near_mirror, recall, conflict_policy.
@@ -122,13 +145,11 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
         np.empty(0, LINKS),
         {},
     )
-    alive = np.flatnonzero(labels >= 0)
-    equal = equal_groups([labels, sha[:, 0], sha[:, 1]], alive)
-    first = np.repeat(equal.rows[equal.starts[:-1]], np.diff(equal.starts))
-    copies = equal.rows != first
-    out.drop("exact_duplicate", equal.rows[copies], first[copies], 0)
-    alive = alive[out.reason[alive] == 0]
-    shared = equal_groups([sha[:, 0], sha[:, 1]], alive)  # of different identities, as equals of one are gone
+    rows, starts = same.within
+    first = np.repeat(rows[starts[:-1]], np.diff(starts))
+    copies = rows != first
+    out.drop("exact_duplicate", rows[copies], first[copies], 0)
+    alive = np.flatnonzero((labels >= 0) & (out.reason == 0))
     limits = ((config.near_within, False), (config.near_mirror, True))
     found = [within_pairs(labels, phash, limit, threads, alive, flip) for limit, flip in limits if limit >= 0]
     if found:
@@ -140,7 +161,7 @@ def dedupe(labels: Array, sha: Array, phash: Array, size: Array, config: BuildCo
     def deserving(rows: Array) -> Array:
         return np.lexsort((rows, -size[rows].astype(np.int64), labels[rows], -kept[labels[rows]]))
 
-    edges, flipped = _conflicts(out, labels, phash, shared, alive, deserving, config, threads)
+    edges, flipped = _conflicts(out, labels, phash, same.across, alive, deserving, config, threads)
     _apply_policy(out, edges, deserving, config.conflict_policy)
     turned = _mirrored_rows(out, phash) if config.near_mirror >= 0 else out.mirrored_rows
     links = _links(edges, labels)

@@ -24,7 +24,7 @@ from faceshards.reading import for_arrow
 from faceshards.storage.location import Location
 from pipelines.config import BuildConfig
 from pipelines.dedupe.overlap import Finder, Overlaps, Pictures, find_overlaps
-from pipelines.dedupe.policy import Dedupe, dedupe
+from pipelines.dedupe.policy import Dedupe, dedupe, same_bytes
 from pipelines.records import words_of
 from pipelines.stages.balance import Balance, Placement, balance, shard_count
 
@@ -109,15 +109,12 @@ def decide(
     """
     reason, label = columns.reason, columns.label
     overlaps = _keep_out(columns, pictures, config, threads) if pictures else None
-    found = dedupe(
-        np.where(reason == 0, label, -1).astype(np.int32),
-        columns.sha,
-        columns.phash,
-        columns.size,
-        config,
-        threads,
-    )
-    columns.sha = columns.phash = np.zeros(0, np.uint64)
+    taking_part = np.where(reason == 0, label, -1).astype(np.int32)
+    same = same_bytes(taking_part, columns.sha)
+    columns.sha = np.zeros((0, 2), np.uint64)
+    found = dedupe(taking_part, same, columns.phash, columns.size, config, threads)
+    columns.phash = np.zeros((0, 4), np.uint64)
+    del taking_part, same
     if overlaps:
         found.distance[overlaps.row] = overlaps.distance
     reason = np.where(reason == 0, found.reason, reason)

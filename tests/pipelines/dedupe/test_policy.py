@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from faceshards.dataset.schema import CODE, REASONS
 from pipelines.config import BuildConfig
-from pipelines.dedupe.policy import dedupe, greedy
+from pipelines.dedupe.policy import dedupe, greedy, same_bytes
 
 EXACT, NEAR, CONFLICT = CODE["exact_duplicate"], CODE["near_duplicate"], CODE["label_conflict"]
 OUTLIER = int("0123456789abcdef" * 4, 16)
@@ -27,7 +27,7 @@ def run(rows, threads=1, **config):
     words = [[row[2] >> (64 * word) & ((1 << 64) - 1) for word in range(4)] for row in rows]
     phash = np.array(words, np.uint64).reshape(-1, 4)
     size = np.array([row[3] for row in rows], np.int32)
-    return dedupe(labels, sha, phash, size, BuildConfig(**config), threads)
+    return dedupe(labels, same_bytes(labels, sha), phash, size, BuildConfig(**config), threads)
 
 
 def apart(rows, i, j):
