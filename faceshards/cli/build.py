@@ -138,11 +138,13 @@ def build(
     from pipelines.build import Execution  # Dask takes a second to import: not for every command
     from pipelines.cluster import Tls
     from pipelines.plan import plan as foresee
+    from pipelines.stages.decide import give_back
     from pipelines.upload import build_at, in_the_way, made_in
     from pipelines.wanted import find_wanted
 
     if page is not None:
         check_report(page, out)  # before hours of building
+    give_back()
     execution = Execution(workers, scheduler, partition_bytes, dashboard, quiet, Tls(**tls) if tls else None, shuffle)
     config = make_config(load_yaml(config_file) if config_file else {}, str(config_file), BuildConfig())
     config = make_config(settings, "--set", config)

@@ -5,10 +5,12 @@ The only step that looks at the whole set at once; it needs about 100 bytes of m
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from pipelines.stages.balance import Balance, Placement, balance, shard_count
 
 log = logging.getLogger(__name__)
 
+_M_MMAP_THRESHOLD = -3  # as malloc.h has it
+
 
 @dataclass
 class Columns:
@@ -48,6 +52,15 @@ class Columns:
     sha: np.ndarray
     phash: np.ndarray
     size: np.ndarray
+
+
+def give_back() -> None:
+    """Has this process give an array of some MB back to the system as soon as it is freed; for a process of our own.
+
+    glibc keeps those of up to 32 MB, and what lives on between them keeps their room: 58 MB of 2 million images'.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def load_columns(parts: Sequence[Location], rows: Sequence[int]) -> Columns:
@@ -76,6 +89,8 @@ def load_columns(parts: Sequence[Location], rows: Sequence[int]) -> Columns:
         out.sha[here] = words_of(table["sha256"])[:, :2]
         out.phash[here] = words_of(table["phash"])
         at += count
+    # Of 2 million images Arrow keeps 80 MB of what was read, an .idx above all; deciding needs the room.
+    pa.default_memory_pool().release_unused()
     return out
 
 
