@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ from pipelines.dedupe.overlap import Pictures
 from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
-from pipelines.sources.find import cut, set_names
+from pipelines.sources.find import check_outside, cut, set_names
 from pipelines.sources.registry import doubt_of, labels
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.doubts import broken, disagreements, lost_people
@@ -68,10 +67,8 @@ def ask(name: str, files: Sequence[SourceFile], out: Location, config: BuildConf
         BuildError: nothing can be published at `out`.
         SetError: a set to exclude is unusable.
     """
+    check_outside(out, files)
     if isinstance(out, Path):
-        for file in files:
-            if os.path.isdir(file.path) and out.is_relative_to(file.path):
-                raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
         workspace.check_output(out)
     pictures, about, told = sign_sets(exclude, config.image_size, config.near_across)
     return Asked(workspace.describe(name, files, config, about), pictures, told)

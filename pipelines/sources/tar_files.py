@@ -106,8 +106,10 @@ def _begins(file: OpenFile) -> bool:
 
 
 def _holds_people(path: Location) -> bool:
-    """Returns whether pictures lie in sub-folders of a folder; in buckets, where none are read, they do not matter."""
-    return not isinstance(path, StoredPath) and any(
+    """Returns whether pictures lie in sub-folders of a folder."""
+    if isinstance(path, StoredPath):
+        return any("/" in name and is_image(name) for name, _ in path.below())
+    return any(
         is_image(name)
         for entry in os.scandir(path)
         if os.path.isdir(entry.path)  # DirEntry's own raises for a link to itself
