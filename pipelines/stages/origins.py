@@ -97,8 +97,7 @@ class Sources:
         for group in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
             file, at = self.files[sources[group[0]]], group.tolist()
             wanted = [places[i] for i in at]
-            opened.read_ahead(file, wanted, in_order)
-            for i, image in zip(at, read_images(file, wanted, opened), strict=True):
+            for i, image in zip(at, read_images(file, wanted, opened, in_order), strict=True):
                 images[i] = image
         if (wrong := _changed(images, rows)) is not None:
             if again:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.fs as fs
 import pytest
 
-from faceshards.errors import SourceError
-from faceshards.storage import requests
-from faceshards.storage.location import Location, StoredPath
+from benchmarks.in_process import InProcess
+from faceshards.dataset.manifest import Manifest
+from faceshards.errors import BuildError, FaceshardsError, SourceError
+from faceshards.storage import requests, stores
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import Location, StoredPath, as_location
+from pipelines.config import BuildConfig
+from pipelines.sources import base, folder, folder_listing
+from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
-from pipelines.sources.folder_listing import LISTINGS, with_records
-from pipelines.sources.registry import doubt_of, identity_names, labels, scan
+from pipelines.sources.folder_listing import with_records
+from pipelines.sources.registry import doubt_of, identity_names, labels, read_record, scan
+from pipelines.upload import build_at
+from tests import fault_proxy as faults
 from tests.faceshards.test_stored_dataset import upload
+from tests.fault_proxy import Fault, FaultProxy
+from tests.object_store import KEY, SECRET
+from tests.pipelines.build_fixtures import CONFIG, by_shared_worker, digests, read_rec
+from tests.pipelines.test_upload import downloaded
 from tests.recs import jpeg, write_im2rec
 
 IMAGE = jpeg(1, 8, 8)
@@ -77,3 +93,244 @@ def test_a_prefix_is_read_as_the_folder(name: str, step: int, bucket: StoredPath
     local = tree(tmp_path / "set", TREES[name])
     stored = upload(local, bucket / "set")
     assert found(stored, tmp_path / "stored", step) == found(local, tmp_path / "local", step)
+
+
+@pytest.mark.parametrize("name", ["order", "aside"])
+def test_the_order_of_the_store_does_not_matter(
+    name: str, bucket: StoredPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amazon's is that of whole keys, others list folder by folder."""
+    local = tree(tmp_path / "set", TREES[name])
+    stored = upload(local, bucket / "set")
+    plain, expected = requests.below, found(local, tmp_path / "local")
+    seen = []
+
+    def ordered(place: StoredPath, after: str = "", backwards: bool = False) -> Iterator[Any]:
+        entries = sorted(plain(place, after), key=lambda entry: entry["path"], reverse=backwards)
+        seen.append([entry["path"] for entry in entries])
+        return iter(entries)
+
+    monkeypatch.setattr(requests, "below", ordered)
+    assert found(stored, tmp_path / "keys") == expected
+    monkeypatch.setattr(requests, "below", functools.partial(ordered, backwards=True))
+    assert found(stored, tmp_path / "backwards") == expected
+    assert len({tuple(paths) for paths in seen if len(paths) > 2}) == 2
+
+
+def test_what_stands_for_folders_is_no_file(bucket: StoredPath, object_store: str, tmp_path: Path) -> None:
+    """Consoles make objects whose keys end in a slash; here Arrow does."""
+    local = tree(tmp_path / "set", ["alice/0.jpg", "carl/x/1.jpg"])
+    for name in ("alice/deep", "zoe", "Empty.jpgs/a", ".hidden"):
+        (local / name).mkdir(parents=True)
+    (local / "_SUCCESS").touch()
+    stored = upload(local, bucket / "set")
+    arrow = fs.S3FileSystem(
+        access_key=KEY, secret_key=SECRET, endpoint_override=object_store.removeprefix("http://"), scheme="http"
+    )
+    for path in (local, *local.rglob("*/")):
+        if path.is_dir():
+            arrow.create_dir(f"{bucket.bucket}/{stored.key}/{path.relative_to(local)}".removesuffix("/."))
+    assert "zoe" in {name for name, _ in stored.below()}
+    assert found(stored, tmp_path / "stored") == found(local, tmp_path / "local")
+
+
+def test_names_that_the_client_does_not_take_are_said(bucket: StoredPath, object_store: str) -> None:
+    arrow = fs.S3FileSystem(
+        access_key=KEY, secret_key=SECRET, endpoint_override=object_store.removeprefix("http://"), scheme="http"
+    )
+    with arrow.open_output_stream(f"{bucket.bucket}/{bucket.key}/set/ann/a\nb.jpg") as file:
+        file.write(IMAGE)
+    with pytest.raises(FaceshardsError) as caught:
+        find_files(bucket / "set")
+    assert str(caught.value) == (
+        f"{bucket}/set: holds an object named '{bucket.key}/set/ann/a\\nb.jpg'; names may hold no control character, "
+        "and between slashes be neither empty nor . or ..: rename it"
+    )
+
+
+def test_what_lies_beside_packed_files_decides_as_on_a_disk(
+    bucket: StoredPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [
+        "x/a/1.jpg",
+        "x/a/2.jpg",
+        "x/b/1.jpg",
+        "x-y/1.jpg",
+        ".git/1.jpg",
+        "y/.thumbs/1.jpg",
+        "z/deep/a.TAR",
+        "w/t.txt",
+    ]
+    local = tree(tmp_path / "set", paths)
+    write_im2rec(local, [(0, IMAGE), (1, IMAGE)], "a")
+    stored = upload(local, bucket / "set")
+    expected = found(local, tmp_path / "local")
+    assert "leaves 3 folders with pictures, .rec or .tar files: 'x', 'x-y', 'z'" in str(expected)
+    assert found(stored, tmp_path / "stored") == expected
+    monkeypatch.setattr(folder_listing, "_PAGE", 1)  # every picture but the first of a folder is passed over
+    assert sorted(with_records(stored)) == ["x", "x-y", "z"]
+
+
+def test_prefixes_within_each_other_are_refused(bucket: StoredPath, tmp_path: Path) -> None:
+    local = tree(tmp_path / "set", ["ann/v/1.jpg", "bob/v/1.jpg"])
+    stored = upload(local, bucket / "set")
+    with pytest.raises(
+        SourceError, match=f"^{stored}/ann: lies in {stored}, and would be read twice; name one of them"
+    ):
+        find_files(stored, local, stored / "ann")
+    files, (warning,) = find_files(stored, local, as_location(f"{stored}/"))
+    assert [file.path for file in files] == [str(stored), str(local)]
+    assert warning == f"{stored}: is {stored} once more, left aside"
+    for out in (stored / "sets" / "mine", stored):
+        with pytest.raises(BuildError, match=f"^{out}: lies in the source {stored}, and would be read as a part of it"):
+            build_at("x", files, out, CONFIG, by_shared_worker(), work=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+# --- pictures
+
+
+@pytest.fixture
+def proxy(bucket: StoredPath, object_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Between this process and the store."""
+    monkeypatch.setattr(stores, "PAUSES", (0.001, 0.01))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    with FaultProxy(object_store) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
+        yield between
+
+
+def reasons(part: Partition) -> list[tuple[str | None, str | None]]:
+    """Returns key and detail of the rows that are dropped."""
+    rows = scan(part)
+    return [(key, detail) for key, detail in zip(rows.key, rows.detail, strict=True) if detail]
+
+
+def test_a_picture_that_cannot_be_read_is_a_row(
+    bucket: StoredPath, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is gone since it was listed, one that may not be read, one that is too large: in the words of a disk."""
+    local = tree(tmp_path / "set", ["ann/0.jpg", "ann/1.jpg", "bob/2.jpg", "bob/3.jpg"])
+    stored = upload(local, bucket / "set")
+    monkeypatch.setattr(folder, "MAX_ENCODED", len(IMAGE) + 2)
+    monkeypatch.setattr(base, "MAX_ENCODED", len(IMAGE) + 2)
+    parts = {}
+    for name, root in (("local", local), ("stored", stored)):
+        (tmp_path / name).mkdir()
+        (parts[name],), _ = cut(find_files(root)[0], tmp_path / name, 0)
+        (root / "ann" / "1.jpg").unlink()
+    proxy.add(faults.says(403, "AccessDenied"), path="bob/2.jpg$", times=-1)
+    assert reasons(parts["local"]) == [
+        ("ann/1.jpg", "cannot be read: No such file or directory"),
+        ("bob/3.jpg", f"the file is larger than {len(IMAGE) + 2} bytes"),
+    ]
+    assert reasons(parts["stored"]) == [
+        *reasons(parts["local"])[:1],
+        ("bob/2.jpg", "cannot be read: Permission denied"),
+        *reasons(parts["local"])[1:],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "fault", "line"),
+    [
+        (0, faults.says(403, "AccessDenied"), "access denied by "),
+        (1, faults.says(403, "AccessDenied"), "access denied by "),
+        (1, faults.says(403, "ExpiredToken"), "access denied by "),
+        (2, faults.refused, "does not answer: the connection was lost"),
+        (2, faults.says(503, "SlowDown"), "says 503 SlowDown"),
+        (2, faults.says(404, "NoSuchBucket"), "no such bucket"),
+        (2, faults.html, "answers unlike an object store"),
+    ],
+)
+def test_a_store_that_fails_is_no_picture(
+    after: int, fault: Fault, line: str, bucket: StoredPath, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    stored = upload(tree(tmp_path / "set", [f"ann/{n}.jpg" for n in range(12)]), bucket / "set")
+    (part,), _ = cut(find_files(stored)[0], tmp_path, 0)
+    proxy.add(fault, path="jpg$", after=after, times=-1)
+    with pytest.raises(StorageError) as caught:
+        scan(part)
+    assert str(caught.value).startswith(f"{stored}/ann/")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["direct", "spill"])
+def test_a_picture_that_was_replaced_or_removed_is_said(form: str, bucket: StoredPath, tmp_path: Path) -> None:
+    stored = upload(tree(tmp_path / "set", [f"p{n % 3}/{n}.jpg" for n in range(12)]), bucket / "set")
+    files, _ = find_files(stored)
+    config = BuildConfig(image_size=(8, 8), near_within=-1, near_across=-1)
+    changes = iter([lambda path: path.write_bytes(IMAGE + b"another"), StoredPath.unlink])
+
+    @contextmanager
+    def around(stage: str) -> Iterator[None]:
+        if stage in ("route", "write") and stage == {"direct": "write", "spill": "route"}[form]:
+            for change in changes:
+                change(stored / "p1" / "4.jpg")
+                break
+        yield
+
+    def build() -> object:
+        execution = InProcess(1, None, 0, quiet=True, shuffle=form, around=around)
+        return build_at("x", files, tmp_path / "out", config, execution)
+
+    with pytest.raises(SourceError, match=rf"^{stored}: record p1/4\.jpg changed since it was scanned: .* --restart"):
+        build()
+    with pytest.raises(FaceshardsError, match=rf"^{stored}/p1/4\.jpg: no such object$"):
+        build()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_is_read_back_by_its_key(bucket: StoredPath) -> None:
+    (bucket / "set" / "ann" / "1.jpg").write_bytes(IMAGE)
+    (file,), _ = find_files(bucket / "set")
+    entry = dataclasses.asdict(file)
+    assert read_record(entry, "ann/1.jpg") == IMAGE
+    with pytest.raises(SourceError, match=f"^{bucket}/set/ann/1.jpg: changed since it was scanned"):
+        read_record({**entry, "mtime_ns": entry["mtime_ns"] - 1}, "ann/1.jpg")
+    (bucket / "set" / "ann" / "1.jpg").unlink()
+    with pytest.raises(SourceError, match=f"^{bucket}/set/ann/1.jpg: no such object"):
+        read_record(entry, "ann/1.jpg")
+
+
+# --- builds
+
+
+@pytest.fixture(scope="module")
+def faces(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set in two folders with a folder for each identity."""
+    out = tmp_path_factory.mktemp("faces")
+    for key, (label, image) in read_rec(tiny_source / "train.rec").items():
+        path = out / "ab"[label % 2] / f"p{label}" / f"{key}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    return out
+
+
+@pytest.fixture(scope="module")
+def built(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """What is published of them on a disk."""
+    out = tmp_path_factory.mktemp("built") / "set"
+    return build_at("tiny", find_files(faces / "a", faces / "b")[0], out, CONFIG, by_shared_worker(60_000))
+
+
+@pytest.mark.parametrize(("form", "there"), [("direct", False), ("spill", False), ("spill", True)])
+def test_the_dataset_is_that_of_the_disk(
+    form: str, there: bool, faces: Path, built: Manifest, bucket: StoredPath, tmp_path: Path, proxy: FaultProxy
+) -> None:
+    """One of its folders is in the bucket, the other on the disk; requests are few, and each picture's its own."""
+    stored = upload(faces / "a", bucket / "raw" / "a")
+    proxy.asked.clear()
+    files, _ = find_files(stored, faces / "b")
+    execution = InProcess(1, None, 60_000, quiet=True, shuffle=form)
+    out = bucket / "set" if there else tmp_path / "set"
+    dataset = build_at("tiny", files, out, CONFIG, execution, work=bucket / "work" if there else None)
+    found = digests(downloaded(out, tmp_path / "copy") if there else out)
+    assert dataset.fingerprint == built.fingerprint
+    assert {**found, "dataset.json": ""} == {**digests(built.path), "dataset.json": ""}
+    asked = [asked for asked in proxy.asked if asked.method != "PUT" and "raw" in f"{asked.path}?{asked.query}"]
+    pictures = len(list((faces / "a").rglob("*.jpg")))
+    kept = len([key for key in dataset.table("images", ["source"])["source"].to_pylist() if key == "a"])
+    assert len([one for one in asked if one.path.endswith(".jpg")]) == pictures + kept
+    assert len(asked) - pictures - kept < 12
