@@ -22,6 +22,9 @@ from faceshards.storage.ranges import read_object
 MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
 
+IMAGES_AT_ONCE = 32
+"""Requests in flight, of a process, where each image is an object of its own; they are small, and all wait."""
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -207,7 +210,7 @@ class OpenFiles:
         root = as_location(file.path)
         if isinstance(root, StoredPath) and file.is_folder:
             paths = [root / place.key for place in places]
-            self._images = dict(zip(paths, each(image_of, paths), strict=True))
+            self._images = dict(zip(paths, each(image_of, paths, IMAGES_AT_ONCE), strict=True))
             return
         if not isinstance(root, StoredPath) and not (in_order and os.path.isfile(file.path)):
             return  # it may be a folder

@@ -18,6 +18,7 @@ from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines.sources import nesting
 from pipelines.sources.base import (
+    IMAGES_AT_ONCE,
     MAX_ENCODED,
     Claims,
     Cut,
@@ -229,7 +230,7 @@ def _objects(root: StoredPath, names: list[str]) -> list[bytes | StorageError]:
     Raises:
         StorageError: the store refuses, or does not answer: that is of no image.
     """
-    found = each(_object, [root / name for name in names])
+    found = each(_object, [root / name for name in names], IMAGES_AT_ONCE)
     if denied := next((data for data in found if isinstance(data, StorageError) and data.errno == errno.EACCES), None):
         # Of this image, or of all from some moment on? One that could be read tells.
         read = next((name for name, data in zip(names, found, strict=True) if isinstance(data, bytes)), None)

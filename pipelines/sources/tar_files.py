@@ -37,8 +37,7 @@ def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
             return None if path.suffix == ".rec" or not _is_tar(path) else ([_tar_file(path)], [])
         return [_tar_file(path)], []
     leftovers = Leftovers()
-    names = [entry.name for entry in path.iterdir()]
-    if not any(name.lower().endswith(".tar") or _COMPRESSED.search(name) for name in names):
+    if not any(entry.name.lower().endswith(".tar") or _COMPRESSED.search(entry.name) for entry in path.iterdir()):
         return None
     entries = files_in(path, lambda _: True)
     if any(entry.suffix == ".rec" for entry in entries) or _holds_people(path):
