@@ -126,7 +126,7 @@ def _build_there(
             workspace.clear(work)
         pieces = workspace.claim(work, asked.request)
         spilled = spills(execution.shuffle, [file.path for file in files])
-        survey = Survey(asked, files, pieces, config, execution, warnings)
+        survey = Survey(asked, files, pieces, config, execution, warnings, spilled=spilled)
         info = Build(survey, out, expected, strict, spilled).run()
         shards = pq.read_table(for_arrow(out / "manifest" / "shards.parquet")).to_pylist()
         prefix.publish(out, prefix.files_of(info, shards), "dataset.json", json_bytes(info), lease)
