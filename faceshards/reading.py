@@ -135,9 +135,9 @@ def names_in(folder: Location) -> set[str]:
     return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-def each(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
+def each(function: Callable[[Item], Found], items: Iterable[Item], at_once: int = _WAITING) -> list[Found]:
     """Returns what a function says of each item; it waits for a store most of the time, so some run at once."""
-    with ThreadPoolExecutor(_WAITING) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(function, items))
 
 

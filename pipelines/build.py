@@ -92,7 +92,7 @@ def build(
         spilled = spills(execution.shuffle, [file.path for file in files])
         images = sum(file.bytes for file in files) * spilled
         workspace.check_space(work, room(files, spilled) - done, about=carried(images))
-        survey = Survey(asked, files, work, config, execution, warnings)
+        survey = Survey(asked, files, work, config, execution, warnings, spilled=spilled)
         Build(survey, work / "dataset", expected, strict, spilled).run()
         workspace.publish(work / "dataset", out, work)
     return Manifest(out)
@@ -169,15 +169,22 @@ class Build:
         there = names_in(self.work / "routed")
         routed = [path for path in map(self._routed, found.partitions) if path.name in there]
         spills = [path.with_suffix(SPILL) for path in map(self._routed, found.partitions)]
-        spills = [path for path in spills if path.name in there]
+        spills = [path for path in spills if path.name in there] + self._kept(found.partitions)
         if self.spilled and (count := sum(path.with_suffix(SPILL).name not in there for path in routed)):
             log.warning(
                 "%d of %d partitions were routed without their images, and are once more", count, len(found.partitions)
             )
         elif not self.spilled and spills:
-            log.warning("the images of %d partitions were carried here; they are removed, and read anew", len(spills))
+            count = len({path.name for path in spills})
+            log.warning("the images of %d partitions were carried here; they are removed, and read anew", count)
             for path in spills:
                 path.unlink()
+
+    def _kept(self, partitions: list[Partition]) -> list[Location]:
+        """Returns what the scan kept of the images of partitions, of those of which it did."""
+        there = names_in(self.work / "records")
+        paths = (self.survey.records(part).with_suffix(SPILL) for part in partitions)
+        return [path for path in paths if path.name in there]
 
     def _route(self, runner: Runner, partitions: list[Partition], facts: list[PartitionFacts]) -> None:
         sid = ordinal = 0
@@ -185,14 +192,17 @@ class Build:
         carried = Sources(self.files) if self.spilled else None
         told = (self.names, sets, (*REASONS, *self.config.filter_reasons))
         there, gone = names_in(self.work / "routed"), names_in(self.work / "dropped")
+        kept = {*self._kept(partitions)} if self.spilled else set()
         tasks = []
         for part, fact in zip(partitions, facts, strict=True):
             if part.start == 0:
                 ordinal = 0
             made = [self._routed(part), *([self._routed(part).with_suffix(SPILL)] if self.spilled else [])]
             if self._dropped(part).name not in gone or not there.issuperset(path.name for path in made):
-                paths = (self._routed(part), self._dropped(part), carried)
-                tasks.append((self.survey.records(part), self.work / "decisions", sid, ordinal, *told, *paths))
+                records = self.survey.records(part)
+                images = records.with_suffix(SPILL)
+                paths = (self._routed(part), self._dropped(part), carried, images if images in kept else None)
+                tasks.append((records, self.work / "decisions", sid, ordinal, *told, *paths))
             sid += fact.rows
             ordinal += fact.records
         with Progress("route", sid, self.execution.quiet) as progress:

@@ -3,7 +3,7 @@
 A plan ends here. In the work folder, whoever made it:
 
     partitions.json, and the sources' tables    how it is cut
-    records/part-*.parquet                      scan and sign, one per partition
+    records/part-*.parquet                      scan and sign, one per partition; images beside it, if they are kept
     decisions/                                  the global step
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +27,14 @@ from faceshards.files import bytes_text, write_json
 from faceshards.locks import own_folder
 from faceshards.progress import Progress
 from faceshards.reading import content, each, for_arrow, names_in
-from faceshards.storage.location import Location, StoredPath
+from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.dedupe.overlap import Pictures
 from pipelines.runner import Execution, Runner, WorkerKilledError
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
-from pipelines.sources.find import cut, set_names
+from pipelines.sources.find import check_outside, cut, set_names
 from pipelines.sources.registry import doubt_of, labels
 from pipelines.stages.decide import decide, load_columns
 from pipelines.stages.doubts import broken, disagreements, lost_people
@@ -68,10 +67,8 @@ def ask(name: str, files: Sequence[SourceFile], out: Location, config: BuildConf
         BuildError: nothing can be published at `out`.
         SetError: a set to exclude is unusable.
     """
+    check_outside(out, files)
     if isinstance(out, Path):
-        for file in files:
-            if os.path.isdir(file.path) and out.is_relative_to(file.path):
-                raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
         workspace.check_output(out)
     pictures, about, told = sign_sets(exclude, config.image_size, config.near_across)
     return Asked(workspace.describe(name, files, config, about), pictures, told)
@@ -128,6 +125,7 @@ class Survey:
         execution: how it is run.
         warnings: about the files, from whoever found them.
         share: of the identities that are looked at; below 1 the work folder is of no use to a build.
+        spilled: images are carried through the work folder; those that are objects of their own from the scan on.
     """
 
     def __init__(
@@ -139,12 +137,14 @@ class Survey:
         execution: Execution,
         warnings: Sequence[str],
         share: float = 1.0,
+        spilled: bool = False,
     ) -> None:
         self.asked, self.files, self.work, self.config = asked, list(files), work, config
         self.execution, self.warnings, self.share = execution, list(warnings), share
         self.names = [file.name for file in files]
         self.sets = set_names(files)
         self._facts: dict[int, PartitionFacts] = {}  # by partition
+        self._keeps = [spilled and file.is_folder and isinstance(as_location(file.path), StoredPath) for file in files]
         (work / "records").mkdir(parents=True, exist_ok=True)
 
     def run(self, runner: Runner) -> Found:
@@ -229,7 +229,7 @@ class Survey:
             for part, facts in zip(done, found, strict=True):
                 self._facts[part.number] = facts
                 progress.advance(part.stop - part.start, facts.rows)
-            todo = [(part, self.config, self.records(part)) for part in partitions if part.number not in self._facts]
+            todo = [self._signing(part) for part in partitions if part.number not in self._facts]
             for task, result in runner.map(sign_partition, todo):
                 part = task[0]
                 if isinstance(result, WorkerKilledError):
@@ -237,15 +237,17 @@ class Survey:
                 self._facts[part.number] = result
                 progress.advance(part.stop - part.start, result.rows)
 
+    def _signing(self, part: Partition) -> tuple[Any, ...]:
+        return part, self.config, self.records(part), self._keeps[part.source]
+
     def _quarantine(self, runner: Runner, part: Partition) -> PartitionFacts:
         where = f"{part.path}, {part.start}..{part.stop}"
         log.warning("%s: kills its worker; looking for the record", where)
         rows = runner.alone(count_rows, (part,))
         if isinstance(rows, WorkerKilledError):
             raise BuildError(f"{where}: reading it kills the worker")
-        killers = runner.find_killers(probe_rows, (part, self.config), 0, rows)
-        task = (part, self.config, self.records(part), frozenset(killers))
-        result = runner.alone(sign_partition, task)
+        killers = frozenset(runner.find_killers(probe_rows, (part, self.config), 0, rows))
+        result = runner.alone(sign_partition, (*self._signing(part), killers))
         if isinstance(result, WorkerKilledError):
             raise BuildError(f"{where}: kills its worker as a whole, but no record of it does alone (out of memory?)")
         return result

@@ -29,6 +29,7 @@ from pipelines.runner import Execution
 from pipelines.shuffle import spills
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset
+from pipelines.sources.find import check_outside
 from pipelines.survey import Asked, Survey, ask
 
 _NO_OVERWRITE = f"in a bucket no dataset is replaced: {INSTEAD}"
@@ -77,6 +78,7 @@ def build_at(
         raise BuildError(f"{out}: needs a work folder (--work), on a disk or in a bucket, in which the dataset is made")
     if overwrite:
         raise BuildError(f"{out}: {_NO_OVERWRITE}")
+    check_outside(out, files)
     if isinstance(work, StoredPath):
         prefix.check_apart(work, out, [file.path for file in files])
     asked = ask(name, files, out if isinstance(work, StoredPath) else made_in(work), config, exclude)
@@ -124,7 +126,7 @@ def _build_there(
             workspace.clear(work)
         pieces = workspace.claim(work, asked.request)
         spilled = spills(execution.shuffle, [file.path for file in files])
-        survey = Survey(asked, files, pieces, config, execution, warnings)
+        survey = Survey(asked, files, pieces, config, execution, warnings, spilled=spilled)
         info = Build(survey, out, expected, strict, spilled).run()
         shards = pq.read_table(for_arrow(out / "manifest" / "shards.parquet")).to_pylist()
         prefix.publish(out, prefix.files_of(info, shards), "dataset.json", json_bytes(info), lease)
@@ -150,6 +152,7 @@ def in_the_way(
         name, files, out, work, config: as build_at() has them.
         options: likewise; those that it names are looked at.
     """
+    check_outside(out, files)
     request = ask(
         name, files, out if isinstance(work, StoredPath) else made_in(work), config, options["exclude"]
     ).request

@@ -45,7 +45,7 @@ def build(
     Args:
         source: the name of a known set, such as ``"synthetic"`` (`faceshards datasets` lists them); or one path or
             several: .rec and WebDataset .tar files, folders of either, or image folders. A folder that is named as a
-            known set is: ``"./casia"``, or a pathlib.Path. All but image folders may be addresses: ``"s3://faces/train.rec"``.
+            known set is: ``"./casia"``, or a pathlib.Path. Any may be an address: ``"s3://faces/train.rec"``.
         out: folder to publish, made by one rename at the end; or the address of a prefix in a bucket.
         work: folder on a disk in which a dataset for a bucket is made, or the address of a prefix, for workers that
             share no disk; of a folder it is not asked.

@@ -56,7 +56,7 @@ def _go_on(params: Mapping[str, Any]) -> str:
     "sources",
     type=LOCATION,
     multiple=True,
-    help="A .rec, a WebDataset .tar, a folder of either, or an image folder; may be repeated.",
+    help="A .rec, a WebDataset .tar, a folder of either, or an image folder; or an address of one; may be repeated.",
 )
 @data_root_option
 @click.option("--config", "config_file", type=PATH, help="YAML file of settings.")

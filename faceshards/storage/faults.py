@@ -22,6 +22,9 @@ _VARIABLES = {
 
 _LONGEST = 200  # characters of what a server says
 
+_NAMES = "names may hold no control character, and between slashes be neither empty nor . or ..: rename it"
+"""What obstore wants of keys."""
+
 _OURS_TO_REPEAT = re.compile(
     r"BadDigest|XAmzContentSHA256Mismatch|IncompleteBody|RequestTimeout|ConditionalRequestConflict|OperationAborted"
 )
@@ -112,6 +115,8 @@ def _explained(error: Exception, where: str, server: str, took: float) -> Storag
         return StorageError(errno.ESTALE, "was replaced while it was read", where)
     if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)", text):
         return no_credentials(where)
+    if bad := re.search(r'Error parsing Path "(.*?)": ', text, re.DOTALL):
+        return StorageError(errno.EINVAL, f"holds an object named {bad[1]!r}; {_NAMES}", where)
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or (status and status[1] in ("401", "403")):
         return StorageError(

@@ -137,6 +137,8 @@ class StoredPath:
         for key in found["common_prefixes"]:
             yield StoredPath(self.scheme, self.bucket, key.rstrip("/")), True
         for entry in found["objects"]:
+            if entry["path"] == self.key:  # an empty object that stands for the prefix itself
+                continue
             yield StoredPath(self.scheme, self.bucket, entry["path"]), False
 
     def iterdir(self) -> Iterator[StoredPath]:
@@ -147,6 +149,17 @@ class StoredPath:
         """Yields every object below this place, and its size in bytes."""
         for entry in requests.below(self):
             yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
+
+    def below(self, after: str = "") -> Iterator[tuple[str, Status]]:
+        """Yields the path of every object below this place, from here on, and what is known of it.
+
+        Args:
+            after: only of those whose paths come after this one in the store's order.
+        """
+        start = len(self.key) + bool(self.key)
+        for entry in requests.below(self, f"{self.key}/{after}".lstrip("/") if after else ""):
+            if name := entry["path"][start:]:
+                yield name, status(entry)
 
     def sha256(self) -> tuple[int, str]:
         """Returns size and SHA-256 (hex) of the object as it was uploaded; "" if it was not by `upload`."""

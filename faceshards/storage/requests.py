@@ -149,9 +149,9 @@ def _children(place: Place) -> Any:
         return obstore.list_with_delimiter(store, place.key or None)
 
 
-def below(place: Place) -> Iterator[Any]:
-    """Yields what obstore lists of all objects below a place."""
-    last, pages = "", None
+def below(place: Place, after: str = "") -> Iterator[Any]:
+    """Yields what obstore lists of all objects below a place, or of those whose keys come after one."""
+    last, pages = after, None
 
     @patient
     def page() -> Any:

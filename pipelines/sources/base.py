@@ -15,11 +15,15 @@ import numpy as np
 from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
 from faceshards.hashing import splitmix64
-from faceshards.reading import OpenFile, open_file
+from faceshards.reading import OpenFile, each, open_file
 from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.ranges import read_object
 
 MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
+
+IMAGES_AT_ONCE = 32
+"""Requests in flight, of a process, where each image is an object of its own; they are small, and all wait."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class SourceFile:
     index: str
     bytes: int
     mtime_ns: int
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, or a prefix in a bucket."""
+        return self.kind == "folder" or os.path.isdir(self.path)
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._open: dict[str, OpenFile] = {}
+        self._images: dict[StoredPath, bytes] = {}  # read ahead
 
     def file(self, file: SourceFile) -> OpenFile:
         """Returns the open file.
@@ -197,12 +207,20 @@ class OpenFiles:
             places: in it, in order of their offsets.
             in_order: they follow each other, and what lies between them may be read, too.
         """
-        stored = isinstance(as_location(file.path), StoredPath)
-        if not stored and not (in_order and os.path.isfile(file.path)):
+        root = as_location(file.path)
+        if isinstance(root, StoredPath) and file.is_folder:
+            paths = [root / place.key for place in places]
+            self._images = dict(zip(paths, each(image_of, paths, IMAGES_AT_ONCE), strict=True))
+            return
+        if not isinstance(root, StoredPath) and not (in_order and os.path.isfile(file.path)):
             return  # it may be a folder
         # A part of a record adds 8 bytes of header and at most 3 of padding.
         spans = [(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places]
         self.file(file).read_ahead(spans, in_order)
+
+    def image(self, path: StoredPath) -> bytes:
+        """Returns an image that is an object of its own; StorageError if it cannot be read."""
+        return self._images.pop(path, None) or image_of(path)
 
     def __enter__(self) -> OpenFiles:
         return self
@@ -210,6 +228,11 @@ class OpenFiles:
     def __exit__(self, *_: object) -> None:
         for file in self._open.values():
             file.close()
+
+
+def image_of(path: StoredPath) -> bytes:
+    """Returns an image that is an object of its own; StorageError if it is too large, or cannot be read."""
+    return read_object(path, MAX_ENCODED)[0]
 
 
 class SourceKind(Protocol):

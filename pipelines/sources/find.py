@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from faceshards.errors import SourceError
+from faceshards.errors import BuildError, SourceError
 from faceshards.locks import own_folder
-from faceshards.storage.location import Location, StoredPath, absolute, as_location
+from faceshards.storage.location import Location, StoredPath, absolute, as_location, lies_in
 from pipelines.sources.base import Cut, Partition, SourceFile
+from pipelines.sources.folder_listing import with_records
 from pipelines.sources.leftovers import is_image, is_leftover
 from pipelines.sources.registry import cut_file, find, set_of
 
@@ -34,7 +35,7 @@ def find_files(*paths: Location) -> tuple[list[SourceFile], list[str]]:
 
     Args:
         paths: each a .rec or .tar file, a range of such files (a{0000..0012}.tar), or a folder; or the address of any
-            of them in a bucket, image folders apart.
+            of them in a bucket.
 
     Raises:
         SourceError: nothing there, or nothing in it, or it cannot be read, or one folder lies in another.
@@ -78,13 +79,16 @@ def _find(path: Location) -> tuple[list[SourceFile], list[str]]:
 
 def _beside(path: Location, files: list[SourceFile]) -> list[str]:
     """Returns a warning if a folder that was read as files has sub-folders with pictures, .rec or .tar files."""
-    if not isinstance(path, Path) or not path.is_dir() or any(file.path == str(path) for file in files):
+    if any(file.path == str(path) for file in files) or not path.is_dir():
         return []
-    others = [
-        entry.name
-        for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
-        if entry.is_dir() and not is_leftover(entry.name) and _has_records(entry.path)
-    ]
+    if isinstance(path, StoredPath):
+        others = sorted({*with_records(path)})
+    else:
+        others = [
+            entry.name
+            for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
+            if entry.is_dir() and not is_leftover(entry.name) and _has_records(entry.path)
+        ]
     if not others:
         return []
     more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
@@ -124,10 +128,17 @@ def _identity(path: str) -> object:
 
 def _refuse_nested(files: list[SourceFile]) -> None:
     """Raises SourceError if an image folder lies in another: its pictures would be read twice, as other people's."""
-    folders = [file for file in files if os.path.isdir(file.path)]
-    for inner, outer in itertools.permutations(folders, 2):
-        if Path(os.path.realpath(inner.path)).is_relative_to(os.path.realpath(outer.path)):
+    folders = [(file, as_location(file.path).resolve()) for file in files if file.is_folder]
+    for (inner, place), (outer, around) in itertools.permutations(folders, 2):
+        if lies_in(place, around):
             raise SourceError(f"{inner.path}: lies in {outer.path}, and would be read twice; name one of them")
+
+
+def check_outside(out: Location, files: Sequence[SourceFile]) -> None:
+    """Raises BuildError if a dataset would lie in an image folder that it is made of."""
+    for file in files:
+        if file.is_folder and lies_in(out, as_location(file.path)):
+            raise BuildError(f"{out}: lies in the source {file.path}, and would be read as a part of it")
 
 
 def _with_distinct_names(files: list[SourceFile]) -> list[SourceFile]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceshards.errors import SourceError
-from faceshards.storage.location import Location, StoredPath
+from faceshards.reading import each
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines.sources import nesting
 from pipelines.sources.base import (
+    IMAGES_AT_ONCE,
     MAX_ENCODED,
     Claims,
     Cut,
@@ -24,27 +27,29 @@ from pipelines.sources.base import (
     Place,
     Scanned,
     SourceFile,
+    image_of,
     in_sample,
 )
-from pipelines.sources.leftovers import Leftovers, is_image
-
-_TOLD = 8  # names in a warning
+from pipelines.sources.folder_listing import LISTING, LISTINGS, ROWS
+from pipelines.sources.folder_walk import walk_images
 
 
 def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns the folder, as SourceKind has it.
 
     Raises:
-        SourceError: no image in it; or it is in a bucket, where an image is a request.
+        SourceError: no image in it.
     """
     if isinstance(path, StoredPath):
-        raise SourceError(
-            f"{path}: no .rec and no .tar, and of buckets only these are read: pack pictures (im2rec or tar), or copy "
-            "them to a disk"
-        )
-    if not path.is_dir():
+        found = LISTINGS.make(path)
+        if found.newest < 0:
+            raise _without_images(path, found.warnings, (path / found.rec).parent if found.rec else None)
+        state = found.bytes, found.newest
+    elif path.is_dir():
+        state = _state(path)
+    else:
         return None
-    return [SourceFile(str(path), path.name, "folder", "", *_state(path))], []
+    return [SourceFile(str(path), path.name, "folder", "", *state)], []
 
 
 def _state(root: Path) -> tuple[int, int]:
@@ -59,98 +64,21 @@ def _state(root: Path) -> tuple[int, int]:
             continue
         total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
     if newest < 0:
-        told = "".join(f"; {line.removeprefix(f'{root}: ')}" for line in warnings)
-        if deeper := next(root.rglob("*.rec"), None):
-            told += f"; a .rec lies deeper: --source {deeper.parent}"
-        raise SourceError(f"{root}: no .rec file, and no sub-folder with .jpg or .png images{told}")
+        rec = next(root.rglob("*.rec"), None)
+        raise _without_images(root, warnings, rec and rec.parent)
     return total, newest
 
 
-def walk_images(root: Path, warnings: list[str]) -> Iterator[tuple[str, str]]:
-    """Yields (identity's folder, absolute path) of each image, in sorted order; every folder is entered once.
-
-    Args:
-        root: the image folder; one sub-folder per identity, images anywhere below it.
-        warnings: gets lines for what is left aside, at the end of the walk.
-    """
-    seen = {os.path.realpath(root)}
-    leftovers = Leftovers()
-    strays: Counter[str] = Counter()  # files that are no pictures, by suffix
-
-    def listed(folder: Path | str) -> list[os.DirEntry[str]]:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        foreign = [entry for entry in entries if not _is_utf8(entry.name)]
-        # Parquet's strings are UTF-8.
-        warnings.extend(f"{entry.path!a}: its name is not UTF-8, left aside" for entry in foreign)
-        return [entry for entry in entries if entry not in foreign and not leftovers.take(entry)]
-
-    def below(folder: str) -> Iterator[str]:
-        real = os.path.realpath(folder)
-        if real in seen:
-            warnings.append(f"{folder}: leads to a folder that was already read, left aside")
-            return
-        seen.add(real)
-        try:
-            entries = listed(folder)
-        except OSError as error:
-            warnings.append(f"{folder}: {error.strerror}, left aside")
-            return
-        for entry in entries:
-            if _is_dir(entry):
-                yield from below(entry.path)
-            elif is_image(entry.name):
-                yield entry.path
-            else:
-                strays[_suffix(entry.name)] += 1
-
-    loose = 0  # pictures beside the identities' folders
-    bare = []  # folders without a picture, for no reason that is told
-    for entry in listed(root):
-        if _is_dir(entry):
-            count, told = 0, len(warnings)
-            for file in below(entry.path):
-                count += 1
-                yield entry.name, file
-            if not count and told == len(warnings):
-                bare.append(entry.name)
-        elif is_image(entry.name):
-            loose += 1
-        else:
-            strays[_suffix(entry.name)] += 1
-    if loose:
-        warnings.append(f"{root}: {loose} pictures lie in the folder itself, of no identity, left aside")
-    if strays:
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in strays.most_common(_TOLD))
-        warnings.append(f"{root}: {strays.total()} files that are no .jpg or .png, left aside: {kinds}")
-    if bare:
-        more = f" and {len(bare) - _TOLD} more" if len(bare) > _TOLD else ""
-        warnings.append(
-            f"{root}: {len(bare)} folders hold no picture and are no identities: {', '.join(bare[:_TOLD])}{more}"
-        )
-    warnings.extend(f"{root}: {line}" for line in leftovers.told())
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "without a suffix"
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _without_images(root: Location, warnings: Iterable[str], deeper: Location | None) -> SourceError:
+    """Returns that a folder holds no image, what lies there, and where a .rec does."""
+    told = "".join(f"; {line.removeprefix(f'{root}: ')}" for line in warnings)
+    if deeper:
+        told += f"; a .rec lies deeper: --source {deeper}"
+    return SourceError(f"{root}: no .rec file, and no sub-folder with .jpg or .png images{told}")
 
 
 def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
-    """Returns how a folder is cut, as SourceKind has it: by rows of its listing, a table (path, identity, place).
+    """Returns how a folder is cut, as SourceKind has it: by rows of its LISTING, a Parquet file.
 
     An identity's place is its rank among the sorted folder names, and its label until the balance renumbers them.
 
@@ -158,39 +86,72 @@ def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
         SourceError: a name is not UTF-8.
     """
     table = work / f"listing-{number}.parquet"
+    root = as_location(file.path)
+    warnings = LISTINGS.take(root, table) if isinstance(root, StoredPath) else _list_files(root, table)
+    return Cut(_bounds(pq.read_table(table, columns=["bytes"])["bytes"].to_numpy(), step), str(table), warnings)
+
+
+def _bounds(sizes: np.ndarray, step: int) -> list[int]:
+    """Returns where partitions of about `step` bytes begin, and the end of the last.
+
+    Args:
+        sizes: (n,) bytes of the images.
+        step: aimed bytes.
+    """
+    bounds, room = [0], step
+    for number, size in enumerate(sizes.tolist(), 1):
+        room -= size
+        if room <= 0:
+            bounds.append(number)
+            room = step
+    return bounds if bounds[-1] == len(sizes) else [*bounds, len(sizes)]
+
+
+def _list_files(root: Path, table: Path) -> list[str]:
+    """Returns warnings about a folder of this machine, after writing its LISTING."""
     warnings: list[str] = []
-    keys, names, places, bounds, room = [], [], [], [0], step
+    keys, names, places, sizes = [], [], [], []
     place, before = -1, None
-    for identity, path in walk_images(Path(file.path), warnings):
+    for identity, path in walk_images(root, warnings):
         place += identity != before
         before = identity
-        keys.append(os.path.relpath(path, file.path))
+        keys.append(os.path.relpath(path, root))
         names.append(identity)
         places.append(place)
         try:
-            room -= os.path.getsize(path)
+            sizes.append(os.path.getsize(path))
         except OSError:
-            room -= 1
-        if room <= 0:
-            bounds.append(len(keys))
-            room = step
+            sizes.append(1)
     try:
-        columns = {"path": keys, "identity": names, "place": pa.array(places, pa.int32())}
-        pq.write_table(pa.table(columns), table)
+        pq.write_table(pa.table([keys, names, places, sizes], schema=LISTING), table, row_group_size=ROWS)
     except UnicodeEncodeError as error:
-        raise SourceError(f"{file.path}: {os.fsencode(error.object)!r}: the name is not UTF-8; rename it") from None
-    return Cut(bounds if bounds[-1] == len(keys) else [*bounds, len(keys)], str(table), warnings)
+        raise SourceError(f"{root}: {os.fsencode(error.object)!r}: the name is not UTF-8; rename it") from None
+    return warnings
 
 
 def names(part: Partition) -> list[str] | None:
     """Returns the folders' names by label."""
-    listing = pq.read_table(str(part.table), columns=["identity", "place"])
-    return list(dict(zip(listing["place"].to_pylist(), listing["identity"].to_pylist(), strict=True)).values())
+    found: dict[int, str] = {}
+    with pq.ParquetFile(str(part.table)) as listing:
+        for rows in listing.iter_batches(columns=["place", "identity"]):
+            found.update(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    return list(found.values())
 
 
 def labels(part: Partition) -> np.ndarray:
     """Returns the labels of a partition, as SourceKind has it."""
-    return np.unique(pq.read_table(str(part.table), columns=["place"])["place"][part.start : part.stop].to_numpy())
+    return np.unique(_listed(part, ["place"])["place"].to_numpy())
+
+
+def _listed(part: Partition, columns: list[str]) -> pa.Table:
+    """Returns a partition's rows of the listing; no more row groups of it are read than they lie in."""
+    with pq.ParquetFile(str(part.table)) as listing:
+        groups, ends = range(listing.num_row_groups), [0]
+        for group in groups:
+            ends.append(ends[-1] + listing.metadata.row_group(group).num_rows)
+        mine = [group for group in groups if ends[group] < part.stop and part.start < ends[group + 1]]
+        rows = listing.read_row_groups(mine, columns)
+    return rows.slice(part.start - (ends[mine[0]] if mine else 0), part.stop - part.start)
 
 
 def claims(_: SourceFile) -> Claims:
@@ -214,7 +175,7 @@ def scan(part: Partition) -> Scanned:
     Args:
         part: the partition; start and stop are rows of the listing.
     """
-    table = pq.read_table(str(part.table)).slice(part.start, part.stop - part.start)
+    table = _listed(part, ["path", "identity", "place"])
     records = len(table)
     if part.share < 1:
         table = table.filter(pa.array(in_sample(table["identity"].to_pylist(), part.share)))
@@ -235,16 +196,13 @@ def scan(part: Partition) -> Scanned:
         records=records,
         structural=0,
     )
-    for i, name in enumerate(paths):
-        try:
-            # Without O_NONBLOCK a named pipe would wait for its writer for ever.
-            with open(os.open(os.path.join(part.path, name), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    out.drop(i, "undecodable", "cannot be read: not a regular file")
-                    continue
-                data = file.read(MAX_ENCODED + 1)
-        except OSError as error:
-            out.drop(i, "undecodable", f"cannot be read: {error.strerror}")
+    root = as_location(part.path)
+    found = _objects(root, paths) if isinstance(root, StoredPath) else (_file(root, path) for path in paths)
+    for i, data in enumerate(found):
+        if isinstance(data, Exception):
+            # In the system's words, which are the same of any store.
+            cause = os.strerror(data.errno or errno.EIO) if isinstance(data, StorageError) else data.strerror
+            out.drop(i, "undecodable", f"cannot be read: {cause}")
             continue
         out.size[i] = len(data)
         if len(data) > MAX_ENCODED:
@@ -254,9 +212,51 @@ def scan(part: Partition) -> Scanned:
     return out
 
 
-def read(file: SourceFile, place: Place, _: OpenFiles) -> bytes:
+def _file(root: Path, name: str) -> bytes | OSError:
+    """Returns what is in an image file, of one that is too large no more than tells so; or why it cannot be read."""
+    try:
+        # Without O_NONBLOCK a named pipe would wait for its writer for ever.
+        with open(os.open(os.path.join(root, name), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return OSError(errno.EINVAL, "not a regular file")
+            return file.read(MAX_ENCODED + 1)
+    except OSError as error:
+        return error
+
+
+def _objects(root: StoredPath, names: list[str]) -> list[bytes | StorageError]:
+    """Returns what _file() returns, of objects; some are asked for at once.
+
+    Raises:
+        StorageError: the store refuses, or does not answer: that is of no image.
+    """
+    found = each(_object, [root / name for name in names], IMAGES_AT_ONCE)
+    if denied := next((data for data in found if isinstance(data, StorageError) and data.errno == errno.EACCES), None):
+        # Of this image, or of all from some moment on? One that could be read tells.
+        read = next((name for name, data in zip(names, found, strict=True) if isinstance(data, bytes)), None)
+        if read is None:
+            raise denied
+        image_of(root / read)
+    return found
+
+
+def _object(path: StoredPath) -> bytes | StorageError:
+    try:
+        return image_of(path)
+    except StorageError as error:
+        if error.errno == errno.EFBIG:
+            return bytes(MAX_ENCODED + 1)
+        if error.errno in (errno.ENOENT, errno.EACCES):
+            return error
+        raise
+
+
+def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     """Returns an image file; its folder has too many to keep them open."""
-    with open(os.path.join(file.path, place.key), "rb") as handle:
+    root = as_location(file.path)
+    if isinstance(root, StoredPath):
+        return opened.image(root / place.key)
+    with open(os.path.join(root, place.key), "rb") as handle:
         return handle.read()
 
 
@@ -266,8 +266,8 @@ def place(file: SourceFile, key: str, _: OpenFiles) -> Place:
     Raises:
         SourceError: it is newer than all that were scanned.
     """
-    path = os.path.join(file.path, key)
-    state = os.stat(path)
+    path = as_location(file.path) / key
+    state = path.stat()
     if state.st_mtime_ns > file.mtime_ns:
         raise SourceError(f"{path}: changed since it was scanned")
     return Place(key, 0, 0, state.st_size, 1)

@@ -64,13 +64,23 @@ class Leftovers:
         """Returns whether an entry is a leftover, and counts it if so, with all that has a picture's name in it."""
         if not is_leftover(entry.name):
             return False
-        name = "._*" if entry.name.startswith("._") else entry.name
-        self._found[name] += 1
         if not isinstance(entry, StoredPath) and os.path.isdir(entry):
-            self._pictures[name] += sum(is_image(file) for _, _, files in os.walk(entry) for file in files)
+            self.add(entry.name, sum(is_image(file) for _, _, files in os.walk(entry) for file in files))
         else:
-            self._pictures[name] += is_image(entry.name)
+            self.add(entry.name, is_image(entry.name))
         return True
+
+    def add(self, name: str, pictures: int, is_new: bool = True) -> None:
+        """Counts a leftover.
+
+        Args:
+            name: of the file or folder.
+            pictures: files in it that have a picture's name, or 1 for such a file.
+            is_new: it was not counted before.
+        """
+        name = "._*" if name.startswith("._") else name
+        self._found[name] += is_new
+        self._pictures[name] += pictures
 
     def told(self) -> list[str]:
         """Returns what to say after a path: one line, or none if nothing was left aside."""

@@ -8,6 +8,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from faceshards.storage.location import StoredPath, as_location
 from pipelines.sources.leftovers import words
 
 _SPLITS = frozenset(
@@ -80,7 +81,9 @@ def _hold_people(holders: Counter[str], tops: int) -> bool:
 
 
 def _typed(path: str) -> str:
-    """Returns a path as short as a user would type it."""
+    """Returns a path as short as a user would type it; an address is."""
+    if isinstance(as_location(path), StoredPath):
+        return path
     here = os.path.relpath(path)
     return path if here.startswith("..") else here
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _reading(kind: str, path: str) -> Iterator[None]:
         with blamed(f"source '{kind}': {path}"):
             yield
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}") from None
+        raise SourceError(f"{error.filename or path}: {error.strerror or error}") from None
 
 
 def scan(part: Partition) -> Scanned:
@@ -147,14 +147,21 @@ def claims(file: SourceFile) -> Claims:
         return SOURCES[file.kind].claims(file)
 
 
-def read_images(file: SourceFile, places: Iterable[Place], opened: OpenFiles) -> list[bytes]:
+def read_images(file: SourceFile, places: Sequence[Place], opened: OpenFiles, in_order: bool = False) -> list[bytes]:
     """Returns the encoded images at places of a source file, in their order, as the file was when the build started.
+
+    Args:
+        file: the source.
+        places: in it, in order of their offsets.
+        opened: keeps files open.
+        in_order: they follow each other, and what lies between them may be read, too.
 
     Raises:
         SourceError: the file changed, or went away, since it was scanned.
     """
     read = SOURCES[file.kind].read
     with _reading(file.kind, file.path):  # once: for each image it would cost as much as reading it
+        opened.read_ahead(file, places, in_order)
         return [read(file, place, opened) for place in places]
 
 

@@ -37,8 +37,7 @@ def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
             return None if path.suffix == ".rec" or not _is_tar(path) else ([_tar_file(path)], [])
         return [_tar_file(path)], []
     leftovers = Leftovers()
-    names = [entry.name for entry in path.iterdir()]
-    if not any(name.lower().endswith(".tar") or _COMPRESSED.search(name) for name in names):
+    if not any(entry.name.lower().endswith(".tar") or _COMPRESSED.search(entry.name) for entry in path.iterdir()):
         return None
     entries = files_in(path, lambda _: True)
     if any(entry.suffix == ".rec" for entry in entries) or _holds_people(path):
@@ -106,8 +105,10 @@ def _begins(file: OpenFile) -> bool:
 
 
 def _holds_people(path: Location) -> bool:
-    """Returns whether pictures lie in sub-folders of a folder; in buckets, where none are read, they do not matter."""
-    return not isinstance(path, StoredPath) and any(
+    """Returns whether pictures lie in sub-folders of a folder."""
+    if isinstance(path, StoredPath):
+        return any("/" in name and is_image(name) for name, _ in path.below())
+    return any(
         is_image(name)
         for entry in os.scandir(path)
         if os.path.isdir(entry.path)  # DirEntry's own raises for a link to itself

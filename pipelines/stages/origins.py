@@ -97,8 +97,7 @@ class Sources:
         for group in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
             file, at = self.files[sources[group[0]]], group.tolist()
             wanted = [places[i] for i in at]
-            opened.read_ahead(file, wanted, in_order)
-            for i, image in zip(at, read_images(file, wanted, opened), strict=True):
+            for i, image in zip(at, read_images(file, wanted, opened, in_order), strict=True):
                 images[i] = image
         if (wrong := _changed(images, rows)) is not None:
             if again:
@@ -118,7 +117,62 @@ def _changed(images: Iterable[bytes], rows: pa.Table) -> int | None:
     return next((row for row, wrong in enumerate(found) if wrong), None)
 
 
-def spill(rows: pa.Table, origin: Sources, path: Location) -> None:
+class Kept:
+    """What was kept of the images of a partition when it was scanned, as where they come from.
+
+    Args:
+        path: what keep() wrote.
+        records: the partition's record table.
+        sid: of its first row.
+    """
+
+    def __init__(self, path: Location, records: pa.Table, sid: int) -> None:
+        sizes = records["bytes"].to_numpy() * (records["reason"].to_numpy() == 0)
+        self._path, self._starts, self._sid = path, np.cumsum(sizes) - sizes, sid
+
+    def in_order(self, table: pa.Table) -> Iterator[bytes]:
+        """Yields the images of rows that are in the order of their sids, ROUTED_SCHEMA.
+
+        Raises:
+            BuildError: an image is not what was signed.
+        """
+        starts = self._starts[table["sid"].to_numpy() - self._sid]
+        with open_file(self._path) as file:
+            for low in range(0, len(table), _BLOCK):
+                rows = table.slice(low, _BLOCK)
+                places = zip(starts[low : low + _BLOCK].tolist(), rows["bytes"].to_pylist(), strict=True)
+                images = [file.read_at(start, size) for start, size in places]
+                if (wrong := _changed(images, rows)) is not None:
+                    raise _damaged(self._path, rows["key"][wrong].as_py())
+                yield from images
+
+
+def keep(images: Sequence[np.ndarray], path: Location) -> None:
+    """Writes the sound images of a partition one behind the other, whole or not at all: for Kept.
+
+    Args:
+        images: (bytes,) uint8 each, in the order of the rows.
+        path: file or object to write.
+    """
+    _write_whole(np.concatenate([np.empty(0, np.uint8), *images]).data, path)
+
+
+def _write_whole(images: bytes | memoryview, path: Location) -> None:
+    if isinstance(path, StoredPath):
+        path.write_bytes(images)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(images)
+
+
+def _damaged(path: Location, key: str) -> BuildError:
+    return BuildError(
+        f"{path}: damaged: the image of record {key} is not the one that was read from the source; remove "
+        "this file and run the same command to go on"
+    )
+
+
+def spill(rows: pa.Table, origin: Sources | Kept, path: Location) -> None:
     """Writes the images of a partition's rows one behind the other, whole or not at all.
 
     Args:
@@ -135,11 +189,7 @@ def spill(rows: pa.Table, origin: Sources, path: Location) -> None:
     images = memoryview(bytearray(int(ends[-1]) if len(ends) else 0))
     for end, image in zip(ends[order].tolist(), origin.in_order(rows.take(pa.array(order))), strict=True):
         images[end - len(image) : end] = image
-    if isinstance(path, StoredPath):
-        path.write_bytes(images)
-        return
-    with replacing(path) as temporary:
-        temporary.write_bytes(images)
+    _write_whole(images, path)
 
 
 class Stretch(NamedTuple):
@@ -199,11 +249,7 @@ class Spilled:
             images = [readers[i].take(size) for i, size in zip(owner[at].tolist(), sizes[at].tolist(), strict=True)]
             rows = table.slice(start, _BLOCK)
             if (wrong := _changed(images, rows)) is not None:
-                path, key = readers[owner[start + wrong]].path, rows["key"][wrong].as_py()
-                raise BuildError(
-                    f"{path}: damaged: the image of record {key} is not the one that was read from the source; remove "
-                    "this file and run the same command to go on"
-                )
+                raise _damaged(readers[owner[start + wrong]].path, rows["key"][wrong].as_py())
             yield from images
 
 

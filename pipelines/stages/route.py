@@ -14,7 +14,7 @@ from faceshards.reading import for_arrow, load_array
 from faceshards.storage.location import Location, StoredPath
 from pipelines.records import ROUTED_SCHEMA
 from pipelines.stages.label_spaces import own_names
-from pipelines.stages.origins import SPILL, Sources, spill
+from pipelines.stages.origins import SPILL, Kept, Sources, spill
 from pipelines.stages.sections import write_sections
 
 
@@ -29,6 +29,7 @@ def route(
     routed: Location,
     dropped: Location,
     carried: Sources | None = None,
+    kept: Location | None = None,
 ) -> int:
     """Returns the rows of a partition after writing its survivors, ordered by shard and row, and its dropped rows.
 
@@ -45,9 +46,11 @@ def route(
         routed: Arrow file to write, ROUTED_SCHEMA; in a bucket these rows in sections.
         dropped: Parquet file to write, SCHEMAS["dropped"].
         carried: where the images come from, to write those of the survivors beside `routed`; None leaves them there.
+        kept: what the scan kept of them, to take them from instead; it is removed.
 
     Raises:
         SourceError: a source changed.
+        BuildError: what was kept is damaged.
     """
     table = pq.read_table(for_arrow(records))
     n = len(table)
@@ -62,14 +65,14 @@ def route(
         original = own_names(sets, table["source"].to_numpy(), table["label_original"])
         table = table.set_column(table.column_names.index("label_original"), "label_original", original)
     table = table.append_column("sid", pa.array(np.arange(sid, sid + n)))
-    kept = np.flatnonzero(column["reason"] == 0)
-    kept = kept[np.lexsort((column["row"][kept], column["shard"][kept]))]
-    out = table.drop_columns(["label"]).take(kept)
+    stay = np.flatnonzero(column["reason"] == 0)
+    stay = stay[np.lexsort((column["row"][stay], column["shard"][stay]))]
+    out = table.drop_columns(["label"]).take(stay)
     for name in ("label", "shard", "row"):
-        out = out.append_column(name, pa.array(column[name][kept]))
+        out = out.append_column(name, pa.array(column[name][stay]))
     out = out.select(ROUTED_SCHEMA.names).cast(ROUTED_SCHEMA).combine_chunks()
     if carried is not None:
-        spill(out, carried, routed.with_suffix(SPILL))
+        spill(out, carried if kept is None else Kept(kept, table, sid), routed.with_suffix(SPILL))
     if isinstance(routed, StoredPath):
         write_sections(out, routed)
     else:
@@ -90,6 +93,8 @@ def route(
         "distance": pa.array(column["distance"][gone], pa.int16(), mask=column["distance"][gone] < 0),
     }
     write_parquet(pa.table(columns, SCHEMAS["dropped"]), dropped)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     return n
 
 

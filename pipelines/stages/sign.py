@@ -18,6 +18,7 @@ from pipelines.filters.screen import MEASURED, BrokenFilterError
 from pipelines.records import RECORD_SCHEMA
 from pipelines.sources.base import Partition, Scanned, in_sample
 from pipelines.sources.registry import scan
+from pipelines.stages.origins import SPILL, keep
 from pipelines.stages.signatures import sign
 
 _COUNTS = ("records", "structural", "unindexed")
@@ -46,7 +47,7 @@ class PartitionFacts:
 
 
 def sign_partition(
-    part: Partition, config: BuildConfig, out: Location, skip: frozenset[int] = frozenset()
+    part: Partition, config: BuildConfig, out: Location, keeps: bool = False, skip: frozenset[int] = frozenset()
 ) -> PartitionFacts:
     """Returns the facts of a partition after writing its record table to `out`: RECORD_SCHEMA, and the columns of
     values that filters measured.
@@ -55,6 +56,7 @@ def sign_partition(
         part: the partition.
         config: of the build.
         out: Parquet file; its metadata hold the facts.
+        keeps: the images are written beside it, before it, so that their source is not read a second time.
         skip: rows that kill the worker when they are decoded.
 
     Raises:
@@ -65,6 +67,11 @@ def sign_partition(
     rows, read = _rows(part)
     scanned = time.perf_counter()
     column = _signed(part, rows, config, skip)
+    if keeps:
+        sound = [
+            image for image, reason in zip(rows.images, rows.reason, strict=True) if image is not None and not reason
+        ]
+        keep(sound, out.with_suffix(SPILL))
     n = len(rows.images)
     table = pa.table(
         {

@@ -45,7 +45,6 @@ def test_a_rec_is_read_as_on_a_disk(
                 for found in rows
                 for i in np.flatnonzero(found.reason == 0)
             ]
-            opened.read_ahead(files[0], [place for _, place in some])
             images = read_images(files[0], [place for _, place in some], opened)
         key = next(key for key in rows[0].key if key)
         found[name] = (
@@ -80,14 +79,14 @@ def test_a_source_that_changed_is_refused(stored: StoredPath) -> None:
 
 
 def test_what_cannot_be_read_is_said(bucket: StoredPath) -> None:
-    (bucket / "pictures" / "anna" / "1.jpg").write_bytes(b"")
+    (bucket / "pictures" / "1.jpg").write_bytes(b"")
     (bucket / "empty.rec").write_bytes(b"")
     (bucket / "no.rec").write_bytes(b"no records" * 100)
     (bucket / "packed.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
     for name, cause in (
         ("none", "no such file or folder"),
         ("none.rec", "no such file or folder"),
-        ("pictures", "no .rec and no .tar, and of buckets only these are read"),
+        ("pictures", "no .rec file, and no sub-folder with .jpg or .png images; 1 pictures lie in the folder itself"),
         ("empty.rec", "empty file"),
         ("no.rec", "not RecordIO"),
         ("packed.tar.gz", "compressed"),
