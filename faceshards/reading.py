@@ -96,10 +96,15 @@ class RegularFile:
         self.close()
 
 
-def open_file(path: Location | str) -> OpenFile:
-    """Returns a file or an object, open for reading at known places; OSError if it cannot be."""
+def open_file(path: Location | str, first: int = 0) -> OpenFile:
+    """Returns a file or an object, open for reading at known places; OSError if it cannot be.
+
+    Args:
+        path: of it.
+        first: see StoredFile.
+    """
     path = as_location(path)
-    return StoredFile(path) if isinstance(path, StoredPath) else RegularFile(path)
+    return StoredFile(path, first) if isinstance(path, StoredPath) else RegularFile(path)
 
 
 OpenFile: TypeAlias = RegularFile | StoredFile

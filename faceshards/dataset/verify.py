@@ -22,7 +22,8 @@ from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
-from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.formats.mindrecord.index import verify_index
+from faceshards.formats.mindrecord.reader import Shard
 from faceshards.reading import open_file
 from faceshards.storage.faults import MissingError, StorageError
 from faceshards.storage.location import Location, StoredPath

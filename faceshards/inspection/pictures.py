@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.shard_images import check_image
+from faceshards.dataset.shard_images import images_of
 from faceshards.errors import SourceError
-from faceshards.formats.mindrecord.reader import Shard
 from faceshards.inspection.photograph import Photograph
 
 ReadRecord = Callable[[Mapping[str, Any], str], bytes]
@@ -27,7 +26,6 @@ class Pictures:
     def __init__(self, found: Manifest, read: ReadRecord) -> None:
         self._found, self._read = found, read
         self._sources = {entry["name"]: entry for entry in found.info.get("sources", [])}
-        self._files: dict[int, str] = {}
 
     def of(self, one: Photograph) -> bytes:
         """Returns the image of a record, from its shard or its source.
@@ -36,23 +34,17 @@ class Pictures:
             ShardError, SourceError: see kept() and dropped().
         """
         if one.table == "images":
-            return self.kept(one.row)
+            return self.kept([one.row])[0]
         twin = one.stands[0] if one.row["reason"] == "exact_duplicate" and one.stands else {}
         return self.dropped(one.row, twin.get("sha256"))
 
-    def kept(self, row: Mapping[str, Any]) -> bytes:
-        """Returns the image of a row of `images`, from its shard.
+    def kept(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Returns the images of rows of `images`, from their shards.
 
         Raises:
-            ShardError: the shard is missing or damaged, or the image is another one's.
+            ShardError: a shard is missing or damaged, or an image is another one's.
         """
-        if not self._files:
-            shards = self._found.table("shards", ["shard", "file"])
-            self._files = dict(zip(shards["shard"].to_pylist(), shards["file"].to_pylist(), strict=True))
-        with Shard(self._found.shard_path(self._files[row["shard"]])) as shard:
-            data = bytes(shard.image(row["row"]))
-            check_image(shard.path, row["row"], data, row["sha256"])
-        return data
+        return images_of(self._found, rows)
 
     def dropped(self, row: Mapping[str, Any], sha256: bytes | None = None) -> bytes:
         """Returns the image of a row of `dropped`, from its source.

@@ -14,7 +14,7 @@ from faceshards.files import bytes_text, replacing
 from faceshards.inspection.pictures import ReadRecord
 from faceshards.inspection.report.album import Album, Filled, fill
 from faceshards.inspection.report.figures import figures
-from faceshards.inspection.report.sheets import plan, records
+from faceshards.inspection.report.sheets import plan
 from faceshards.inspection.report.templates import environment
 from faceshards.storage.location import Location
 
@@ -70,7 +70,7 @@ def write(
         raise FaceshardsError(
             f"{page}: {bytes_text(most)} is too small: the figures alone take {bytes_text(most - room)}"
         )
-    album = Album(found, records(found, sheets), read)
+    album = Album(found, sheets, read)
     filled, unread = fill(sheets, album, room)
     text = rendered(filled, unread)
     try:
