@@ -11,7 +11,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -57,6 +57,7 @@ class StoredFile(io.RawIOBase):
         first: bytes from its start on that are read first; below 0: so many of its last ones. The request that opens it
             fetches them along.
         known: the object that it has to be, and is taken to be: then nothing is asked to open it.
+        begins: what is known of its content, from its start on.
 
     Attributes:
         status: of the object, when it was opened.
@@ -66,10 +67,10 @@ class StoredFile(io.RawIOBase):
         StorageError: it cannot be read, here or later.
     """
 
-    def __init__(self, path: StoredPath, first: int = 0, known: Status | None = None) -> None:
+    def __init__(self, path: StoredPath, first: int = 0, known: Status | None = None, begins: bytes = b"") -> None:
         super().__init__()
         self.path, self._at = path, 0
-        self._windows: OrderedDict[int, bytes] = OrderedDict()  # by where they begin
+        self._windows = OrderedDict({0: begins} if begins else {})  # by where they begin
         self._ahead: tuple[list[int], list[bytes]] = ([], [])  # where each begins, ascending
         self._lock = threading.Lock()
         self.status = known or (self._opened(first) if first else path.stat())
@@ -94,21 +95,37 @@ class StoredFile(io.RawIOBase):
         starts, pieces = self._ahead
         if (at := bisect_right(starts, offset) - 1) >= 0 and offset + count <= starts[at] + len(pieces[at]):
             return pieces[at][offset - starts[at] : offset - starts[at] + count]
+        if (data := self._in_window(offset, count)) is not None:
+            return data
         if count >= _LARGEST:
             number = round(count / PIECE)  # of like size: what is little more than one piece is not two
             edges = [offset + count * i // number for i in range(number + 1)]
             return b"".join(self._ranges(list(pairwise(edges))))
         return self._windowed(offset, count)
 
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yields the content, so many bytes at a time; what was fetched with the request that opened it comes first."""
+        first = min(size, len(self._windows.get(0, b"")))
+        if first:
+            yield self.read_at(0, first)
+        for start in range(first, self.size, size):
+            yield self.read_at(start, size)
+
+    def _in_window(self, offset: int, count: int) -> bytes | None:
+        """Returns bytes that are in a window; None if they are in none."""
+        with self._lock:
+            for start, data in self._windows.items():
+                if start <= offset and offset + count <= start + len(data):
+                    self._windows.move_to_end(start)
+                    return data[offset - start : offset - start + count]
+        return None
+
     def _windowed(self, offset: int, count: int) -> bytes:
-        """Returns bytes from a window; a new one is larger than the one that it follows."""
+        """Returns bytes from a new window, which is larger than the one that it follows."""
         with self._lock:
             size = _FIRST
             for start, data in self._windows.items():
                 if start <= offset <= start + len(data):
-                    if offset + count <= start + len(data):
-                        self._windows.move_to_end(start)
-                        return data[offset - start : offset - start + count]
                     size = min(4 * max(len(data), _FIRST), _LARGEST)
             data = self._range(offset, min(self.size, offset + max(size, count)))
             self._windows[offset] = data
