@@ -16,13 +16,14 @@ from faceshards.dataset.schema import DROP_REASONS
 from faceshards.dataset.shard_images import BLOCK
 from faceshards.errors import SourceError
 from faceshards.formats.encoded_image import decode, image_size, too_large
-from faceshards.inspection.pictures import Pictures, ReadRecord
+from faceshards.inspection.pictures import Pictures, ReadRecords
 from faceshards.inspection.report.sheets import Group, Part, Row, Sheet, bits, records
 from faceshards.inspection.report.templates import environment
 
 _AS_IS = 16_000  # bytes of an encoded image that goes in as it is
 _SIDE = 224  # pixels of the longer side of one that does, and of others' thumbnails: twice what the page shows
 _QUALITY = 85  # of thumbnails, JPEG
+_TIMES = 4  # the mean size of an image: what one counts for whose size is not known
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Filled:
 
 
 class Album:
-    """Pictures by the sids of their records; kept ones are read many at a time, in the order in which the page asks.
+    """Pictures by the sids of their records; their images are read many at a time, in the order in which the page asks.
 
     Args:
         found: the dataset.
@@ -66,12 +67,12 @@ class Album:
         read: reads the sources.
     """
 
-    def __init__(self, found: Manifest, sheets: Sequence[Sheet], read: ReadRecord) -> None:
+    def __init__(self, found: Manifest, sheets: Sequence[Sheet], read: ReadRecords) -> None:
         self._pictures, self._rows, self._max_pixels = Pictures(found, read), records(found, sheets), found.max_pixels
-        sids = (sid for _, group in in_turn(sheets) for part in group.parts for sid in part.sids)
-        self._kept = [sid for sid in dict.fromkeys(sids) if "reason" not in self._rows[sid]]  # in the page's order
-        self._place = {sid: place for place, sid in enumerate(self._kept)}
-        self._held: dict[int, bytes] = {}
+        self._sids = [sid for _, group in in_turn(sheets) for part in group.parts for sid in part.sids]
+        self._held: dict[int, bytes | SourceError] = {}
+        # The manifest has no sizes of dropped images.
+        self._guess = _TIMES * found.totals["image_bytes"] // max(1, found.totals["kept"])
         self._explained = {"test_overlap", *found.reasons[len(DROP_REASONS) :]}  # whose details people want to see
 
     def part(self, part: Part, kind: str) -> list[Picture]:
@@ -85,7 +86,7 @@ class Album:
         if row.get("reason") in self._explained and row["detail"]:
             notes.append(row["detail"])
         try:
-            data = self._pictures.dropped(row) if "reason" in row else self._image(row["sid"])
+            data = self._image(row["sid"])
             return Picture(row, tuple(notes), uri=_data_uri(data, self._max_pixels))
         except SourceError as error:
             return Picture(row, tuple(notes), cause=str(error).rpartition(" (sid ")[0] or str(error))
@@ -93,13 +94,22 @@ class Album:
             return Picture(row, tuple(notes), cause=f"{row['source']}: record {row['key']} cannot be decoded: {error}")
 
     def _image(self, sid: int) -> bytes:
-        """Returns the image of a kept record; if it is not held, it is read with those that follow it."""
+        """Returns the image of a record; if it is not held, it is read with those that follow it.
+
+        Raises:
+            SourceError: the record's source does not give it.
+        """
         if sid not in self._held:
-            rows = [self._rows[sid] for sid in self._kept[self._place[sid] :]]
-            sizes = accumulate(row["bytes"] for row in rows)
+            if sum(len(data) for data in self._held.values() if isinstance(data, bytes)) > BLOCK:
+                self._held = {}
+            wanted = dict.fromkeys(self._sids[self._sids.index(sid) :])
+            rows = [self._rows[one] for one in wanted if one not in self._held]
+            sizes = accumulate(row.get("bytes", self._guess) for row in rows)
             some = [row for row, size in zip(rows, sizes, strict=True) if row is rows[0] or size <= BLOCK]
-            self._held = dict(zip((row["sid"] for row in some), self._pictures.kept(some), strict=True))
-        return self._held[sid]
+            self._held |= zip((row["sid"] for row in some), self._pictures.of_rows(some), strict=True)
+        if isinstance(data := self._held[sid], SourceError):
+            raise data
+        return data
 
 
 def in_turn(sheets: Sequence[Sheet]) -> Iterator[tuple[int, Group]]:
