@@ -35,7 +35,8 @@ from faceshards.files import write_json
 from faceshards.formats import encoded_image, recordio_scan
 from faceshards.formats.idx import read_index
 from faceshards.formats.json_files import read_json
-from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.formats.mindrecord.index import verify_index
+from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.mindrecord.writer import write_shard
 from faceshards.formats.pickles import SPARE
 from faceshards.formats.recordio import Writer

@@ -8,11 +8,10 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from faceshards.reading import BLOCK, NOT_REGULAR, open_regular
+from faceshards.reading import BLOCK, NOT_REGULAR, open_file, open_regular
 from faceshards.storage.location import Location, StoredPath
 from faceshards.storage.ranges import PIECE, StoredFile
 
@@ -27,7 +26,8 @@ def file_digest(path: Location | int, before_block: Callable[[], None] | None = 
         before_block: called before each block of 1 MiB, or of 32 MiB of an object; what it raises ends the reading.
     """
     if isinstance(path, StoredPath):
-        return _object_digest(path, before_block)
+        with StoredFile(path, first=PIECE) as stored:
+            return stored.size, object_digest(stored, before_block)
     digest, size = hashlib.sha256(), 0
     block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
@@ -41,27 +41,14 @@ def file_digest(path: Location | int, before_block: Callable[[], None] | None = 
             size += count
 
 
-def _object_digest(path: StoredPath, before_block: Callable[[], None] | None) -> tuple[int, str]:
+def object_digest(file: StoredFile, before_block: Callable[[], None] | None = None) -> str:
+    """Returns the SHA-256 (hex) of an open object; see file_digest."""
     digest = hashlib.sha256()
-    with StoredFile(path) as file:
-        for start in range(0, file.size, BLOCK):
-            if before_block:
-                before_block()
-            digest.update(file.read_at(start, BLOCK))
-        return file.size, digest.hexdigest()
-
-
-def small_object(path: Location, size: int, sha256: str) -> bytes | None:
-    """Returns the content of an object as it is written of; None if it is another, more than 8 MiB, or no object.
-
-    That takes two requests, where difference(), and then reading it by ranges, takes six.
-    """
-    if not isinstance(path, StoredPath) or size > PIECE:
-        return None
-    with suppress(FileNotFoundError), StoredFile(path) as file:
-        data = file.read_at(0, size) if file.size == size else b""
-        return data if hashlib.sha256(data).hexdigest() == sha256 else None
-    return None
+    for block in file.blocks(BLOCK):
+        if before_block:
+            before_block()
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def file_state(path: Location) -> tuple[int | str, int, int] | None:
@@ -98,7 +85,20 @@ def size_difference(path: Location, size: int, where: str) -> str | None:
             raise OSError(errno.EINVAL, NOT_REGULAR)
     except OSError as error:
         return unreadable(path, where, error)
-    return None if status.st_size == size else f"{path}: {status.st_size} bytes, {where} says {size}"
+    return _other_size(path, status.st_size, size, where)
+
+
+def there_difference(path: Location, size: int, where: str) -> str | None:
+    """Returns one line if a file is not there with its size, or may not be read; see difference()."""
+    try:
+        with open_file(path) as file:
+            return _other_size(path, file.size, size, where)
+    except OSError as error:
+        return unreadable(path, where, error)
+
+
+def _other_size(path: Location, found: int, size: int, where: str) -> str | None:
+    return None if found == size else f"{path}: {found} bytes, {where} says {size}"
 
 
 def difference(
@@ -113,14 +113,28 @@ def difference(
         where: they are written, for the line.
         before_block: see file_digest.
     """
-    if problem := size_difference(path, size, where):
+    if not isinstance(path, StoredPath) and (problem := size_difference(path, size, where)):
         return problem
     try:
-        if file_digest(path if isinstance(path, StoredPath) else open_regular(path), before_block)[1] == sha256:
-            return None
+        if isinstance(path, StoredPath):
+            with StoredFile(path, first=PIECE) as stored:
+                return object_difference(stored, size, sha256, where, before_block)
+        found = file_digest(open_regular(path), before_block)[1]
     except OSError as error:
         return unreadable(path, where, error)
-    return f"{path}: changed since it was published: its SHA-256 is not {where}'s"
+    return _other_content(path, found, sha256, where)
+
+
+def object_difference(
+    file: StoredFile, size: int, sha256: str, where: str, before_block: Callable[[], None] | None = None
+) -> str | None:
+    """Returns one line on how an open object differs from what is written of it; see difference()."""
+    problem = _other_size(file.path, file.size, size, where)
+    return problem or _other_content(file.path, object_digest(file, before_block), sha256, where)
+
+
+def _other_content(path: Location, found: str, sha256: str, where: str) -> str | None:
+    return None if found == sha256 else f"{path}: changed since it was published: its SHA-256 is not {where}'s"
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

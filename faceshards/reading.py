@@ -14,11 +14,9 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as fs
 
-from faceshards.storage.arrow import ObjectsForArrow
 from faceshards.storage.location import Location, StoredPath, as_location
-from faceshards.storage.ranges import StoredFile, read_object, read_range
+from faceshards.storage.ranges import PIECE, StoredFile, read_object, read_range
 
 BLOCK = 32 << 20
 """Bytes of an object that are read at a time where it is read whole: some ranges at once."""
@@ -96,10 +94,15 @@ class RegularFile:
         self.close()
 
 
-def open_file(path: Location | str) -> OpenFile:
-    """Returns a file or an object, open for reading at known places; OSError if it cannot be."""
+def open_file(path: Location | str, first: int = 0) -> OpenFile:
+    """Returns a file or an object, open for reading at known places; OSError if it cannot be.
+
+    Args:
+        path: of it.
+        first: see StoredFile.
+    """
     path = as_location(path)
-    return StoredFile(path) if isinstance(path, StoredPath) else RegularFile(path)
+    return StoredFile(path, first) if isinstance(path, StoredPath) else RegularFile(path)
 
 
 OpenFile: TypeAlias = RegularFile | StoredFile
@@ -118,9 +121,9 @@ def fetch(path: Location, to: Path) -> None:
     if not isinstance(path, StoredPath):
         shutil.copyfile(path, to)
         return
-    with StoredFile(path) as stored, open(to, "wb") as file:
-        for start in range(0, stored.size, BLOCK):
-            file.write(stored.read_at(start, BLOCK))
+    with StoredFile(path, first=PIECE) as stored, open(to, "wb") as file:
+        for block in stored.blocks(BLOCK):
+            file.write(block)
 
 
 def content(path: Location) -> bytes:
@@ -164,8 +167,3 @@ def load_array(path: Location, start: int = 0, stop: int | None = None) -> np.nd
 def for_arrow(path: Location) -> str | pa.NativeFile:
     """Returns what Arrow's readers take for a file or an object."""
     return pa.PythonFile(StoredFile(path), "r") if isinstance(path, StoredPath) else str(path)
-
-
-def arrow_files(path: Location) -> fs.FileSystem:
-    """Returns the file system of Arrow's in which a path lies."""
-    return fs.PyFileSystem(ObjectsForArrow()) if isinstance(path, StoredPath) else fs.LocalFileSystem()

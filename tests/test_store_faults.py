@@ -191,6 +191,8 @@ def test_what_passes_changes_nothing(
     every_second("GET", sorted(PASSING))
     every_second("HEAD", sorted(PASSING.keys() - OF_BODIES))
     assert OPERATIONS[operation](stage) == whole
+    if len(seen) <= 4:  # of few requests
+        assert OPERATIONS[operation](stage) == whole
     assert len(seen) > 4
 
 
@@ -231,7 +233,7 @@ def test_a_store_may_die_at_any_moment(
     line = f"{proxy.endpoint} does not answer: the connection was lost (tried once)"
     found, died = None, 0
     while found is None:
-        proxy.rules = [faults.Rule(faults.refused, ".*", after=7 * died, times=-1)]
+        proxy.rules = [faults.Rule(faults.refused, ".*", after=died * (died + 1) // 2, times=-1)]
         try:
             found = OPERATIONS[operation](stage)
         except FaceshardsError as error:

@@ -17,7 +17,7 @@ from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.errors import FaceshardsError
 from faceshards.inspection.photograph import Photograph, photograph
 from faceshards.inspection.pictures import Pictures
-from pipelines.sources.registry import read_record
+from pipelines.sources.registry import read_records
 from training.data.transforms import ImageError, decode
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Image(Photograph):
             ShardError: the shard is missing or damaged.
             SourceError: the source is gone or has changed, or has no image there.
         """
-        return Pictures(self.dataset, read_record).of(self)
+        return Pictures(self.dataset, read_records).of(self)
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:

@@ -16,12 +16,10 @@ from threading import Event
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from faceshards.dataset.content import sound
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.dataset.schema import SCHEMAS
-from faceshards.reading import for_arrow
 
 Matches = Callable[[pa.Array], npt.NDArray[np.bool_]]
 
@@ -41,6 +39,7 @@ def find(manifest: Manifest, table: str, column: str, matches: Matches, unique: 
             is no such row and any file is not.
     """
     names = manifest.files(table)
+    manifest.take_few(table)
     search = partial(_found, manifest, table, column=column, matches=matches)
     enough = Event()
 
@@ -91,9 +90,7 @@ def _found(
     """Returns such rows of one file, by row group, some columns of them; a file of another size is refused."""
     path = manifest.path / name
     try:
-        if path.stat().st_size != manifest.info["files"][name]["bytes"]:
-            manifest.check_file(name)
-        with pq.ParquetFile(for_arrow(path)) as file:
+        with manifest.table_files.parquet(name) as file:
             found = []
             for group in range(file.num_row_groups):
                 values = file.read_row_group(group, [column], use_threads=False)[column]

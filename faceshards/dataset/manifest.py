@@ -10,25 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from faceshards.checksums import check_seal, dead_link, difference, file_state, small_object
+from faceshards.checksums import check_seal, dead_link
 from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
+from faceshards.dataset.table_files import TableFiles
 from faceshards.errors import FaceshardsError
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
-from faceshards.reading import arrow_files, for_arrow
 from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath, as_location
 
 if TYPE_CHECKING:
@@ -57,6 +54,7 @@ class Manifest:
         path: the folder or prefix.
         info: what dataset.json says.
         reasons: for which its records may have been dropped, those of its filters too.
+        table_files: what dataset.json lists, to be compared and opened file by file.
 
     Raises:
         ManifestError: nothing published there, or dataset.json is damaged or of another version.
@@ -89,7 +87,7 @@ class Manifest:
         self.totals: dict[str, Any] = self.info["totals"]
         self.fingerprint: str = self.info["fingerprint"]
         self.reasons: tuple[str, ...] = (*DROP_REASONS, *self.info.get("reasons", ()))
-        self._checked: dict[str, tuple[int | str, int, int] | None] = {}  # files compared, and their state then
+        self.table_files = TableFiles(self.path, self.info["files"])
         if self.schema_version == 1:
             log.warning(
                 "%s: of schema 1, whose dataset.json has no checksum of its own; "
@@ -129,20 +127,6 @@ class Manifest:
             raise ManifestError(f"{self.path / whole}: dataset.json lists no such table{part}")
         return found
 
-    def mismatch(self, name: str) -> str | None:
-        """Returns one line on how a file that dataset.json lists differs from its checksum; None if it does not.
-
-        A file that was compared before is read again only if it has changed since.
-        """
-        path, entry = self.path / name, self.info["files"][name]
-        state = file_state(path)
-        if state is not None and self._checked.get(name) == state:
-            return None
-        problem = difference(path, entry["bytes"], entry["sha256"], "dataset.json")
-        if not problem:
-            self._checked[name] = state
-        return problem
-
     def check_table(self, table: str) -> None:
         """Compares all files of a table with their checksums.
 
@@ -160,20 +144,20 @@ class Manifest:
         Raises:
             ManifestError: it is missing, or its size or SHA-256 is another.
         """
-        if problem := self.mismatch(name):
-            raise ManifestError(problem)
+        self._check([name])
+
+    def take_few(self, table: str) -> None:
+        """Compares a table with its checksums if it is in a bucket and sooner read whole than looked through.
+
+        Raises:
+            ManifestError: see check_table().
+        """
+        if self.table_files.are_few(self.files(table)):
+            self.check_table(table)
 
     def _check(self, names: Sequence[str]) -> None:
-        if len(names) == 1:
-            self.check_file(names[0])
-            return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for problem in pool.map(self.mismatch, names):
-                    if problem:
-                        raise ManifestError(problem)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        if problem := self.table_files.first_mismatch(names):
+            raise ManifestError(problem)
 
     def dataset(self, table: str, shard: int | None = None) -> ds.Dataset:
         """Returns a table for lazy reading, after its files were compared with their checksums.
@@ -193,13 +177,13 @@ class Manifest:
         self._check(names)
         paths = [str(self.path / name) for name in names]
         with self._reading(table):
-            present = pq.read_schema(for_arrow(self.path / names[0])).names if table in LATER else []
+            present = self.table_files.columns(names[0]) if table in LATER else []
             # What holds for every row of a file stands in its partition expression, from which Arrow fills columns.
             return ds.FileSystemDataset.from_paths(
                 paths,
                 schema=self.schema(table),
                 format=ds.ParquetFileFormat(),
-                filesystem=arrow_files(self.path),
+                filesystem=self.table_files.for_datasets(),
                 partitions=[stood_for(table, present)] * len(paths),
             )
 
@@ -232,15 +216,11 @@ class Manifest:
             ManifestError: the table is missing or damaged, or has no such column; before the first row.
         """
         names, wanted = self.files(table, shard), self._columns(table, columns)
-        entry, path = self.info["files"][names[0]], self.path / names[0]
-        # A rank that opens a thousand parts in a bucket waits for each request.
-        whole = small_object(path, entry["bytes"], entry["sha256"]) if len(names) == 1 else None
-        if whole is None:
-            self._check(names)
+        self._check(names)
         with self._reading(table):
             for name in names:
                 # Not Arrow's scanner, which reads ahead of a slow reader without end.
-                with pq.ParquetFile(for_arrow(self.path / name) if whole is None else pa.BufferReader(whole)) as file:
+                with self.table_files.parquet(name) as file:
                     for batch in file.iter_batches(_BATCH, columns=wanted if where is None else None):
                         rows = complete(table, pa.Table.from_batches([batch]))
                         rows = (rows if where is None else rows.filter(where)).select(wanted)

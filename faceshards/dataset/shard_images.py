@@ -1,11 +1,13 @@
-"""Images of a dataset by their rows, read in order of their places on disk and compared with the manifest."""
+"""Images of a dataset by their rows, read in order of their places and compared with the manifest."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,11 @@ import pyarrow as pa
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ShardError
 from faceshards.formats.mindrecord.reader import Shard
-from faceshards.reading import open_file
+from faceshards.reading import each, open_file
 from faceshards.storage.location import Location
 
-_BLOCK = 32 << 20  # bytes of images held at a time
+BLOCK = 32 << 20
+"""Bytes of images held at a time."""
 
 
 def check_image(path: Location, row: int, image: bytes | memoryview, sha256: bytes) -> None:
@@ -40,10 +43,44 @@ def frame_offsets(manifest: Manifest, number: int, sizes: np.ndarray) -> np.ndar
     Raises:
         ShardError: the shard is not as the manifest says.
     """
-    with Shard(_paths(manifest)[number]) as shard:
-        if len(shard) != len(sizes):
-            raise ShardError(shard.path, f"{len(shard)} rows, the manifest has {len(sizes)}")
+    with _shard(_paths(manifest)[number], sizes) as shard:
         return shard.frame_offsets(sizes)
+
+
+def images_of(manifest: Manifest, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """Returns the images of a few rows, in their order, each compared with its sha256; no others are read.
+
+    Args:
+        manifest: the dataset.
+        rows: of `images`: at least shard, row, sha256.
+
+    Raises:
+        ShardError: a shard cannot be read or is not as the manifest says, or an image is not the manifest's.
+    """
+    paths, images = _paths(manifest), [b""] * len(rows)
+    of: dict[int, list[int]] = defaultdict(list)  # by shards, places in `rows` in order of those in the shard
+    for i in sorted(range(len(rows)), key=lambda i: rows[i]["row"]):
+        of[rows[i]["shard"]].append(i)
+
+    def read(number: int) -> None:
+        sizes = manifest.table("images", ["row", "bytes"], shard=number).sort_by("row")["bytes"].to_numpy()
+        with _shard(paths[number], sizes) as shard:
+            found = shard.images(np.array([rows[i]["row"] for i in of[number]]), sizes)
+        for i, image in zip(of[number], found, strict=True):
+            check_image(paths[number], rows[i]["row"], image, rows[i]["sha256"])
+            images[i] = image
+
+    each(read, of)
+    return images
+
+
+def _shard(path: Location, sizes: np.ndarray) -> Shard:
+    """Returns a shard, open; ShardError if it has not as many rows as the manifest has sizes."""
+    shard = Shard(path)
+    if len(shard) != len(sizes):
+        shard.close()
+        raise ShardError(path, f"{len(shard)} rows, the manifest has {len(sizes)}")
+    return shard
 
 
 def _paths(manifest: Manifest) -> dict[int, Location]:
@@ -64,7 +101,7 @@ def blocks(manifest: Manifest, rows: pa.Table) -> Iterator[tuple[pa.Table, list[
         ShardError: a shard cannot be read, or an image is not the manifest's.
     """
     paths = _paths(manifest)
-    block = (np.cumsum(rows["bytes"].to_numpy()) // _BLOCK).tolist() if len(rows) else []
+    block = (np.cumsum(rows["bytes"].to_numpy()) // BLOCK).tolist() if len(rows) else []
     edges = [0, *(i for i in range(1, len(block)) if block[i] != block[i - 1]), len(block)]
     for first, stop in pairwise(edges):
         some = rows.slice(first, stop - first)

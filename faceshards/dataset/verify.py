@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from faceshards.checksums import difference, size_difference, unreadable
+from faceshards.checksums import difference, there_difference
 from faceshards.dataset.manifest import Manifest, fingerprint
 from faceshards.dataset.row_check import COLUMNS, Finding, check_rows
 from faceshards.dataset.schema import IDENTITY
 from faceshards.errors import FaceshardsError
-from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.formats.mindrecord.index import verify_index
+from faceshards.formats.mindrecord.reader import Shard
 from faceshards.reading import open_file
 from faceshards.storage.faults import MissingError, StorageError
 from faceshards.storage.location import Location, StoredPath
@@ -111,21 +112,10 @@ def _tables(manifest: Manifest, sample: Sample | None) -> Iterator[str]:
 
     def problem(name: str) -> str | None:
         if sample is not None and name.startswith("manifest/images.parquet"):  # compared when a row of it is read
-            return _not_there(manifest.path / name, manifest.info["files"][name]["bytes"], "dataset.json")
-        return manifest.mismatch(name)
+            return there_difference(manifest.path / name, manifest.info["files"][name]["bytes"], "dataset.json")
+        return manifest.table_files.mismatch(name)
 
     yield from filter(None, _in_threads(problem, manifest.info["files"]))
-
-
-def _not_there(path: Location, size: int, where: str) -> str | None:
-    """Returns one line if a file is not there with its size, or may not be read; see checksums.difference()."""
-    if problem := size_difference(path, size, where):
-        return problem
-    try:
-        open_file(path).close()
-    except OSError as error:
-        return unreadable(path, where, error)
-    return None
 
 
 def _opens(path: Location) -> bool:
@@ -230,18 +220,22 @@ def _shard(manifest: Manifest, entry: dict[str, Any], chosen: np.ndarray | None)
         if chosen is None:
             problems.append(difference(file, size, digest, "the manifest"))
         else:
-            problems.append(_not_there(file, size, "the manifest"))
+            problems.append(there_difference(file, size, "the manifest"))
     yield from (_finding(manifest, problem) for problem in problems if problem)
-    if not _opens(path) or (chosen is not None and not len(chosen)):
+    if (problems[0] and not _opens(path)) or (chosen is not None and not len(chosen)):
         return
     try:
         images = manifest.table("images", COLUMNS, shard=entry["shard"]).sort_by("row")
         if (images["row"].to_numpy() != np.arange(len(images))).any():
             yield Finding(str(path), f"the manifest's rows are not 0..{len(images) - 1}")
+        right = True
         with Shard(path) as shard:
-            yield from check_rows(shard, images, chosen)
-        if chosen is None and not problems[0] and _opens(index):  # else it is not the index that is to blame
-            verify_index(path)
+            for finding in check_rows(shard, images, chosen):
+                right = False
+                yield finding
+        # Else it is not the index that is to blame.
+        if chosen is None and not problems[0] and (not problems[1] or _opens(index)):
+            verify_index(path, images["bytes"].to_numpy() if right else None)
     except FaceshardsError as error:
         _end_if_lost(error)
         yield _finding(manifest, str(error))

@@ -22,7 +22,7 @@ def read_json(path: Location) -> Any:
         OSError: it cannot be read, or is no regular file.
         ValueError: no JSON, or not what a file of ours may be; see parse_json().
     """
-    with open_file(path) as file:
+    with open_file(path, first=LARGEST + 1) as file:
         return parse_json(file.read_at(0, LARGEST + 1))
 
 

@@ -7,6 +7,7 @@ word, and the result is the same however the file is cut into ranges.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from faceshards.formats.recordio import LENGTH_MASK, MAGIC, MAGIC_BYTES, MAX_REC
 from faceshards.reading import OpenFile, open_file
 from faceshards.storage.location import Location
 
-_AHEAD = 1 << 16
+AHEAD = 1 << 16
+"""Bytes before and behind a range that are read along."""
+
 _LOST = "no record header where one should be: the bytes up to the next one are lost"
 
 
@@ -57,7 +60,7 @@ class Row(NamedTuple):
     damage: str  # cause in words, "" for a sound record
 
 
-def scan(path: Location, start: int, stop: int) -> Records:
+def scan(path: Location, start: int, stop: int, file: OpenFile | None = None) -> Records:
     """Returns the records whose first header lies in [start, stop).
 
     Sound means: every part ends exactly where the next one begins or at the end of the file, no magic word inside,
@@ -68,12 +71,13 @@ def scan(path: Location, start: int, stop: int) -> Records:
         path: the .rec file.
         start: first byte, a multiple of 4.
         stop: end of the range, a multiple of 4 or the size of the file.
+        file: the same, if it is open.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with open_file(path) as file:
-        return _Scanner(file, start, stop).scan()
+    with nullcontext(file) if file else open_file(path) as opened:
+        return _Scanner(opened, start, stop).scan()
 
 
 class _Scanner:
@@ -82,8 +86,8 @@ class _Scanner:
     def __init__(self, file: OpenFile, start: int, stop: int) -> None:
         self.file, self.size, self.start, self.stop = file, file.size, start, min(stop, file.size)
         # What precedes the range in the same read: mostly a record that ends in it began there.
-        begin = max(0, start - _AHEAD)
-        both = memoryview(_read(file, begin, max(start, self.stop) + _AHEAD - begin))
+        begin = max(0, start - AHEAD)
+        both = memoryview(_read(file, begin, max(start, self.stop) + AHEAD - begin))
         self.before, self.window = both[: start - begin], both[start - begin :]
         self.position, self.cflag, self.length = self._headers(start, self.stop)
         self._extend()
@@ -132,7 +136,7 @@ class _Scanner:
             return []
         stop = self.start
         while stop > 0:
-            begin = max(0, stop - _AHEAD)
+            begin = max(0, stop - AHEAD)
             good, odd = _Scanner(self.file, begin, stop)._rows()
             if len(good) or odd:
                 return [row for row in odd[-1:] if self.start <= row.offset < self.stop]
@@ -143,7 +147,7 @@ class _Scanner:
         """Makes the window reach byte `end` or the end of the file, and further, so that it seldom grows twice."""
         have = self.start + len(self.window)
         if have < min(end, self.size):
-            ahead = max(_AHEAD, len(self.window) // 16)  # in proportion, or a long record takes quadratic time
+            ahead = max(AHEAD, len(self.window) // 16)  # in proportion, or a long record takes quadratic time
             self.window = memoryview(b"".join([self.window, _read(self.file, have, end + ahead - have)]))
 
     def _headers(self, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,77 +3,76 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from faceshards.dataset.manifest import Manifest
-from faceshards.dataset.shard_images import check_image
+from faceshards.dataset.shard_images import images_of
 from faceshards.errors import SourceError
-from faceshards.formats.mindrecord.reader import Shard
 from faceshards.inspection.photograph import Photograph
 
-ReadRecord = Callable[[Mapping[str, Any], str], bytes]
-"""Gives the image of a record by its source, as dataset.json has it, and its key; SourceError if it cannot."""
+Row = Mapping[str, Any]
+
+ReadRecords = Callable[[Row, Sequence[str]], Sequence[bytes | SourceError]]
+"""Gives the images of records by their source, as dataset.json has it, and their keys; of one it cannot, why."""
 
 
 class Pictures:
-    """What gives a record's image by its row in the manifest.
+    """What gives records' images by their rows in the manifest.
 
     Args:
         found: the dataset.
         read: reads a source.
     """
 
-    def __init__(self, found: Manifest, read: ReadRecord) -> None:
+    def __init__(self, found: Manifest, read: ReadRecords) -> None:
         self._found, self._read = found, read
         self._sources = {entry["name"]: entry for entry in found.info.get("sources", [])}
-        self._files: dict[int, str] = {}
 
     def of(self, one: Photograph) -> bytes:
         """Returns the image of a record, from its shard or its source.
 
         Raises:
-            ShardError, SourceError: see kept() and dropped().
-        """
-        if one.table == "images":
-            return self.kept(one.row)
-        twin = one.stands[0] if one.row["reason"] == "exact_duplicate" and one.stands else {}
-        return self.dropped(one.row, twin.get("sha256"))
-
-    def kept(self, row: Mapping[str, Any]) -> bytes:
-        """Returns the image of a row of `images`, from its shard.
-
-        Raises:
-            ShardError: the shard is missing or damaged, or the image is another one's.
-        """
-        if not self._files:
-            shards = self._found.table("shards", ["shard", "file"])
-            self._files = dict(zip(shards["shard"].to_pylist(), shards["file"].to_pylist(), strict=True))
-        with Shard(self._found.shard_path(self._files[row["shard"]])) as shard:
-            data = bytes(shard.image(row["row"]))
-            check_image(shard.path, row["row"], data, row["sha256"])
-        return data
-
-    def dropped(self, row: Mapping[str, Any], sha256: bytes | None = None) -> bytes:
-        """Returns the image of a row of `dropped`, from its source.
-
-        Args:
-            row: of the record.
-            sha256: of the image, where it is known: an exact duplicate has that of what stands for it.
-
-        Raises:
+            ShardError: see of_rows().
             SourceError: the source is gone or has changed, or has no image there.
         """
-        entry = self._sources.get(row["source"])
-        what = f"sid {row['sid']}, dropped as {row['reason']}, is in the source only"
-        if entry is None:
-            raise SourceError(f"{self._found.path}: {what}; dataset.json does not say where '{row['source']}' is")
-        try:
-            data = self._read(entry, row["key"])
-        except SourceError as error:
-            raise SourceError(f"{error} ({what})") from None
-        if sha256 is not None and hashlib.sha256(data).digest() != sha256:
-            raise SourceError(
-                f"{entry['path']}: record {row['key']} changed since it was scanned: its sha256 is another"
-            )
+        (data,) = self.of_rows([one.row])
+        if isinstance(data, SourceError):
+            raise data
+        # The sha256 of a dropped record is known only where it is that of what stands for it.
+        twin = one.stands[0] if one.row.get("reason") == "exact_duplicate" and one.stands else {}
+        if twin.get("sha256") not in (None, hashlib.sha256(data).digest()):
+            path, key = self._sources[one.row["source"]]["path"], one.row["key"]
+            raise SourceError(f"{path}: record {key} changed since it was scanned: its sha256 is another")
         return data
+
+    def of_rows(self, rows: Sequence[Row]) -> list[bytes | SourceError]:
+        """Returns the images of rows of `images` and of `dropped`, in their order, or why a source does not give one.
+
+        Raises:
+            ShardError: a shard is missing or damaged, or an image is another one's.
+        """
+        by_source: dict[str | None, list[int]] = defaultdict(list)  # None: in the shards
+        for place, row in enumerate(rows):
+            by_source[row["source"] if "reason" in row else None].append(place)
+        found: dict[int, bytes | SourceError] = {}
+        for name, places in by_source.items():
+            some = [rows[place] for place in places]
+            found |= zip(
+                places, images_of(self._found, some) if name is None else self._dropped(name, some), strict=True
+            )
+        return [found[place] for place in range(len(rows))]
+
+    def _dropped(self, name: str, rows: Sequence[Row]) -> list[bytes | SourceError]:
+        """Returns the images of rows of `dropped` from their source, or why it does not give one."""
+        whats = [f"sid {row['sid']}, dropped as {row['reason']}, is in the source only" for row in rows]
+        entry = self._sources.get(name)
+        if entry is None:
+            where = f"dataset.json does not say where '{name}' is"
+            return [SourceError(f"{self._found.path}: {what}; {where}") for what in whats]
+        images = self._read(entry, [row["key"] for row in rows])
+        return [
+            SourceError(f"{image} ({what})") if isinstance(image, SourceError) else image
+            for image, what in zip(images, whats, strict=True)
+        ]

@@ -20,15 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import LATER, SCHEMAS
 from faceshards.errors import FaceshardsError
 from faceshards.inspection.tables_only import PROTOCOL, tables_only
-from faceshards.reading import for_arrow
 from faceshards.storage.faults import StorageError
-from faceshards.storage.location import Location
 
 BATCH = 65536  # rows handed on at a time
 MEMORY = "4GB"
@@ -147,16 +144,16 @@ def _first_word(duckdb: Any, sql: str) -> str:
 def _show_tables(connection: Any, found: Manifest, sql: str, lost: list[StorageError]) -> None:
     """Makes the tables of a question known to DuckDB, each a view, and everything else unreachable."""
     named = [table for table in SCHEMAS if table in sql.lower()] or list(SCHEMAS)
-    files: dict[str, Location] = {}
+    files: dict[str, str] = {}
     views = []
     for table in named:
         found.check_table(table)
         urls = {f"{PROTOCOL}://{table}/{number}": name for number, name in enumerate(found.files(table))}
-        files |= {url: found.path / name for url, name in urls.items()}
-        present = pq.read_schema(for_arrow(found.path / found.files(table)[0])).names
+        files |= urls
+        present = found.table_files.columns(found.files(table)[0])
         later = [f", {value!r} AS {name}" for name, value in LATER.get(table, {}).items() if name not in present]
         views.append(f"CREATE VIEW {table} AS SELECT *{''.join(later)} FROM read_parquet({_listed(urls)})")
-    connection.register_filesystem(tables_only(files, lost))
+    connection.register_filesystem(tables_only(found.table_files, files, lost))
     connection.execute(f"SET allowed_paths = {_listed(files)}")
     for view in views:
         connection.execute(view)

@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from faceshards.reading import open_file
+from faceshards.dataset.table_files import TableFiles
+from faceshards.reading import OpenFile
 from faceshards.storage.faults import StorageError
-from faceshards.storage.location import Location
 
 PROTOCOL = "manifest"
 
 
-def tables_only(files: dict[str, Location], lost: list[StorageError]) -> Any:
+def tables_only(found: TableFiles, files: dict[str, str], lost: list[StorageError]) -> Any:
     """Returns a file system of fsspec with these files and no others, which cannot be written.
 
     Args:
-        files: where they lie, by their addresses in it.
+        found: of the dataset.
+        files: names of files of its tables, by their addresses in it.
         lost: what a store says of them is added to it: DuckDB makes words of its own of it.
     """
     from fsspec import AbstractFileSystem
@@ -28,16 +29,16 @@ def tables_only(files: dict[str, Location], lost: list[StorageError]) -> Any:
         protocol = PROTOCOL
         cachable = False
 
-        def _file(self, path: str) -> Location:
+        def _file(self, path: str) -> OpenFile:
             url = path if "://" in path else f"{PROTOCOL}://{path}"
             if url not in files:
                 raise FileNotFoundError(path)
-            return files[url]
+            with _kept(lost):
+                return found.open(files[url])
 
         def info(self, path: str, **_: Any) -> dict[str, Any]:
-            with _kept(lost):
-                status = self._file(path).stat()
-            return {"name": path, "size": status.st_size, "type": "file", "mtime": status.st_mtime}
+            with self._file(path) as file:
+                return {"name": path, "size": file.size, "type": "file", "mtime": file.status.st_mtime}
 
         def exists(self, path: str, **_: Any) -> bool:
             return (path if "://" in path else f"{PROTOCOL}://{path}") in files
@@ -72,10 +73,8 @@ class _File:
 
     closed = True
 
-    def __init__(self, path: Location, lost: list[StorageError]) -> None:
-        self._lost, self._place = lost, threading.local()
-        with _kept(lost):
-            self._file = open_file(path)
+    def __init__(self, file: OpenFile, lost: list[StorageError]) -> None:
+        self._file, self._lost, self._place = file, lost, threading.local()
         self.closed = False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

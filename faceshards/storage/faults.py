@@ -129,6 +129,8 @@ def _explained(error: Exception, where: str, server: str, took: float) -> Storag
     if isinstance(error, DamagedError) or (status is None and _NO_ANSWER_OF_A_STORE.search(text)):
         words = _short(re.sub(r"^Generic \w+ error: ", "", text))
         return PassingError(errno.EIO, f"{server} answers unlike an object store: {words}", where)
+    if status and status[1] == "416":
+        return StorageError(errno.ERANGE, "has no such bytes", where)
     if status is not None:
         said = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
         words = f"{code}: {said[1]}" if said else code or _phrase(int(status[1]))

@@ -78,7 +78,11 @@ class Lease:
         self.fresh = False
         """Whether there was none before."""
         _held.add(self._token)
-        self._version = self._take()
+        try:
+            self._version = self._take()
+        except BaseException:  # the object may be there already: nobody holds it
+            _held.discard(self._token)
+            raise
         threading.Thread(target=self._renew_always, name="faceshards-lease", daemon=True).start()
 
     def renew(self) -> None:

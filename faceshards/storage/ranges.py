@@ -5,19 +5,21 @@ Every range is asked of the object as it was when it was opened (If-Match): one 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 from faceshards.storage import requests
-from faceshards.storage.location import StoredPath, Version, version
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import Status, StoredPath, Version, status, version
 
 PIECE = 8 << 20
 """Bytes of a range, about, of what is read whole."""
@@ -32,7 +34,7 @@ _WIDE_GAP = 4 << 20  # the same, of images that are read in order
 
 def read_range(path: StoredPath, start: int, stop: int) -> bytes:
     """Returns bytes of an object that nobody replaces, by one request; from its end on if `start` is below 0."""
-    return requests.some(path, start, stop)
+    return requests.some(path, start, stop)[0]
 
 
 def read_object(path: StoredPath, most: int = 16 << 20) -> tuple[bytes, Version]:
@@ -52,6 +54,10 @@ class StoredFile(io.RawIOBase):
 
     Args:
         path: of the object.
+        first: bytes from its start on that are read first; below 0: so many of its last ones. The request that opens it
+            fetches them along.
+        known: the object that it has to be, and is taken to be: then nothing is asked to open it.
+        begins: what is known of its content, from its start on.
 
     Attributes:
         status: of the object, when it was opened.
@@ -61,13 +67,25 @@ class StoredFile(io.RawIOBase):
         StorageError: it cannot be read, here or later.
     """
 
-    def __init__(self, path: StoredPath) -> None:
+    def __init__(self, path: StoredPath, first: int = 0, known: Status | None = None, begins: bytes = b"") -> None:
         super().__init__()
-        self.path, self.status, self._at = path, path.stat(), 0
-        self.size = self.status.st_size
-        self._windows: OrderedDict[int, bytes] = OrderedDict()  # by where they begin
+        self.path, self._at = path, 0
+        self._windows = OrderedDict({0: begins} if begins else {})  # by where they begin
         self._ahead: tuple[list[int], list[bytes]] = ([], [])  # where each begins, ascending
         self._lock = threading.Lock()
+        self.status = known or (self._opened(first) if first else path.stat())
+        self.size = self.status.st_size
+
+    def _opened(self, first: int) -> Status:
+        """Returns what is known of the object, after its first or last bytes became a window."""
+        try:
+            data, about = requests.some(self.path, min(first, 0), first)
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.ERANGE):
+                raise
+            return self.path.stat()  # tells a missing object from a missing bucket; or there is no byte in it
+        self._windows[0 if first > 0 else about["size"] - len(data)] = data
+        return status(about)
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Returns `count` bytes from a place on; fewer only at the end of the object."""
@@ -77,21 +95,37 @@ class StoredFile(io.RawIOBase):
         starts, pieces = self._ahead
         if (at := bisect_right(starts, offset) - 1) >= 0 and offset + count <= starts[at] + len(pieces[at]):
             return pieces[at][offset - starts[at] : offset - starts[at] + count]
+        if (data := self._in_window(offset, count)) is not None:
+            return data
         if count >= _LARGEST:
             number = round(count / PIECE)  # of like size: what is little more than one piece is not two
             edges = [offset + count * i // number for i in range(number + 1)]
             return b"".join(self._ranges(list(pairwise(edges))))
         return self._windowed(offset, count)
 
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yields the content, so many bytes at a time; what was fetched with the request that opened it comes first."""
+        first = min(size, len(self._windows.get(0, b"")))
+        if first:
+            yield self.read_at(0, first)
+        for start in range(first, self.size, size):
+            yield self.read_at(start, size)
+
+    def _in_window(self, offset: int, count: int) -> bytes | None:
+        """Returns bytes that are in a window; None if they are in none."""
+        with self._lock:
+            for start, data in self._windows.items():
+                if start <= offset and offset + count <= start + len(data):
+                    self._windows.move_to_end(start)
+                    return data[offset - start : offset - start + count]
+        return None
+
     def _windowed(self, offset: int, count: int) -> bytes:
-        """Returns bytes from a window; a new one is larger than the one that it follows."""
+        """Returns bytes from a new window, which is larger than the one that it follows."""
         with self._lock:
             size = _FIRST
             for start, data in self._windows.items():
                 if start <= offset <= start + len(data):
-                    if offset + count <= start + len(data):
-                        self._windows.move_to_end(start)
-                        return data[offset - start : offset - start + count]
                     size = min(4 * max(len(data), _FIRST), _LARGEST)
             data = self._range(offset, min(self.size, offset + max(size, count)))
             self._windows[offset] = data

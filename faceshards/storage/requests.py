@@ -108,12 +108,21 @@ def part(place: Place, start: int, stop: int, tag: str) -> bytes:
 
 
 @patient
-def some(place: Place, start: int, stop: int) -> bytes:
-    """Returns bytes of an object, as far as it has them; its last ones if `start` is below 0."""
+def some(place: Place, start: int, stop: int) -> tuple[bytes, Any]:
+    """Returns bytes of an object, as far as it has them, and what obstore says of it.
+
+    Args:
+        place: of the object.
+        start: the first; below 0: so many of its last ones, whatever `stop` is.
+        stop: behind the last.
+
+    Raises:
+        StorageError: ERANGE: it ends before `start`, or is empty.
+    """
     with _asked(place) as (obstore, store):
         wanted = {"suffix": -start} if start < 0 else (start, stop)
         found = obstore.get(store, place.key, options={"range": wanted})
-        return _all_of(found, found.range[1] - found.range[0])
+        return _all_of(found, found.range[1] - found.range[0]), _tagged(found.meta)
 
 
 @patient

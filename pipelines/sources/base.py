@@ -16,7 +16,7 @@ from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
 from faceshards.hashing import splitmix64
 from faceshards.reading import OpenFile, each, open_file
-from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.location import Location, Status, StoredPath, as_location
 from faceshards.storage.ranges import read_object
 
 MAX_ENCODED = 64 << 20
@@ -184,6 +184,13 @@ class OpenFiles:
     def __init__(self) -> None:
         self._open: dict[str, OpenFile] = {}
         self._images: dict[StoredPath, bytes] = {}  # read ahead
+        self._states: dict[str, os.stat_result | Status] = {}
+
+    def state(self, path: str) -> os.stat_result | Status:
+        """Returns what is known of a file beside a source since it was first asked for; OSError if it is gone."""
+        if path not in self._states:
+            self._states[path] = as_location(path).stat()
+        return self._states[path]
 
     def file(self, file: SourceFile) -> OpenFile:
         """Returns the open file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ import numpy as np
 from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
 from faceshards.formats import idx, recordio, recordio_scan
-from faceshards.storage.location import as_location
+from faceshards.reading import OpenFile
+from faceshards.storage.location import StoredPath, as_location
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.rec_files import IR_HEADER, claims, find
 
-__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "place", "read", "scan", "set_of"]
+__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "place", "prepare", "read", "scan", "set_of"]
 _STEP = 64 << 20  # bytes scanned at a time, to count records
 
 
@@ -76,10 +78,13 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
     Raises:
         SourceError: the file changed since it was scanned, or has no image under this key.
     """
-    opened.file(file)
-    offset = int(key[1:]) if key.startswith("@") else _indexed(file, key) if file.index else _counted(file, int(key))
+    handle = opened.file(file)
+    if key.startswith("@"):
+        offset = int(key[1:])
+    else:
+        offset = _indexed(file, key, opened) if file.index else _counted(file, int(key))
     if offset % 4 == 0 and 0 <= offset < file.bytes:
-        found = scan(Partition(0, 0, file.kind, file.path, offset, offset + 4, None, False))
+        found = scan(Partition(0, 0, file.kind, file.path, offset, offset + 4, None, False), handle)
         if len(found.offset) and found.size[0] > 0:
             return Place(key, offset, int(found.header[0]), int(found.size[0]), int(found.parts[0]))
         if len(found.offset):
@@ -87,14 +92,29 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
     raise SourceError(f"{file.path}: record {key}: none begins at byte {offset}")
 
 
-def _indexed(file: SourceFile, key: str) -> int:
+def prepare(file: SourceFile, keys: Sequence[str], opened: OpenFiles) -> None:
+    """Fetches of an object what place() and read() will look at, if there is an .idx; several at once."""
+    if file.index and isinstance(as_location(file.path), StoredPath):
+        index = _index(file, opened)
+        wanted = np.isin(index.keys, [int(key) for key in keys if key.isdecimal()])
+        offsets = np.sort(index.offsets[wanted]).tolist()
+        handle, beside = opened.file(file), recordio_scan.AHEAD
+        spans = ((max(0, offset - beside), offset + 4 + beside) for offset in offsets)
+        handle.read_ahead([(start, stop - start) for start, stop in spans])
+
+
+def _indexed(file: SourceFile, key: str, opened: OpenFiles) -> int:
     """Returns the byte at which the .idx has a key."""
-    state = as_location(file.index).stat()  # says it in fewer words than the reader if it is gone
-    index = _read_index(file.index, state.st_size, state.st_mtime_ns)
+    index = _index(file, opened)
     found = index.offsets[index.keys == int(key)]
     if len(found) != 1:
         raise SourceError(f"{file.index}: has the key {key} {len(found)} times")
     return int(found[0])
+
+
+def _index(file: SourceFile, opened: OpenFiles) -> idx.Index:
+    state = opened.state(file.index)  # says it in fewer words than the reader if it is gone
+    return _read_index(file.index, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)  # whoever wants one record mostly wants more
@@ -133,17 +153,21 @@ class _Headers(NamedTuple):
     size: np.ndarray  # int64, bytes of the image
 
 
-def scan(part: Partition) -> Scanned:
+def scan(part: Partition, file: OpenFile | None = None) -> Scanned:
     """Returns the image records of a byte range of a .rec; what is damaged or missing is a row with its reason.
 
     Records are classified by their own structure, never by the header record or the identity ranges, which float32
     rounds above 2**24: an empty image with two labels is structural, everything else is an image record whose label
     (element 0 of an array label) is the identity.
 
+    Args:
+        part: of it.
+        file: the .rec, if it is open.
+
     Raises:
         OSError: the file cannot be read.
     """
-    found = recordio_scan.scan(as_location(part.path), part.start, part.stop)
+    found = recordio_scan.scan(as_location(part.path), part.start, part.stop, file)
     every = _headers(found)
     rows = np.flatnonzero(~every.structural)
     heads = _Headers(*(column[rows] for column in every))

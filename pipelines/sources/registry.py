@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,23 +165,44 @@ def read_images(file: SourceFile, places: Sequence[Place], opened: OpenFiles, in
         return [read(file, place, opened) for place in places]
 
 
-def read_record(entry: Mapping[str, Any], key: str) -> bytes:
-    """Returns the encoded image of a record, kept or dropped, from the source of a published dataset.
+def read_records(entry: Mapping[str, Any], keys: Sequence[str]) -> list[bytes | SourceError]:
+    """Returns the encoded images of records, kept or dropped, from the source of a published dataset, in their order.
+
+    In place of an image that cannot be had is why: the source changed, or went away, since it was scanned, or has no
+    image under this key.
 
     Args:
         entry: the source, as dataset.json has it.
-        key: of the record, as the manifest has it.
-
-    Raises:
-        SourceError: the source changed, or went away, since it was scanned, or has no image under this key.
+        keys: of the records, as the manifest has them.
     """
     try:
         file = SourceFile(**entry)
         kind = SOURCES[file.kind]
     except (TypeError, KeyError):
-        raise SourceError(f"{entry.get('path')}: of a kind that this release does not read") from None
-    try:
-        with OpenFiles() as opened:
+        return [SourceError(f"{entry.get('path')}: of a kind that this release does not read")] * len(keys)
+
+    def image(key: str) -> bytes | SourceError:
+        try:
             return kind.read(file, kind.place(file, key, opened), opened)
-    except OSError as error:
-        raise SourceError(f"{error.filename or file.path}: {error.strerror or error}") from None
+        except SourceError as error:
+            return error
+        except OSError as error:
+            return SourceError(f"{error.filename or file.path}: {error.strerror or error}")
+
+    with OpenFiles() as opened:
+        if prepare := getattr(kind, "prepare", None):  # a kind need not have it
+            with suppress(SourceError, OSError):  # of each record it is said below
+                prepare(file, keys, opened)
+        return [image(key) for key in keys]
+
+
+def read_record(entry: Mapping[str, Any], key: str) -> bytes:
+    """Returns the encoded image of a record from the source of a published dataset; see read_records().
+
+    Raises:
+        SourceError: it cannot be had.
+    """
+    (found,) = read_records(entry, [key])
+    if isinstance(found, SourceError):
+        raise found
+    return found

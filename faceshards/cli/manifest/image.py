@@ -18,7 +18,7 @@ from faceshards.files import replacing
 from faceshards.inspection.photograph import Photograph, photograph
 from faceshards.inspection.pictures import Pictures
 from faceshards.storage.location import Location
-from pipelines.sources.registry import read_record
+from pipelines.sources.registry import read_records
 
 
 @click.command(cls=Command)
@@ -44,7 +44,7 @@ def image(path: Location, name: str, out: Path | None, limit: int | None, as_jso
     found = Manifest(path)
     one = photograph(found, name)
     if out is not None:
-        _write(out, Pictures(found, read_record).of(one))
+        _write(out, Pictures(found, read_records).of(one))
     if as_json:
         _print_json(one, limit)
     else:

@@ -14,7 +14,7 @@ from faceshards.cli.options import PATH, dataset_argument, json_option, show
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text, check_writable
 from faceshards.storage.location import Location
-from pipelines.sources.registry import read_record
+from pipelines.sources.registry import read_records
 
 if TYPE_CHECKING:
     from faceshards.inspection.report.page import Written
@@ -90,7 +90,7 @@ def write_report(out: Path, found: Manifest, seed: int = 0, max_size: int | None
     """Returns what was written about a dataset; see faceshards.inspection.report.page.write."""
     from faceshards.inspection.report.page import SIZE, write  # Jinja and OpenCV: not for every command
 
-    return write(out, found, summary_facts(found), read_record, seed, max_size or SIZE)
+    return write(out, found, summary_facts(found), read_records, seed, max_size or SIZE)
 
 
 def report_line(out: Path, written: Written) -> str:

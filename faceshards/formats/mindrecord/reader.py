@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import pairwise
-from pathlib import Path
+from itertools import chain, pairwise
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
@@ -18,16 +13,17 @@ from faceshards.errors import ShardError
 from faceshards.formats.mindrecord.layout import (
     HEADER_SIZES,
     PAGE_SIZES,
-    TABLES,
-    WITHOUT_ROWID,
     RowGroup,
     frames,
     read_header,
     read_raw_rows,
     row_groups,
 )
-from faceshards.reading import fetch, open_file
-from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.reading import open_file
+from faceshards.storage.location import Location, as_location
+
+_FIRST = 64 << 10  # bytes of an object that are read at once: most headers, 200 bytes a page
+_BLOCK = 32 << 20  # bytes of an object that are fetched before they are looked at
 
 
 class Picked(NamedTuple):
@@ -50,7 +46,7 @@ class Shard:
     """A shard's data file, open for reading; a context manager. Nothing in the file is trusted.
 
     Args:
-        path: data file. Its index is not read; `verify_index` compares the two.
+        path: data file. Its index is not read; formats/mindrecord/index.py compares the two.
 
     Raises:
         ShardError: not a shard of ours, cut, or its header contradicts itself. Reading rows raises it likewise.
@@ -59,7 +55,7 @@ class Shard:
     def __init__(self, path: Location | str) -> None:
         self.path = as_location(path)
         try:
-            self._file = open_file(path)
+            self._file = open_file(path, first=_FIRST)
         except (OSError, ValueError) as error:
             raise ShardError(path, f"cannot be opened: {getattr(error, 'strerror', error)}") from None
         try:
@@ -106,10 +102,14 @@ class Shard:
     def _fields(self, group: RowGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns labels, sids, framed lengths of a group's raw rows, (n,) int64 each."""
         try:
-            offset = self._header_size + group.raw * self._page_size + group.raw_start
-            return read_raw_rows(self._read(offset, group.raw_end - group.raw_start), group.end - group.start)
+            return read_raw_rows(self._read(*self._raw_place(group)), group.end - group.start)
         except (OSError, ValueError) as error:
             raise ShardError(self.path, f"raw page {group.raw}, byte {group.raw_start}: {error}") from None
+
+    def _raw_place(self, group: RowGroup) -> tuple[int, int]:
+        """Returns where a group's raw rows begin in the file, and their bytes."""
+        offset = self._header_size + group.raw * self._page_size + group.raw_start
+        return offset, group.raw_end - group.raw_start
 
     def __len__(self) -> int:
         return self._groups[-1].end
@@ -175,9 +175,51 @@ class Shard:
         """
         offsets = self.frame_offsets(lengths)
         bounds = np.searchsorted(rows, [*self._starts, len(self)])  # (groups + 1,)
-        for group, low, high in zip(self._groups, bounds[:-1], bounds[1:], strict=True):
-            if low < high:
-                yield self._picked(group, rows[low:high], offsets, lengths)
+        chosen = [
+            (group, rows[low:high])
+            for group, low, high in zip(self._groups, bounds[:-1], bounds[1:], strict=True)
+            if low < high
+        ]
+        places = [self._places(group, some, offsets, lengths) for group, some in chosen]
+        block = np.cumsum([sum(size for _, size in own) for own in places]) // _BLOCK
+        for first, stop in pairwise([0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(chosen)]):
+            self._file.read_ahead(sorted(chain.from_iterable(places[first:stop])))
+            for group, some in chosen[first:stop]:
+                yield self._picked(group, some, offsets, lengths)
+
+    def images(self, rows: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+        """Returns the encoded images of some rows; only they are read, of an object several at once.
+
+        Args:
+            rows: (n,) int64, which ones, ascending.
+            lengths: (N,) int, bytes of every image, from the manifest.
+
+        Raises:
+            ShardError: such images do not fill the pages as the header says, or a row has an image of another length.
+        """
+        offsets = self.frame_offsets(lengths)
+        places = self._frames(rows, offsets, lengths)
+        try:
+            self._file.read_ahead(places)
+            read = [self._file.read_at(*place) for place in places]
+        except OSError as error:
+            raise ShardError(self.path, f"cannot be read: {error.strerror}") from None
+        for row, length, frame in zip(rows.tolist(), lengths[rows].tolist(), read, strict=True):
+            if not _is_frame(frame, length):
+                raise ShardError(self.path, f"row {row}: no image of {length} bytes, which the manifest says")
+        return [frame[8:] for frame in read]
+
+    def _places(
+        self, group: RowGroup, rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray
+    ) -> list[tuple[int, int]]:
+        """Returns what is read of a group for some of its rows, offset and bytes of each."""
+        if _is_most(rows, group):
+            return [(int(offsets[group.start]), group.blob_used), self._raw_place(group)]
+        return [*self._frames(rows, offsets, lengths), self._raw_place(group)]
+
+    def _frames(self, rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> list[tuple[int, int]]:
+        """Returns offset and bytes of the frames of rows."""
+        return list(zip(offsets[rows].tolist(), (lengths[rows].astype(np.int64) + 8).tolist(), strict=True))
 
     def _picked(self, group: RowGroup, rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> Picked:
         """Returns rows of a group as far as they can be read; a page is read whole if many of them are in it."""
@@ -189,23 +231,27 @@ class Shard:
             numbers, problem = None, error.cause
         base, page = int(offsets[group.start]), None
         try:
-            if 4 * len(rows) > group.end - group.start:
+            if _is_most(rows, group):
                 page = memoryview(self._file.read_at(base, group.blob_used))
             images = []
             for at, length in zip(offsets[rows].tolist(), lengths[rows].tolist(), strict=True):
                 frame = self._file.read_at(at, length + 8) if page is None else page[at - base : at - base + length + 8]
-                whole = len(frame) == length + 8 and int.from_bytes(frame[:8], "little") == length
-                images.append(memoryview(frame)[8:] if whole else None)
+                images.append(memoryview(frame)[8:] if _is_frame(frame, length) else None)
         except OSError as error:
             images = [None] * len(rows)
             problem = f"blob page {group.blob}: {error.strerror}"
         return Picked(rows, numbers, images, problem)
 
-    def index_rows(self) -> Iterator[list[tuple[int, ...]]]:
-        """Yields for each row group the rows that table INDEXES must have."""
+    def index_rows(self, lengths: np.ndarray | None = None) -> Iterator[list[tuple[int, ...]]]:
+        """Yields for each row group the rows that table INDEXES must have.
+
+        Args:
+            lengths: (N,) int, bytes of every image, where frames were compared with them; without it pages are read.
+        """
         for group in self._groups:
             labels, _, raw_lengths = self._fields(group)
-            yield list(group.index_rows(np.diff(self._blobs(group)[1]), raw_lengths, labels))
+            sizes = np.diff(self._blobs(group)[1]) if lengths is None else lengths[group.start : group.end] + 8
+            yield list(group.index_rows(sizes, raw_lengths, labels))
 
     def close(self) -> None:
         """Closes the file."""
@@ -218,47 +264,11 @@ class Shard:
         self.close()
 
 
-def verify_index(path: Location) -> None:
-    """Checks that `path`.db says of every row what the data file says; of a partial one MindSpore dies by SIGSEGV.
-
-    Raises:
-        ShardError: the index is missing, damaged, incomplete or differs, or the data file is no shard.
-    """
-    index = path.with_name(f"{path.name}.db")
-    if not index.is_file() or index.with_name(f"{index.name}-journal").exists():
-        raise ShardError(index, "is missing, or its journal says that writing it was interrupted")
-    try:
-        if not isinstance(index, StoredPath):
-            return _verify_index(path, index, index)
-        with tempfile.NamedTemporaryFile(prefix="faceshards-index-") as copy:
-            fetch(index, Path(copy.name))
-            _verify_index(path, index, Path(copy.name))
-    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:  # the last one for SQLite's messages of damaged names
-        raise ShardError(index, f"cannot be read: {error!r}") from None
+def _is_most(rows: np.ndarray, group: RowGroup) -> bool:
+    """Returns whether rows are so many of their group that its page is read whole for them."""
+    return 4 * len(rows) > group.end - group.start
 
 
-def _verify_index(path: Location, index: Location, copy: Path) -> None:
-    """Compares an index, that lies where SQLite can read it, with the data file."""
-    names = ("table", "SHARD_NAME", "SHARD_NAME", TABLES[1])
-    ours = [("table", "INDEXES", "INDEXES", TABLES[0] + WITHOUT_ROWID), names]
-    theirs = [  # FileWriter's, and our own once
-        ("index", "sqlite_autoindex_INDEXES_1", "INDEXES", None),
-        ("table", "INDEXES", "INDEXES", TABLES[0]),
-        names,
-    ]
-    source = f"file:{quote(str(copy.absolute()))}?mode=ro&immutable=1"  # immutable: takes no lock, leaves no files
-    with Shard(path) as shard, closing(sqlite3.connect(source, uri=True)) as link:
-        tables = link.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
-        if tables not in (ours, theirs):
-            raise ShardError(index, "does not have MindRecord's tables")
-        if link.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]:
-            raise ShardError(index, "is damaged: SQLite's integrity_check fails")
-        if link.execute("SELECT NAME FROM SHARD_NAME").fetchmany(2) != [(path.name,)]:
-            raise ShardError(index, f"is not the index of {path.name}")
-        order = "ROW_ID" if tables == ours else "rowid"
-        found = link.execute(f"SELECT * FROM INDEXES NOT INDEXED ORDER BY {order}")
-        for rows in shard.index_rows():
-            if found.fetchmany(len(rows)) != rows:
-                raise ShardError(index, f"differs from the data file in rows {rows[0][0]}..{rows[-1][0]}")
-        if found.fetchone() is not None:
-            raise ShardError(index, f"has more rows than the data file's {len(shard)}")
+def _is_frame(frame: bytes | memoryview, length: int) -> bool:
+    """Returns whether a frame holds an image of so many bytes."""
+    return len(frame) == length + 8 and int.from_bytes(frame[:8], "little") == length

@@ -11,10 +11,10 @@ from typing import Any
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError, first_few
 from faceshards.files import bytes_text, replacing
-from faceshards.inspection.pictures import ReadRecord
+from faceshards.inspection.pictures import ReadRecords
 from faceshards.inspection.report.album import Album, Filled, fill
 from faceshards.inspection.report.figures import figures
-from faceshards.inspection.report.sheets import plan, records
+from faceshards.inspection.report.sheets import plan
 from faceshards.inspection.report.templates import environment
 from faceshards.storage.location import Location
 
@@ -40,7 +40,7 @@ class Written:
 
 
 def write(
-    page: Path, found: Manifest, facts: Mapping[str, Any], read: ReadRecord, seed: int = 0, most: int = SIZE
+    page: Path, found: Manifest, facts: Mapping[str, Any], read: ReadRecords, seed: int = 0, most: int = SIZE
 ) -> Written:
     """Writes a page about a dataset, whole or not at all; the same dataset and seed give the same bytes.
 
@@ -70,7 +70,7 @@ def write(
         raise FaceshardsError(
             f"{page}: {bytes_text(most)} is too small: the figures alone take {bytes_text(most - room)}"
         )
-    album = Album(found, records(found, sheets), read)
+    album = Album(found, sheets, read)
     filled, unread = fill(sheets, album, room)
     text = rendered(filled, unread)
     try:

@@ -21,8 +21,9 @@ from mindspore.mindrecord import FileReader, FileWriter
 
 from faceshards.errors import ShardError
 from faceshards.formats.mindrecord.geometry import geometry
+from faceshards.formats.mindrecord.index import verify_index
 from faceshards.formats.mindrecord.layout import HEADER_SIZES, header, lay_out
-from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.mindrecord.writer import shard_bytes, write_shard
 
 EDGES = [0, 1, 127, 128, 255, 256, 65535, 65536, (1 << 24) - 1, 1 << 24, (1 << 31) - 1]  # msgpack's widths, and int32's

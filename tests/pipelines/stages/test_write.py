@@ -15,8 +15,9 @@ import pytest
 from faceshards.dataset.row_check import check_rows
 from faceshards.errors import ShardError, SourceError
 from faceshards.formats.mindrecord.geometry import Geometry
+from faceshards.formats.mindrecord.index import verify_index
 from faceshards.formats.mindrecord.layout import frames, raw_rows, read_raw_rows
-from faceshards.formats.mindrecord.reader import Shard, verify_index
+from faceshards.formats.mindrecord.reader import Shard
 from pipelines.build import build
 from pipelines.plan import plan
 from pipelines.records import ROUTED_SCHEMA
