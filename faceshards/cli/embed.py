@@ -8,7 +8,7 @@ import click
 
 from faceshards.cli.command import ModelCommand, goes_on
 from faceshards.cli.options import (
-    PATH,
+    LOCATION,
     backbone_option,
     channels_option,
     colours,
@@ -18,11 +18,13 @@ from faceshards.cli.options import (
     required_model_option,
     show,
 )
+from faceshards.cli.paths import OUT_FOLDER
+from faceshards.storage.location import Location
 
 
 @click.command(cls=ModelCommand, go_on=goes_on)
-@click.argument("source", type=PATH, nargs=-1, required=True)
-@click.argument("out", type=PATH)
+@click.argument("source", type=LOCATION, nargs=-1, required=True)
+@click.argument("out", type=OUT_FOLDER)
 @required_model_option
 @backbone_option
 @channels_option
@@ -30,8 +32,8 @@ from faceshards.cli.options import (
 @quiet_option
 @json_option
 def embed(
-    source: tuple[Path, ...],
-    out: Path,
+    source: tuple[Location, ...],
+    out: Location,
     model: Path,
     backbone: str,
     channels: str,

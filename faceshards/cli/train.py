@@ -13,21 +13,28 @@ import click
 from evaluation.origin import MARK, NOTE, Origin
 from faceshards.cli.command import Command, Interrupted, interruptible
 from faceshards.cli.options import BYTES, PATH, data_root_option, json_option, settings_option, show
-from faceshards.cli.paths import LOCATION
+from faceshards.cli.paths import FETCHED, LOCATION, LocalPath
 from faceshards.cli.terminal import echo
 from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath
+
+_RUN = LocalPath(
+    "is in a bucket, and has to be on a disk here: files of a run are appended to and renamed; upload its folder "
+    "afterwards"
+)
 
 
 @click.command(cls=Command)
 @click.argument("recipe")
 @click.option("--data", type=LOCATION, help="A published dataset.  [required, --explain apart]")
-@click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
+@click.option("--out", type=_RUN, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
 @data_root_option
 @settings_option
 @click.option("--cache", type=PATH, help="A folder for copies of the shards that are read; a bucket's need one.")
 @click.option("--cache-bytes", type=BYTES, default=0, help="That they may take, such as 200G; 0: no limit.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
-@click.option("--finetune", type=PATH, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt.")
+@click.option(
+    "--finetune", type=FETCHED, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt."
+)
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each host.")
 @click.option("--hosts", help="All hosts of the job, by commas; the first runs the scheduler.")
 @click.option("--host-rank", type=click.IntRange(min=0), default=0, show_default=True, help="This host in --hosts.")
