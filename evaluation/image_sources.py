@@ -15,10 +15,10 @@ from evaluation.image_files import LISTS, find_image_files
 from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.shard_images import check_image
-from faceshards.errors import SourceError, stands_for
+from faceshards.errors import SourceError
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
-from faceshards.reading import fetch
+from faceshards.reading import brought
 from faceshards.storage.location import Location, StoredPath
 from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
@@ -141,12 +141,7 @@ def _dataset(data: Manifest) -> ImageSource:
 
 def _set(path: Location, work: Path) -> ImageSource:
     """Returns the images of a verification set: 2k and 2k + 1 are pair k."""
-    if isinstance(path, StoredPath):
-        copies = work / "set"
-        copies.mkdir()
-        stands_for(copies, path.parent)
-        fetch(path, copies / path.name)
-        path = copies / path.name
+    path = brought(path, work)
     images = read_bin(path).images
 
     def read(start: int) -> Images:

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as fs
 
+from faceshards.errors import stands_for
 from faceshards.storage.arrow import ObjectsForArrow
 from faceshards.storage.location import Location, StoredPath, as_location
 from faceshards.storage.ranges import StoredFile, read_object, read_range
@@ -121,6 +123,19 @@ def fetch(path: Location, to: Path) -> None:
     with StoredFile(path) as stored, open(to, "wb") as file:
         for start in range(0, stored.size, BLOCK):
             file.write(stored.read_at(start, BLOCK))
+
+
+def brought(path: Location, folder: Path) -> Path:
+    """Returns a file, or a copy of an object, by the object's name in a new folder within `folder`.
+
+    What is said of the copy is said of the object: see faceshards.errors.as_typed().
+    """
+    if not isinstance(path, StoredPath):
+        return path
+    copies = Path(tempfile.mkdtemp(dir=folder))
+    stands_for(copies, path.parent)
+    fetch(path, copies / path.name)
+    return copies / path.name
 
 
 def content(path: Location) -> bytes:

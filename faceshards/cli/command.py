@@ -16,6 +16,7 @@ from typing import Any
 import click
 from click.exceptions import Abort, Exit
 
+from faceshards.cli.paths import settled
 from faceshards.cli.terminal import echo
 from faceshards.errors import ConfigError, FaceshardsError, disk_full, why
 
@@ -76,6 +77,7 @@ class Command(click.Command):
         except FileNotFoundError:
             raise click.ClickException("the folder that this was started in is gone: cd to another") from None
         try:
+            ctx.params = {name: settled(value, ctx) for name, value in ctx.params.items()}
             return self.run(ctx)
         except ConfigError as error:
             raise WrongUsage(" ".join(str(error).split())) from None

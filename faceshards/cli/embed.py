@@ -43,9 +43,9 @@ def embed(
 ) -> None:
     """Write the embeddings of all images of SOURCE into OUT.
 
-    OUT is a folder. SOURCE is a dataset, a .bin, a .rec, or a folder with a sub-folder per identity; or, without
-    identities, a flat folder of pictures, pictures, or a list of them (.txt: a path on each line; .lst: index, label
-    and path).
+    OUT is a folder, or a prefix in a bucket. SOURCE is a dataset, a .bin, a .rec, all of which may be there too, or a
+    folder with a sub-folder per identity; or, without identities, a flat folder of pictures, pictures, or a list of
+    them (.txt: a path on each line; .lst: index, label and path).
 
     Interrupted, the same command goes on where it stopped.
 
@@ -55,6 +55,7 @@ def embed(
       faceshards embed lfw.bin lfw_embeddings --model r50.onnx
       faceshards embed photographs/ out --model backbone.pth --backbone r100
       faceshards embed ann.jpg bob.jpg out --model r50.onnx
+      faceshards embed s3://faces/sets/mine s3://faces/embeddings/mine --model s3://faces/models/r50.onnx
     """
     from evaluation.embed_source import embed as run
     from evaluation.models.load import load_model  # MindSpore: only for this command

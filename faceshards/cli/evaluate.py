@@ -37,7 +37,7 @@ from faceshards.storage.location import Location
     "--set", "sets", type=FETCHED, multiple=True, required=True, help="A verification set (.bin); repeatable."
 )
 @far_option
-@click.option("--out", type=OUT_FOLDER, help="Folder for report.json and report.html.")
+@click.option("--out", type=OUT_FOLDER, help="Folder, or prefix in a bucket, for report.json and report.html.")
 @trained_on_option
 @quiet_option
 @json_option
@@ -63,6 +63,7 @@ def evaluate(
       faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
       faceshards eval --embeddings lfw.npy --set lfw.bin
       faceshards eval --model r50.onnx --set lfw.bin --far 1e-2 --far 1e-5
+      faceshards eval --model s3://faces/r50.onnx --set s3://faces/lfw.bin --out s3://faces/eval/r50
     """
     one_of_model_and_embeddings(model, embeddings, channels, input_range)
     if embeddings is not None and len(sets) != 1:

@@ -21,7 +21,8 @@ from faceshards.storage.location import Location
 def export(model: Path, out: Location, backbone: str, licence: str, as_json: bool) -> None:
     """Write MODEL as OUT: .onnx, .mindir or .safetensors.
 
-    What was written is compared with the model, and gets a card beside it. A .safetensors has the names of PyTorch.
+    What was written is compared with the model, and gets a card beside it. A .safetensors has the names of PyTorch. OUT
+    may be in a bucket.
 
     \b
     Examples:

@@ -46,7 +46,9 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @far_option
 @trained_on_option
 @click.option(
-    "--out", type=OUT_FOLDER, help="Folder for ijb.json, and for embeddings: kept, no image is embedded twice."
+    "--out",
+    type=OUT_FOLDER,
+    help="Folder, or prefix in a bucket, for ijb.json, and for embeddings: kept, no image is embedded twice.",
 )
 @quiet_option
 @json_option
@@ -65,7 +67,7 @@ def ijb(
 ) -> None:
     """Measure a model on IJB-B or IJB-C by pairs of templates.
 
-    ROOT holds meta/ and loose_crop/.
+    ROOT, a folder on a disk, holds meta/ and loose_crop/.
 
     \b
     Examples:

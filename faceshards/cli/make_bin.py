@@ -22,6 +22,8 @@ from faceshards.storage.location import Location
 def make_bin(root: Path, pairs: Path, out: Location, as_json: bool) -> None:
     """Make a verification set OUT (.bin) of ROOT's images by PAIRS.
 
+    ROOT is a folder on a disk; PAIRS and OUT may be in a bucket.
+
     \b
     PAIRS is CFP's folder Protocol (its Split/FP), or a text file whose lines are all
       name i j, or name i name j    LFW's pairs.txt: name/name_000i.jpg, .jpeg or .png
@@ -35,7 +37,7 @@ def make_bin(root: Path, pairs: Path, out: Location, as_json: bool) -> None:
     \b
     Examples:
       faceshards make-bin lfw_112x112 pairs.txt lfw.bin
-      faceshards make-bin lfw_112x112 pairs.csv lfw.bin
+      faceshards make-bin lfw_112x112 pairs.csv s3://faces/sets/lfw.bin
     """
     found = make_set(root, pairs)
     out.parent.mkdir(parents=True, exist_ok=True)

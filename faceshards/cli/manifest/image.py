@@ -22,7 +22,7 @@ from pipelines.sources.registry import read_record
 @click.command(cls=Command)
 @dataset_argument
 @click.argument("name", metavar="SID|SHA256|KEY")
-@click.option("--out", type=OUT_FILE, help="Write the encoded image, as the source has it.")
+@click.option("--out", type=OUT_FILE, help="File, or object in a bucket, for the encoded image as the source has it.")
 @limit_option
 @json_option
 def image(path: Location, name: str, out: Location | None, limit: int | None, as_json: bool) -> None:

@@ -42,7 +42,11 @@ class _Size(click.ParamType):
 @click.command(cls=Command)
 @dataset_argument
 @click.option(
-    "--out", required=True, type=OUT_FILE, metavar="PAGE", help="The HTML file; one that is there is replaced."
+    "--out",
+    required=True,
+    type=OUT_FILE,
+    metavar="PAGE",
+    help="The HTML file, or object in a bucket; one that is there is replaced.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses which pictures are shown."

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from faceshards.cli import paths
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import deliver
@@ -214,3 +216,30 @@ def test_eval_names_the_objects(bucket: StoredPath, tmp_path: Path, temporary: P
     assert str(temporary) not in found.output + content(out / "report.html").decode() + json.dumps(report)
     twice = call("eval", "--model", "none", *("--set", stored["a", "lfw.bin"], "--set", stored["a", "lfw.bin"]))
     assert f"{stored['a', 'lfw.bin']}: is named twice" in twice.stderr
+
+
+def test_what_belongs_to_a_model_comes_with_it(bucket: StoredPath, refusing: FaultProxy) -> None:
+    for name in (
+        "m-symbol.json",
+        "m-0003.params",
+        "m-0012.params",
+        "mm-0040.params",
+        "m.onnx",
+        "m.onnx.json",
+        "n.onnx",
+    ):
+        (bucket / name).write_bytes(name.encode())
+    (bucket / "n.onnx.json").write_bytes(b"closed")
+    refusing.add(faults.says(403, "AccessDenied"), method="HEAD|GET", path=r"/n\.onnx\.json", times=-1)
+    for name, others in {
+        "m-symbol.json": {"m-0012.params"},
+        "m-0003.params": {"m-symbol.json"},
+        "m.onnx": {"m.onnx.json"},
+        "n.onnx": set(),  # a store that does not list says no to what is not there
+        "mm-0040.params": set(),
+    }.items():
+        with click.Context(main) as ctx:
+            copy = paths.settled(paths.MODEL.convert(f"{bucket}/{name}", None, ctx), ctx)
+            assert {entry.name for entry in copy.parent.iterdir()} == {name, *others}
+            assert all(entry.read_bytes() == entry.name.encode() for entry in copy.parent.iterdir())
+        assert not copy.exists()
