@@ -77,7 +77,6 @@ class Command(click.Command):
         except FileNotFoundError:
             raise click.ClickException("the folder that this was started in is gone: cd to another") from None
         try:
-            ctx.params = {name: settled(value, ctx) for name, value in ctx.params.items()}
             return self.run(ctx)
         except ConfigError as error:
             raise WrongUsage(" ".join(str(error).split())) from None
@@ -100,6 +99,7 @@ class Command(click.Command):
 
     def run(self, ctx: click.Context) -> Any:
         """Runs the command; what a family of commands has around theirs goes here."""
+        ctx.params = {name: settled(value, ctx) for name, value in ctx.params.items()}
         return super().invoke(ctx)
 
 

@@ -23,7 +23,17 @@ _RUN = LocalPath(
 )
 
 
-@click.command(cls=Command)
+class _Train(Command):
+    """The command: a rank alone is interrupted as any, ranks of several get Ctrl-C from their launcher."""
+
+    def run(self, ctx: click.Context) -> Any:
+        """Runs it."""
+        if ctx.params["devices"] == 1 and not ctx.params["hosts"] and "MS_ROLE" not in os.environ:
+            ctx.with_resource(interruptible())
+        return super().run(ctx)
+
+
+@click.command(cls=_Train)
 @click.argument("recipe")
 @click.option("--data", type=LOCATION, help="A published dataset.  [required, --explain apart]")
 @click.option("--out", type=_RUN, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
@@ -45,9 +55,7 @@ _RUN = LocalPath(
     "--explain", is_flag=True, help="Print each setting, where it comes from and whose figure it is, and stop."
 )
 @json_option
-@click.pass_context
 def train(
-    ctx: click.Context,
     recipe: str,
     data: Location | None,
     out: Path | None,
@@ -79,8 +87,6 @@ def train(
       faceshards train ms1mv3 --data s3://faces/ms1mv3 --out runs/s --cache /ssd --cache-bytes 9G --set order=window
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
-    if devices == 1 and not hosts and "MS_ROLE" not in os.environ:  # ranks of several get Ctrl-C from their launcher
-        ctx.with_resource(interruptible())
     from training import ranks
     from training.device.diagnostics import quieten
 
