@@ -21,8 +21,10 @@ from evaluation.models.model import Model
 from faceshards.errors import FaceshardsError
 from faceshards.files import differences, replacing, write_json
 from faceshards.formats.json_files import read_json
-from faceshards.locks import exclusive_folder
+from faceshards.locks import exclusive
 from faceshards.progress import bar
+from faceshards.reading import for_arrow, names_in
+from faceshards.storage.location import Location, StoredPath
 from training.data.transforms import SIZE, ImageError, header_size
 
 LOOKED_AT = 32  # images of a block, before all are embedded
@@ -30,10 +32,10 @@ LOOKED_AT = 32  # images of a block, before all are embedded
 log = logging.getLogger(__name__)
 
 
-def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = False) -> dict[str, Any]:
+def embed(source: Location | Sequence[Location], out: Location, model: Model, quiet: bool = False) -> dict[str, Any]:
     """Returns counts (images, embedded, left_out) after writing the embeddings of all images of a source into `out`.
 
-    `source` is what open_source() takes: a path, or several of pictures.
+    `source` is what open_source() takes: a path, or several of pictures. `out` may be a prefix in a bucket.
 
     `out`/part-NNNNN.parquet has a row per image, in the source's order: sid int64, key string, label string, embedding
     fixed-size list of float32 (image and mirror image added, not normalised; NaN if there is none), cause string (why
@@ -49,9 +51,9 @@ def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = 
     if out.exists() and not out.is_dir():
         raise FaceshardsError(f"{out}: no folder; the last name is that of the folder for the embeddings")
     with tempfile.TemporaryDirectory(prefix="faceshards-") as work, contextlib.ExitStack() as stack:
-        found = open_source([source] if isinstance(source, Path) else source, Path(work))
-        _check_sizes(source if isinstance(source, Path) else source[0], found.blocks)
-        stack.enter_context(exclusive_folder(out))
+        found = open_source([source] if isinstance(source, Path | StoredPath) else source, Path(work))
+        _check_sizes(source if isinstance(source, Path | StoredPath) else source[0], found.blocks)
+        stack.enter_context(exclusive(out))
         request = {"source": found.identity, "model": model.sha256, "blocks": len(found.blocks)}
         if model.channels != "rgb":
             request["channels"] = model.channels
@@ -59,7 +61,7 @@ def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = 
         if facts.exists():
             if different := differences(_request(facts), request):
                 raise FaceshardsError(f"{out}: holds embeddings of another {different[0].name}; choose another folder")
-        elif any(out.glob("*.parquet")):
+        elif any(map(_is_part, names_in(out))):
             raise FaceshardsError(f"{out}: holds Parquet files that are not of this command; choose another folder")
         write_json({"request": request, "backbone": model.backbone}, facts)
         counts = _blocks(found.blocks, found.total, out, Embedder(model.forward), quiet)
@@ -72,16 +74,20 @@ def embed(source: Path | Sequence[Path], out: Path, model: Model, quiet: bool = 
     return counts
 
 
-def _first_cause(out: Path) -> str:
+def _first_cause(out: Location) -> str:
     """Returns key and cause of the first image that has no embedding."""
-    for path in sorted(out.glob("part-*.parquet")):
-        table = pq.read_table(path, columns=["key", "cause"])
+    for name in sorted(filter(_is_part, names_in(out))):
+        table = pq.read_table(for_arrow(out / name), columns=["key", "cause"])
         if rows := table.filter(table["cause"].is_valid()).slice(0, 1).to_pylist():
             return f"{rows[0]['key']}: {rows[0]['cause']}"
     return ""
 
 
-def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> None:
+def _is_part(name: str) -> bool:
+    return name.endswith(".parquet")
+
+
+def _check_sizes(source: Location, blocks: Sequence[Callable[[int], Images]]) -> None:
     """Refuses a source whose images are all of another size than models take, as far as a look at some can tell."""
     sizes: Counter[tuple[int, ...]] = Counter()
     for number in {0, len(blocks) // 2, len(blocks) - 1} & set(range(len(blocks))):
@@ -97,7 +103,7 @@ def _check_sizes(source: Path, blocks: Sequence[Callable[[int], Images]]) -> Non
         )
 
 
-def _request(facts: Path) -> dict[str, Any]:
+def _request(facts: Location) -> dict[str, Any]:
     """Returns what an earlier call was asked for."""
     try:
         return dict(read_json(facts)["request"])
@@ -105,15 +111,16 @@ def _request(facts: Path) -> dict[str, Any]:
         raise FaceshardsError(f"{facts}: damaged: {error}; remove the folder to begin anew") from None
 
 
-def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool) -> dict[str, int]:
+def _blocks(blocks: Any, total: int, out: Location, embedder: Embedder, quiet: bool) -> dict[str, int]:
     """Writes the parts that are not there yet; returns the counts over all."""
     images = lost = 0
+    there = names_in(out)
     with bar("embed", total or None, quiet) as shown:
         for number, read in enumerate(blocks):
             path = out / f"part-{number:05d}.parquet"
-            if path.exists():
+            if path.name in there:
                 try:
-                    missing = pq.read_table(path, columns=["cause"])["cause"]
+                    missing = pq.read_table(for_arrow(path), columns=["cause"])["cause"]
                 except (pa.ArrowException, KeyError) as error:
                     cause = " ".join(str(error).split())[:200]
                     raise FaceshardsError(f"{path}: damaged: {cause}; remove this file") from None
@@ -125,7 +132,7 @@ def _blocks(blocks: Any, total: int, out: Path, embedder: Embedder, quiet: bool)
     return {"images": images, "embedded": images - lost, "left_out": lost}
 
 
-def _write(path: Path, block: Images, embedder: Embedder, shown: Any) -> tuple[int, int]:
+def _write(path: Location, block: Images, embedder: Embedder, shown: Any) -> tuple[int, int]:
     """Writes the part of a block; returns its images and how many have no embedding."""
     rows: list[np.ndarray] = []
     causes: list[str | None] = [cause or None for cause in block.causes]

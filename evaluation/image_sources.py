@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from evaluation.image_files import find_image_files
+from evaluation.image_files import LISTS, find_image_files
 from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.shard_images import check_image
 from faceshards.errors import SourceError
 from faceshards.formats.mindrecord.reader import Shard
 from faceshards.formats.verification_bin import printable, read_bin
+from faceshards.reading import brought
+from faceshards.storage.location import Location, StoredPath
 from pipelines.sources.base import Partition
 from pipelines.sources.find import cut, find_files
+from pipelines.sources.leftovers import is_image
 from pipelines.sources.registry import doubt_of, scan
 
 log = logging.getLogger(__name__)
@@ -63,12 +66,12 @@ class ImageSource:
     total: int
 
 
-def open_source(paths: Sequence[Path], work: Path) -> ImageSource:
+def open_source(paths: Sequence[Location], work: Path) -> ImageSource:
     """Returns the images at a path, or in files.
 
     Args:
         paths: a published dataset, a .bin, a .rec or .tar, a folder with such files or a folder an identity; or,
-            without identities, what find_image_files() takes.
+            without identities, what find_image_files() takes. The former, a folder an identity apart, may be addresses.
         work: a folder for tables that the blocks need.
 
     Raises:
@@ -78,14 +81,19 @@ def open_source(paths: Sequence[Path], work: Path) -> ImageSource:
     if len(paths) == 1 and ((path / "dataset.json").is_file() or path.name == "dataset.json"):
         return _dataset(Manifest(path))
     if len(paths) == 1 and path.suffix == ".bin":
-        return _set(path)
-    if files := find_image_files(paths):
+        return _set(path, work)
+    here = [path for path in paths if isinstance(path, Path)]
+    if here == [*paths] and (files := find_image_files(here)):
         parts, identity = files.cut(work, BYTES)
         return ImageSource(identity, [_block(part, "") for part in parts], len(files.names))
+    if stored := [path for path in paths if isinstance(path, StoredPath)]:
+        name = stored[0].name
+        if len(paths) > 1 or is_image(name) or name.lower().endswith(LISTS):
+            raise SourceError(f"{stored[0]}: in a bucket; pictures, and lists of them, are read from a disk only")
     return _found(path, work)
 
 
-def _found(path: Path, work: Path) -> ImageSource:
+def _found(path: Location, work: Path) -> ImageSource:
     """Returns the images that a build would find at a path."""
     try:
         files, warnings = find_files(path)
@@ -131,8 +139,9 @@ def _dataset(data: Manifest) -> ImageSource:
     return ImageSource({"dataset": data.fingerprint}, blocks, data.totals["kept"])  # type: ignore[arg-type]
 
 
-def _set(path: Path) -> ImageSource:
+def _set(path: Location, work: Path) -> ImageSource:
     """Returns the images of a verification set: 2k and 2k + 1 are pair k."""
+    path = brought(path, work)
     images = read_bin(path).images
 
     def read(start: int) -> Images:

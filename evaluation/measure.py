@@ -19,7 +19,7 @@ from evaluation.origin import Origin
 from evaluation.protocol.verification import Verification, check_pairs, distances, mean_norm, verify
 from evaluation.report.table import Entry
 from faceshards.checksums import file_digest
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, as_typed
 from faceshards.formats.verification_bin import VerificationSet, printable, read_bin, set_names
 from faceshards.progress import bar, counted
 from training.data.transforms import SIZE, ImageError, decode
@@ -178,7 +178,7 @@ def origin_of_embeddings(path: Path, backbone: str = "", trained_on: str = "") -
         backbone: of the model that made them, for published figures; "" for none.
         trained_on: its dataset, likewise.
     """
-    return Origin(printable(str(path)), file_digest(path)[1], backbone, trained_on=trained_on, kind="embeddings")
+    return Origin(printable(as_typed(path)), file_digest(path)[1], backbone, trained_on=trained_on, kind="embeddings")
 
 
 @contextmanager

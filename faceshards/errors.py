@@ -10,6 +10,21 @@ from collections.abc import Iterable
 # bytes of a file's name: terminals obey the former, and nothing can write the latter.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_typed: dict[str, str] = {}  # addresses, by the folders of this machine that stand for them
+
+
+def stands_for(folder: object, address: object) -> None:
+    """Has as_typed() know that a folder of temporary files has what its user knows by an address."""
+    _typed[str(folder)] = str(address)
+
+
+def as_typed(text: object) -> str:
+    """Returns a text, or a path, with the address in place of each folder that stands for one."""
+    found = str(text)
+    for folder, address in _typed.items():
+        found = found.replace(folder, address)
+    return found
+
 
 def harmless(text: str) -> str:
     """Returns a text with its control characters as their codes: \\x1b, and as JSON has them where it may hold them."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,22 +19,32 @@ import pyarrow.parquet as pq
 from faceshards.checksums import file_digest
 from faceshards.errors import FaceshardsError
 from faceshards.locks import own_folder
+from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location, StoredPath
+
+log = logging.getLogger(__name__)
 
 ROW_GROUP = 65536  # rows
 
 
 @contextmanager
-def replacing(path: Location) -> Iterator[Path]:
+def replacing(path: Location, keep: bool = False) -> Iterator[Path]:
     """Yields a name beside `path` to write to; it becomes `path` only if all went well, and is removed if not.
 
     Links and devices (/dev/stdout) are not replaced: what was written goes through them. An object is written on a disk
     of this machine, and uploaded.
+
+    Args:
+        path: of the file, or the object.
+        keep: what is whole, but cannot be uploaded, stays on this machine; see deliver().
     """
     if isinstance(path, StoredPath):
         with own_folder() as folder:
             yield folder / path.name
-            path.upload(folder / path.name, file_digest(folder / path.name)[1])
+            if keep:
+                deliver(folder, [path.name], path.parent)
+            else:
+                move(folder / path.name, path)
         return
     through = path.is_symlink() or (path.exists() and not path.is_file())
     name = f".{path.name}.{uuid.uuid4().hex}"
@@ -71,12 +82,40 @@ def making(name: str, where: Location) -> Iterator[Path]:
         folder.rmdir()
 
 
-def move(path: Path, to: Location, sha256: str) -> None:
+def move(path: Path, to: Location, sha256: str = "") -> None:
     """Moves a file out of a folder of `making`; its digest (hex) is stored with an object."""
     if isinstance(to, StoredPath):
-        to.upload(path, sha256)
+        to.upload(path, sha256 or file_digest(path)[1])
     else:
         os.replace(path, to)
+
+
+def deliver(folder: Path, names: Sequence[str], to: Location) -> None:
+    """Moves finished files from a folder of temporary ones to their places, one after the other.
+
+    Where a store takes one of them not, all are kept on this machine, and the error, or a warning, says where: they may
+    be the work of hours.
+
+    Args:
+        folder: whose files go when it goes.
+        names: of the files; the last one is that which makes them whole.
+        to: their folder, or prefix in a bucket.
+    """
+    try:
+        for name in names:
+            move(folder / name, to / name)
+    except BaseException as error:
+        if not isinstance(to, StoredPath):
+            raise
+        kept = Path(tempfile.mkdtemp(prefix="faceshards-kept-"))
+        for name in names:
+            os.replace(folder / name, kept / name)
+        said = f"what was made is kept: {kept / names[-1]}"
+        if isinstance(error, StorageError):
+            error.strerror = f"{error.strerror}; {said}"
+        else:
+            log.warning("%s: not uploaded; %s", to / names[-1], said)
+        raise
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -132,7 +171,20 @@ def fsync_tree(root: Path) -> None:
         fsync(folder)
 
 
-def check_writable(folder: Path) -> Path:
+def check_writable(folder: Location) -> None:
+    """Refuses a folder, or a prefix in a bucket, in which nothing can be made; before hours of work.
+
+    Raises:
+        FaceshardsError: it cannot be written in, or what is there is no folder.
+        StorageError: the bucket is missing, or may not be written in.
+    """
+    if isinstance(folder, StoredPath):
+        folder.check_writable()
+    else:
+        writable_at(folder)
+
+
+def writable_at(folder: Path) -> Path:
     """Returns a folder, or the nearest above it that is there, after a file without a name was made in it.
 
     Raises:

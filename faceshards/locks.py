@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faceshards.errors import FaceshardsError, why
+from faceshards.storage.lease import leased
+from faceshards.storage.location import Location, StoredPath
 
 _TRIES = 100  # to lock a folder that others remove: each try is another process that has just left it
 _OWN = "faceshards-own-"
@@ -61,6 +63,18 @@ def exclusive_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
         raise
     except OSError as error:
         raise FaceshardsError(f"{error.filename or folder}: {why(error)}") from None
+
+
+@contextmanager
+def exclusive(folder: Location) -> Iterator[None]:
+    """Keeps a folder, or a prefix in a bucket, from a second process until this one leaves it or dies.
+
+    Raises:
+        BusyError, HeldError: another process has it.
+        FaceshardsError: see exclusive_folder().
+    """
+    with leased(folder / ".lock") if isinstance(folder, StoredPath) else exclusive_folder(folder):
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from faceshards.errors import stands_for
 from faceshards.storage.location import Location, StoredPath, as_location
 from faceshards.storage.ranges import PIECE, StoredFile, read_object, read_range
 
@@ -124,6 +126,19 @@ def fetch(path: Location, to: Path) -> None:
     with StoredFile(path, first=PIECE) as stored, open(to, "wb") as file:
         for block in stored.blocks(BLOCK):
             file.write(block)
+
+
+def brought(path: Location, folder: Path) -> Path:
+    """Returns a file, or a copy of an object, by the object's name in a new folder within `folder`.
+
+    What is said of the copy is said of the object: see faceshards.errors.as_typed().
+    """
+    if not isinstance(path, StoredPath):
+        return path
+    copies = Path(tempfile.mkdtemp(dir=folder))
+    stands_for(copies, path.parent)
+    fetch(path, copies / path.name)
+    return copies / path.name
 
 
 def content(path: Location) -> bytes:

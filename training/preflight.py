@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 from faceshards.checksums import size_difference
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import ConfigError, FaceshardsError
-from faceshards.files import bytes_text, check_writable
+from faceshards.files import bytes_text, check_writable, writable_at
 from training import checkpoint
 from training.backbones.registry import create_backbone
 from training.centers.host import HEADROOM
@@ -143,7 +143,7 @@ def _check_shards(plan: Plan, data: Manifest, hosts: Hosts) -> None:
 
 def _check_room(plan: Plan, out: Path) -> None:
     """Refuses a disk without room for the checkpoints that lie there at once, and for class centres kept on it."""
-    place = check_writable(out)
+    place = writable_at(out)
     files = (out / "checkpoints").glob("*/*")
     have = sum(path.stat().st_size for path in files)
     need = max(0, plan.checkpoints * plan.checkpoint_bytes - have)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -19,6 +20,9 @@ from evaluation.ijb.protocol import Protocol
 from faceshards.errors import one_line
 from faceshards.files import replacing
 from faceshards.progress import bar
+from faceshards.reading import content, names_in
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import Location
 from faceshards.versions import stamp
 from training.data.transforms import ImageError, decode
 
@@ -51,7 +55,7 @@ class Embedded:
 
 
 def embed_protocol(
-    protocol: Protocol, forward: Forward, folder: Path | None = None, model: str = "", quiet: bool = True
+    protocol: Protocol, forward: Forward, folder: Location | None = None, model: str = "", quiet: bool = True
 ) -> Embedded:
     """Returns the embeddings of a benchmark's aligned faces.
 
@@ -91,20 +95,22 @@ def embed_protocol(
     return found
 
 
-def _take_kept(found: Embedded, folder: Path, identities: dict[range, str], count: int) -> list[range]:
+def _take_kept(found: Embedded, folder: Location, identities: dict[range, str], count: int) -> list[range]:
     """Takes over the parts that are kept, and returns the places of the others; says how many there are of both."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in {*folder.iterdir()} - {_part(folder, places) for places in identities}:
-        if _NAME.fullmatch(path.name):
-            path.unlink()  # of a longer list, or half-written when a process died
+    there = names_in(folder)
+    for name in there - {_part(folder, places).name for places in identities}:
+        if _NAME.fullmatch(name):
+            (folder / name).unlink()  # of a longer list, or half-written when a process died
     missing, other = [], 0
     for places, identity in identities.items():
-        part = _read(_part(folder, places), identity, len(places))
+        path = _part(folder, places)
+        part = _read(path, identity, len(places)) if path.name in there else None
         if part is not None:
             found.put(places.start, part, count)
         else:
             missing.append(places)
-            other += _part(folder, places).exists()
+            other += path.name in there
     if other:
         log.warning(
             "%s: %d of %d parts are of another model, list or images, or damaged; their images are embedded again",
@@ -141,7 +147,7 @@ def _embed(protocol: Protocol, places: range, forward: Forward, advance: Callabl
     return Embedded(np.concatenate(rows), problems, passing)
 
 
-def _part(folder: Path, places: range) -> Path:
+def _part(folder: Location, places: range) -> Location:
     return folder / f"part-{places.start // PART:05d}.npz"
 
 
@@ -164,19 +170,21 @@ def _state(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_mode
 
 
-def _read(path: Path, identity: str, count: int) -> Embedded | None:
-    """Returns a part; None if it is not there, of something else, or damaged: it is but a copy of what can be made."""
+def _read(path: Location, identity: str, count: int) -> Embedded | None:
+    """Returns a part; None if it is of something else, or damaged: it is but a copy of what can be made."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(content(path)), allow_pickle=False) as file:
             if str(file["identity"]) != identity:
                 return None
             rows, problems = file["rows"], dict(zip(file["places"].tolist(), file["causes"].tolist(), strict=True))
+    except StorageError:
+        raise
     except Exception:  # a damaged file raises whatever its bytes lead to
         return None
     return Embedded(rows, problems) if len(rows) == count else None
 
 
-def _write(path: Path, identity: str, part: Embedded) -> None:
+def _write(path: Location, identity: str, part: Embedded) -> None:
     """Writes a part, whole or not at all, and on disk when it returns."""
     places, causes = np.array([*part.problems], np.int64), np.array([*part.problems.values()], np.str_)
     with replacing(path) as temporary, open(temporary, "wb") as file:

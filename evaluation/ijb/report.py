@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from evaluation.ijb.measure import IjbResult
@@ -11,6 +10,7 @@ from evaluation.origin import Origin
 from evaluation.protocol.figures import by_far
 from faceshards.errors import FaceshardsError
 from faceshards.files import write_json
+from faceshards.storage.location import Location
 
 
 def facts(benchmark: str, result: IjbResult, published: float | None, origin: Origin) -> dict[str, Any]:
@@ -55,11 +55,11 @@ def left_out(result: IjbResult) -> list[str]:
     return [f"left out: {'; '.join(images + templates)}; in all {result.dropped_pairs:,} pairs"]
 
 
-def write(out: Path, found: dict[str, Any], left_out: list[str]) -> None:
+def write(out: Location, found: dict[str, Any], left_out: list[str]) -> None:
     """Writes ijb.json, whole or not at all.
 
     Args:
-        out: its folder, made if need be.
+        out: its folder, made if need be, or a prefix in a bucket.
         found: see facts().
         left_out: why images have no embedding, a line each.
 

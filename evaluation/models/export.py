@@ -18,9 +18,12 @@ from evaluation.models.load import load_model
 from evaluation.models.model import SHAPE
 from faceshards import __version__
 from faceshards.checksums import file_digest
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, stands_for
+from faceshards.files import deliver
 from faceshards.formats.safetensors import write_arrays
 from faceshards.formats.verification_bin import printable
+from faceshards.locks import own_folder
+from faceshards.storage.location import Location, StoredPath
 from pipelines.sources.catalog import terms_of
 from training.backbones.counts import count_parameters
 from training.device.prepare import prepare_to_embed
@@ -39,7 +42,7 @@ class ExportError(FaceshardsError):
     """A model cannot be written in the format wanted."""
 
 
-def export(path: Path, out: Path, backbone: str = "", licence: str = "") -> dict[str, Any]:
+def export(path: Path, out: Location, backbone: str = "", licence: str = "") -> dict[str, Any]:
     """Returns the card of a model after writing it to `out`, with the card beside it as OUT.json and OUT.md.
 
     The written file is loaded again and compared with the model before it takes its name; on any failure, or when
@@ -48,7 +51,7 @@ def export(path: Path, out: Path, backbone: str = "", licence: str = "") -> dict
 
     Args:
         path: a checkpoint, run or file of weights.
-        out: .onnx, .mindir or .safetensors, which says the format.
+        out: .onnx, .mindir or .safetensors, which says the format; or an object of such a name.
         backbone: name for a file of weights.
         licence: of the model; without it the card gives the terms of its data.
 
@@ -67,8 +70,8 @@ def export(path: Path, out: Path, backbone: str = "", licence: str = "") -> dict
         card["largest_difference"] = _difference(model, made, out)
         made.with_name(f"{out.name}.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
         made.with_name(f"{out.name}.md").write_text(_page(out, card), "utf-8")
-        for name in (f"{out.name}.md", f"{out.name}.json", out.name):  # the model last: it is there with its card
-            os.replace(folder / name, out.with_name(name))
+        # The model last: it is there with its card.
+        deliver(folder, (f"{out.name}.md", f"{out.name}.json", out.name), out.parent)
     return card
 
 
@@ -97,8 +100,13 @@ def _card(model: Backbone, licence: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
+def _beside(out: Location) -> Iterator[Path]:
     """Yields a folder beside `out` that is gone afterwards, and says in a line what the disk refuses."""
+    if isinstance(out, StoredPath):
+        with own_folder() as folder:
+            stands_for(folder, out.parent)
+            yield folder
+        return
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -141,7 +149,7 @@ def _write_mindir(model: Backbone, made: Path) -> None:
     os.chmod(made, 0o644)
 
 
-def _difference(model: Backbone, made: Path, out: Path) -> float:
+def _difference(model: Backbone, made: Path, out: Location) -> float:
     """Returns the largest difference between the embeddings of the file and of the model, of the largest component.
 
     Raises:
@@ -167,7 +175,7 @@ def _difference(model: Backbone, made: Path, out: Path) -> float:
     return worst
 
 
-def _page(out: Path, card: dict[str, Any]) -> str:
+def _page(out: Location, card: dict[str, Any]) -> str:
     """Returns the card for people."""
     data = card["dataset"] or "unknown"
     rows = {

@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.embedder import SIZE, Forward
 from evaluation.origin import Origin
 from faceshards.checksums import file_digest
-from faceshards.errors import FaceshardsError, first_few
+from faceshards.errors import FaceshardsError, as_typed, first_few
 from faceshards.formats.json_files import read_json
 from faceshards.formats.verification_bin import printable
 
@@ -73,7 +73,7 @@ class Model:
         # A card without an entry is of an older release, which exported the best checkpoint of a run.
         chosen_on = self.card.get("chosen_on", dict.fromkeys(self.card.get("accuracy") or {}, ""))
         return Origin(
-            file=printable(str(self.path if self.path.name else self.path.resolve())),
+            file=printable(as_typed(self.path if self.path.name else self.path.resolve())),
             sha256=self.sha256,
             backbone=self.backbone,
             channels=self.channels,

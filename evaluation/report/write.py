@@ -6,7 +6,6 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,6 +19,7 @@ from evaluation.report.published import published
 from evaluation.report.table import Entry, far_text, interval_text, marked, notes, ordered, rate, table_rows
 from faceshards.errors import FaceshardsError
 from faceshards.files import replacing
+from faceshards.storage.location import Location
 
 NEAREST = 5  # pairs of a kind that the page shows where none was judged wrong
 PAGE = 20  # pairs that it shows at once
@@ -45,11 +45,11 @@ def content(entries: Sequence[Entry], origin: Origin) -> dict[str, Any]:
     return {**origin.facts(), "sets": [_plain(_set(entry, origin)) for entry in ordered(entries)]}
 
 
-def write(out: Path, entries: Sequence[Entry], origin: Origin) -> None:
+def write(out: Location, entries: Sequence[Entry], origin: Origin) -> None:
     """Writes report.json and report.html into `out`, each whole or not at all.
 
     Args:
-        out: a folder, made if need be.
+        out: a folder, made if need be, or a prefix in a bucket.
         entries: what was measured, a set each.
         origin: of the model, also for published figures.
 
@@ -63,7 +63,7 @@ def write(out: Path, entries: Sequence[Entry], origin: Origin) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            with replacing(out / name) as temporary:
+            with replacing(out / name, keep=True) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FaceshardsError(f"{out}: the report cannot be written: {error.strerror}") from None

@@ -12,6 +12,8 @@ from typing import Any
 
 from faceshards.api.dataset import Dataset
 from faceshards.errors import ConfigError, SourceError
+from faceshards.locks import own_folder
+from faceshards.reading import brought
 from faceshards.settings import make_config
 from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines.config import BuildConfig
@@ -26,7 +28,7 @@ def build(
     *,
     work: StrPath | Location | None = None,
     data_root: StrPath = "data/raw",
-    exclude: StrPath | Sequence[StrPath] = (),
+    exclude: StrPath | Location | Sequence[StrPath | Location] = (),
     workers: int = 0,
     scheduler: str | None = None,
     shuffle: str = "auto",
@@ -50,7 +52,7 @@ def build(
         work: folder on a disk in which a dataset for a bucket is made, or the address of a prefix, for workers that
             share no disk; of a folder it is not asked.
         data_root: where raw files of known sets lie, each set in a folder of its name.
-        exclude: verification sets (.bin); what is a picture of theirs is dropped.
+        exclude: verification sets (.bin), on a disk or by their addresses; what is a picture of theirs is dropped.
         workers: processes; 0: one per core.
         scheduler: address of a Dask scheduler to use instead.
         shuffle: ``"direct"`` fetches each image from the source, ``"spill"`` reads it in order and carries the images
@@ -78,8 +80,8 @@ def build(
     config = make_config(settings, "faceshards.build", BuildConfig())
     name, paths = _meant(source)
     place = _location(out)
-    kept_out = [Path(path) for path in ([exclude] if isinstance(exclude, str | os.PathLike) else exclude)]
-    with _script_left_aside():
+    with own_folder() as folder, _script_left_aside():
+        kept_out = [brought(path, folder) for path in _locations(exclude)]
         wanted = find_wanted(name, paths, Path(data_root), kept_out, quiet, workers)
         build_at(
             wanted.title,

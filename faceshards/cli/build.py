@@ -15,7 +15,6 @@ from faceshards.cli.manifest.summary import print_summary
 from faceshards.cli.options import (
     FETCHED,
     LOCATION,
-    PATH,
     SHARE,
     check_work,
     cluster_options,
@@ -26,6 +25,7 @@ from faceshards.cli.options import (
     quiet_option,
     settings_option,
 )
+from faceshards.cli.paths import OUT_FILE
 from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
@@ -59,7 +59,7 @@ def _go_on(params: Mapping[str, Any]) -> str:
     help="A .rec, a WebDataset .tar, a folder of either, or an image folder; or an address of one; may be repeated.",
 )
 @data_root_option
-@click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
+@click.option("--config", "config_file", type=FETCHED, help="YAML file of settings.")
 @settings_option
 @cluster_options
 @partition_bytes_option
@@ -81,7 +81,9 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @click.option("--strict", is_flag=True, help="Publish nothing if records are broken or counts disagree.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
-@click.option("--report", "page", type=PATH, metavar="PAGE", help="In the end, write a page that shows the dataset.")
+@click.option(
+    "--report", "page", type=OUT_FILE, metavar="PAGE", help="In the end, write a page that shows the dataset."
+)
 @click.option("--plan", is_flag=True, help="Say what would be kept and dropped, its disk and time; publish nothing.")
 @click.option("--sample", type=SHARE, metavar="5%", help="With --plan: look at so many of the identities only.")
 @quiet_option
@@ -104,7 +106,7 @@ def build(
     strict: bool,
     overwrite: bool,
     restart: bool,
-    page: Path | None,
+    page: Location | None,
     plan: bool,
     sample: float | None,
     quiet: bool,

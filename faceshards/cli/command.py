@@ -16,6 +16,7 @@ from typing import Any
 import click
 from click.exceptions import Abort, Exit
 
+from faceshards.cli.paths import settled
 from faceshards.cli.terminal import echo
 from faceshards.errors import ConfigError, FaceshardsError, disk_full, why
 
@@ -98,6 +99,7 @@ class Command(click.Command):
 
     def run(self, ctx: click.Context) -> Any:
         """Runs the command; what a family of commands has around theirs goes here."""
+        ctx.params = {name: settled(value, ctx) for name, value in ctx.params.items()}
         return super().invoke(ctx)
 
 

@@ -10,7 +10,7 @@ import click
 
 from faceshards.cli.command import ModelCommand
 from faceshards.cli.options import (
-    PATH,
+    FETCHED,
     backbone_option,
     channels_option,
     input_range_option,
@@ -21,8 +21,8 @@ from faceshards.cli.options import (
 
 
 @click.command(cls=ModelCommand)
-@click.argument("first", type=PATH)
-@click.argument("second", type=PATH)
+@click.argument("first", type=FETCHED)
+@click.argument("second", type=FETCHED)
 @required_model_option
 @backbone_option
 @channels_option

@@ -8,7 +8,7 @@ import click
 
 from faceshards.cli.command import ModelCommand, goes_on
 from faceshards.cli.options import (
-    PATH,
+    LOCATION,
     backbone_option,
     channels_option,
     colours,
@@ -18,11 +18,13 @@ from faceshards.cli.options import (
     required_model_option,
     show,
 )
+from faceshards.cli.paths import OUT_FOLDER
+from faceshards.storage.location import Location
 
 
 @click.command(cls=ModelCommand, go_on=goes_on)
-@click.argument("source", type=PATH, nargs=-1, required=True)
-@click.argument("out", type=PATH)
+@click.argument("source", type=LOCATION, nargs=-1, required=True)
+@click.argument("out", type=OUT_FOLDER)
 @required_model_option
 @backbone_option
 @channels_option
@@ -30,8 +32,8 @@ from faceshards.cli.options import (
 @quiet_option
 @json_option
 def embed(
-    source: tuple[Path, ...],
-    out: Path,
+    source: tuple[Location, ...],
+    out: Location,
     model: Path,
     backbone: str,
     channels: str,
@@ -41,9 +43,9 @@ def embed(
 ) -> None:
     """Write the embeddings of all images of SOURCE into OUT.
 
-    OUT is a folder. SOURCE is a dataset, a .bin, a .rec, or a folder with a sub-folder per identity; or, without
-    identities, a flat folder of pictures, pictures, or a list of them (.txt: a path on each line; .lst: index, label
-    and path).
+    OUT is a folder, or a prefix in a bucket. SOURCE is a dataset, a .bin, a .rec, all of which may be there too, or a
+    folder with a sub-folder per identity; or, without identities, a flat folder of pictures, pictures, or a list of
+    them (.txt: a path on each line; .lst: index, label and path).
 
     Interrupted, the same command goes on where it stopped.
 
@@ -53,6 +55,7 @@ def embed(
       faceshards embed lfw.bin lfw_embeddings --model r50.onnx
       faceshards embed photographs/ out --model backbone.pth --backbone r100
       faceshards embed ann.jpg bob.jpg out --model r50.onnx
+      faceshards embed s3://faces/sets/mine s3://faces/embeddings/mine --model s3://faces/models/r50.onnx
     """
     from evaluation.embed_source import embed as run
     from evaluation.models.load import load_model  # MindSpore: only for this command

@@ -9,7 +9,6 @@ import click
 from faceshards.cli.command import ModelCommand
 from faceshards.cli.options import (
     FETCHED,
-    PATH,
     backbone_option,
     channels_option,
     embeddings_option,
@@ -23,7 +22,9 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
+from faceshards.cli.paths import OUT_FOLDER
 from faceshards.cli.terminal import echo
+from faceshards.storage.location import Location
 
 
 @click.command("eval", cls=ModelCommand)
@@ -36,7 +37,7 @@ from faceshards.cli.terminal import echo
     "--set", "sets", type=FETCHED, multiple=True, required=True, help="A verification set (.bin); repeatable."
 )
 @far_option
-@click.option("--out", type=PATH, help="Folder for report.json and report.html.")
+@click.option("--out", type=OUT_FOLDER, help="Folder, or prefix in a bucket, for report.json and report.html.")
 @trained_on_option
 @quiet_option
 @json_option
@@ -48,7 +49,7 @@ def evaluate(
     embeddings: Path | None,
     sets: tuple[Path, ...],
     fars: tuple[float, ...],
-    out: Path | None,
+    out: Location | None,
     trained_on: str,
     quiet: bool,
     as_json: bool,
@@ -62,6 +63,7 @@ def evaluate(
       faceshards eval --model data/runs/synthetic --set data/raw/synthetic/verification.bin --out data/eval
       faceshards eval --embeddings lfw.npy --set lfw.bin
       faceshards eval --model r50.onnx --set lfw.bin --far 1e-2 --far 1e-5
+      faceshards eval --model s3://faces/r50.onnx --set s3://faces/lfw.bin --out s3://faces/eval/r50
     """
     one_of_model_and_embeddings(model, embeddings, channels, input_range)
     if embeddings is not None and len(sets) != 1:
@@ -69,10 +71,7 @@ def evaluate(
     from evaluation.measure import measure_embeddings, measure_model, origin_of_embeddings, read_sets
     from evaluation.report.table import table
     from evaluation.report.write import content, write
-    from faceshards.files import check_writable
 
-    if out is not None:
-        check_writable(out)  # before hours of embedding
     found = [source for source, _ in read_sets(sets, decoded=model is not None)]
     if model is not None:
         source, trained_on = loaded(model, backbone, trained_on, channels, input_range)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from faceshards.cli.command import Command, Interrupted
-from faceshards.errors import harmless
+from faceshards.errors import as_typed, harmless
 from faceshards.extensions import ExtensionError, load, registered
 
 
@@ -29,7 +29,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             raise Interrupted from None
         except click.ClickException as error:
-            error.message = harmless(error.message)  # type: ignore[misc]
+            error.message = harmless(as_typed(error.message))  # type: ignore[misc]
             raise
 
 

@@ -26,7 +26,9 @@ from faceshards.cli.options import (
     show,
     trained_on_option,
 )
+from faceshards.cli.paths import OUT_FOLDER
 from faceshards.cli.terminal import echo
+from faceshards.storage.location import Location
 
 
 def _go_on(params: Mapping[str, Any]) -> str:
@@ -43,7 +45,11 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @embeddings_option
 @far_option
 @trained_on_option
-@click.option("--out", type=PATH, help="Folder for ijb.json, and for embeddings: kept, no image is embedded twice.")
+@click.option(
+    "--out",
+    type=OUT_FOLDER,
+    help="Folder, or prefix in a bucket, for ijb.json, and for embeddings: kept, no image is embedded twice.",
+)
 @quiet_option
 @json_option
 def ijb(
@@ -55,13 +61,13 @@ def ijb(
     embeddings: Path | None,
     fars: tuple[float, ...],
     trained_on: str,
-    out: Path | None,
+    out: Location | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure a model on IJB-B or IJB-C by pairs of templates.
 
-    ROOT holds meta/ and loose_crop/.
+    ROOT, a folder on a disk, holds meta/ and loose_crop/.
 
     \b
     Examples:
@@ -69,21 +75,17 @@ def ijb(
       faceshards ijb /data/IJBC --embeddings ijbc.npy
     """
     one_of_model_and_embeddings(model, embeddings, channels, input_range)
-    from faceshards.files import check_writable
-    from faceshards.locks import exclusive_folder
-    from faceshards.progress import logging_at
-
-    if out is not None:
-        check_writable(out)  # before anything is read
     from evaluation.ijb.embeddings import embed_protocol
     from evaluation.ijb.measure import FARS, measure
     from evaluation.ijb.protocol import read_protocol
     from evaluation.ijb.report import facts, left_out, table, write
     from evaluation.measure import origin_of_embeddings, read_array
     from evaluation.report.published import published_ijbc
+    from faceshards.locks import exclusive
+    from faceshards.progress import logging_at
 
     protocol = read_protocol(root)
-    with exclusive_folder(out) if out is not None else nullcontext(), logging_at("evaluation.ijb", logging.INFO):
+    with exclusive(out) if out is not None else nullcontext(), logging_at("evaluation.ijb", logging.INFO):
         problems: dict[int, str] = {}
         if model is not None:
             source, trained_on = loaded(model, backbone, trained_on, channels, input_range)

@@ -8,19 +8,21 @@ import click
 
 from evaluation.make_set import make_set
 from faceshards.cli.command import Command
-from faceshards.cli.options import PATH, json_option, show
-from faceshards.cli.paths import LocalPath
-from faceshards.files import check_writable
+from faceshards.cli.options import FETCHED, PATH, json_option, show
+from faceshards.cli.paths import OUT_FILE
 from faceshards.formats.verification_bin import write_bin
+from faceshards.storage.location import Location
 
 
 @click.command("make-bin", cls=Command)
 @click.argument("root", type=PATH)
-@click.argument("pairs", type=PATH)
-@click.argument("out", type=LocalPath(dir_okay=False))
+@click.argument("pairs", type=FETCHED)
+@click.argument("out", type=OUT_FILE)
 @json_option
-def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
+def make_bin(root: Path, pairs: Path, out: Location, as_json: bool) -> None:
     """Make a verification set OUT (.bin) of ROOT's images by PAIRS.
+
+    ROOT is a folder on a disk; PAIRS and OUT may be in a bucket.
 
     \b
     PAIRS is CFP's folder Protocol (its Split/FP), or a text file whose lines are all
@@ -35,9 +37,8 @@ def make_bin(root: Path, pairs: Path, out: Path, as_json: bool) -> None:
     \b
     Examples:
       faceshards make-bin lfw_112x112 pairs.txt lfw.bin
-      faceshards make-bin lfw_112x112 pairs.csv lfw.bin
+      faceshards make-bin lfw_112x112 pairs.csv s3://faces/sets/lfw.bin
     """
-    check_writable(out.parent)  # before all images are read
     found = make_set(root, pairs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bin(out, found.images, found.same)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faceshards.cli.paths import FETCHED, LOCATION, PATH
+from faceshards.cli.paths import FETCHED, LOCATION, MODEL, PATH
 from faceshards.cli.terminal import echo
 from faceshards.errors import one_line
 from faceshards.storage.location import Location
@@ -138,8 +138,8 @@ data_root_option = click.option(
     help="Where the known sets lie, each in DATA_ROOT/NAME.",
 )
 _MODEL = "A checkpoint, a run's folder, weights, .onnx, .mindir, or PREFIX of MXNet's PREFIX-symbol.json."
-model_option = click.option("--model", type=FETCHED, help=_MODEL)
-required_model_option = click.option("--model", type=FETCHED, required=True, help=_MODEL)
+model_option = click.option("--model", type=MODEL, help=_MODEL)
+required_model_option = click.option("--model", type=MODEL, required=True, help=_MODEL)
 backbone_option = click.option("--backbone", default="", help="Of a file of weights: r50, mbf, vit_b, ...")
 channels_option = click.option(
     "--channels",
@@ -165,7 +165,7 @@ far_option = click.option(
     multiple=True,
     help="A false accept rate at which the true accept rate is wanted; repeatable.",
 )
-embeddings_option = click.option("--embeddings", type=PATH, help="In place of --model: an .npy of (images, D).")
+embeddings_option = click.option("--embeddings", type=FETCHED, help="In place of --model: an .npy of (images, D).")
 
 
 def one_of_model_and_embeddings(model: Path | None, embeddings: Path | None, channels: str, input_range: str) -> None:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
+from faceshards.errors import FaceshardsError
 from faceshards.storage.faults import MissingError, StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
+
+# Of MXNet's models, behind PREFIX.
+_SYMBOL, _PARAMS = "-symbol.json", r"-\d{4}\.params"
+
+
+class Later(NamedTuple):
+    """A value of an option or an argument that is asked of a store, when all that was typed is known to be right."""
+
+    value: Callable[[click.Context], Any]
+
+
+def settled(value: Any, ctx: click.Context) -> Any:
+    """Returns a value that is no Later any more; of a tuple each."""
+    if isinstance(value, Later):
+        return value.value(ctx)
+    return tuple(settled(one, ctx) for one in value) if isinstance(value, tuple) else value
 
 
 class LocalPath(click.Path):
@@ -34,27 +54,92 @@ class LocalPath(click.Path):
 
 
 class _Fetched(click.Path):
-    """A file, or an object in a bucket, which is copied into a temporary folder until the command ends."""
+    """A file, or an object in a bucket, which is copied into a temporary folder until the command ends.
+
+    What is said of the copy, on the screen and in files, is said of the object: see faceshards.errors.as_typed().
+
+    Args:
+        beside: gives the names of objects beside it that are copied too, where they are there and may be read.
+    """
+
+    def __init__(self, beside: Callable[[StoredPath], Iterable[str]] = lambda place: ()) -> None:
+        super().__init__(path_type=Path)
+        self.beside = beside
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Returns the Path of the file or the copy."""
+        """Returns the Path of the file, or Later that of the copy."""
         place = LOCATION.convert(value, param, ctx)
-        if not isinstance(place, StoredPath):
-            return super().convert(place, param, ctx)
-        from faceshards.reading import fetch  # needs pyarrow
+        if isinstance(place, StoredPath):
+            return Later(functools.partial(self._copy, place))
+        return super().convert(place, param, ctx)
+
+    def _copy(self, place: StoredPath, ctx: click.Context) -> Path:
+        """Returns the copy."""
+        from faceshards.reading import brought  # needs pyarrow
 
         folder = Path(tempfile.mkdtemp(prefix="faceshards-fetched-"))
-        # Of the whole command line's: that of a command whose options are wrong is not closed.
-        root = (ctx or click.get_current_context()).find_root()
-        root.call_on_close(functools.partial(shutil.rmtree, folder, True))
+        ctx.call_on_close(functools.partial(shutil.rmtree, folder, True))
         try:
-            fetch(place, folder / place.name)
+            copy = brought(place, folder)
         except MissingError as error:
             many = "; of buckets one file is taken, not a folder of them" if place.is_dir() else ""
-            raise click.ClickException(f"{error}{many}") from None
-        except StorageError as error:
-            raise click.ClickException(str(error)) from None
-        return folder / place.name
+            raise FaceshardsError(f"{error}{many}") from None
+        for name in self.beside(place):
+            _fetch_if_there(place.with_name(name), copy.with_name(name))
+        return copy
+
+
+def _fetch_if_there(place: StoredPath, to: Path) -> None:
+    """Copies an object that may be missing; a store whose user may not list says no to that, too."""
+    from faceshards.reading import fetch
+
+    try:
+        fetch(place, to)
+    except StorageError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES):
+            raise
+
+
+def _of_model(place: StoredPath) -> list[str]:
+    """Returns what belongs to a model: its card; of MXNet's PREFIX-symbol.json the last parameters, of these that."""
+    from faceshards.reading import names_in
+
+    if place.name.endswith(_SYMBOL):
+        prefix = re.escape(place.name.removesuffix(_SYMBOL))
+        return sorted(name for name in names_in(place.parent) if re.fullmatch(prefix + _PARAMS, name))[-1:]
+    if found := re.search(_PARAMS + "$", place.name):
+        return [place.name[: found.start()] + _SYMBOL]
+    return [f"{place.name}.json"]
+
+
+class _Output(click.Path):
+    """A place of what a command makes, on a disk or in a bucket, which is looked at before its work begins.
+
+    Args:
+        folder: it is a folder, or a prefix; without this a file, or an object.
+    """
+
+    def __init__(self, folder: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=folder)
+        self.folder = folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns Later the Path, or the StoredPath."""
+        place = LOCATION.convert(value, param, ctx)
+        if not isinstance(place, StoredPath):
+            super().convert(place, param, ctx)  # which sees whether it is a folder
+        elif not self.folder and not place.key:
+            self.fail(f"{place} is a whole bucket; name an object in it", param, ctx)
+        return Later(functools.partial(self._checked, place))
+
+    def _checked(self, place: Location, _ctx: click.Context) -> Location:
+        """Returns the place, if something can be made there."""
+        from faceshards.files import check_writable  # needs pyarrow
+
+        through = isinstance(place, Path) and place.exists() and not (place.is_file() or place.is_dir())
+        if not through:  # what is a device, or a pipe, is not made
+            check_writable(place if self.folder else place.parent)
+        return place
 
 
 class _Location(click.ParamType):
@@ -72,4 +157,7 @@ class _Location(click.ParamType):
 
 LOCATION = _Location()
 PATH = LocalPath()
-FETCHED = _Fetched(path_type=Path)
+FETCHED = _Fetched()
+MODEL = _Fetched(_of_model)
+OUT_FILE = _Output()
+OUT_FOLDER = _Output(folder=True)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from faceshards.errors import harmless, one_line
+from faceshards.errors import as_typed, harmless, one_line
 
 
 def echo(text: str = "", err: bool = False, nl: bool = True) -> None:
@@ -48,7 +48,7 @@ class LogFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Returns the line."""
-        record.message = one_line(record.message)
+        record.message = one_line(as_typed(record.message))
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:

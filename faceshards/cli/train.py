@@ -13,21 +13,38 @@ import click
 from evaluation.origin import MARK, NOTE, Origin
 from faceshards.cli.command import Command, Interrupted, interruptible
 from faceshards.cli.options import BYTES, PATH, data_root_option, json_option, settings_option, show
-from faceshards.cli.paths import LOCATION
+from faceshards.cli.paths import FETCHED, LOCATION, LocalPath
 from faceshards.cli.terminal import echo
 from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath
 
+_RUN = LocalPath(
+    "is in a bucket, and has to be on a disk here: files of a run are appended to and renamed; upload its folder "
+    "afterwards"
+)
 
-@click.command(cls=Command)
+
+class _Train(Command):
+    """The command: a rank alone is interrupted as any, ranks of several get Ctrl-C from their launcher."""
+
+    def run(self, ctx: click.Context) -> Any:
+        """Runs it."""
+        if ctx.params["devices"] == 1 and not ctx.params["hosts"] and "MS_ROLE" not in os.environ:
+            ctx.with_resource(interruptible())
+        return super().run(ctx)
+
+
+@click.command(cls=_Train)
 @click.argument("recipe")
 @click.option("--data", type=LOCATION, help="A published dataset.  [required, --explain apart]")
-@click.option("--out", type=PATH, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
+@click.option("--out", type=_RUN, help="The run's folder: checkpoints, metrics, logs.  [likewise]")
 @data_root_option
 @settings_option
 @click.option("--cache", type=PATH, help="A folder for copies of the shards that are read; a bucket's need one.")
 @click.option("--cache-bytes", type=BYTES, default=0, help="That they may take, such as 200G; 0: no limit.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
-@click.option("--finetune", type=PATH, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt.")
+@click.option(
+    "--finetune", type=FETCHED, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt."
+)
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each host.")
 @click.option("--hosts", help="All hosts of the job, by commas; the first runs the scheduler.")
 @click.option("--host-rank", type=click.IntRange(min=0), default=0, show_default=True, help="This host in --hosts.")
@@ -38,9 +55,7 @@ from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath
     "--explain", is_flag=True, help="Print each setting, where it comes from and whose figure it is, and stop."
 )
 @json_option
-@click.pass_context
 def train(
-    ctx: click.Context,
     recipe: str,
     data: Location | None,
     out: Path | None,
@@ -72,8 +87,6 @@ def train(
       faceshards train ms1mv3 --data s3://faces/ms1mv3 --out runs/s --cache /ssd --cache-bytes 9G --set order=window
       faceshards train ms1mv3 --data /mnt/ms1mv3 --out /mnt/c --devices 8 --hosts n0,n1 --host-rank 1 --port 8118
     """
-    if devices == 1 and not hosts and "MS_ROLE" not in os.environ:  # ranks of several get Ctrl-C from their launcher
-        ctx.with_resource(interruptible())
     from training import ranks
     from training.device.diagnostics import quieten
 

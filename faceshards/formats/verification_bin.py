@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from faceshards.errors import FaceshardsError, one_line
+from faceshards.errors import FaceshardsError, as_typed, one_line
 from faceshards.files import replacing
 from faceshards.formats.pickles import Budget, Guard, RefusedError, shown
+from faceshards.storage.location import Location
 
 GUARD = Guard(
     kind="verification set",
@@ -235,7 +236,7 @@ def set_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         SetError: a file is named twice.
     """
-    whole = [Path(os.path.abspath(path)) for path in paths]
+    whole = [Path(as_typed(os.path.abspath(path))) for path in paths]
     if twice := next((path for path, full in zip(paths, whole, strict=True) if whole.count(full) > 1), None):
         raise SetError(f"{twice}: is named twice")
     found = [path.stem for path in whole]
@@ -256,7 +257,7 @@ def _bytes(image: Any) -> bytes:
     return bytes(image) if isinstance(image, bytes | bytearray) else b""
 
 
-def write_bin(path: Path, images: Sequence[bytes], same: Iterable[bool]) -> None:
+def write_bin(path: Location, images: Sequence[bytes], same: Iterable[bool]) -> None:
     """Writes a verification set that ``pickle.load`` reads anywhere; the file appears whole or not at all.
 
     Raises:
@@ -266,7 +267,7 @@ def write_bin(path: Path, images: Sequence[bytes], same: Iterable[bool]) -> None
     if len(images) != 2 * len(flags) or not flags:
         raise SetError(f"{path}: {len(images)} images for {len(flags)} pairs")
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path, keep=True) as temporary, open(temporary, "wb") as file:
             pickle.dump(([bytes(image) for image in images], flags), file, protocol=4)
             file.flush()
             os.fsync(file.fileno())

@@ -23,7 +23,7 @@ from typing import Any
 
 from faceshards.errors import FaceshardsError
 from faceshards.storage.faults import MissingError, StorageError, TakenError
-from faceshards.storage.location import StoredPath, Version
+from faceshards.storage.location import NO_VERSION, StoredPath, Version, is_other
 from faceshards.storage.ranges import read_object
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ _BEAT = 20.0  # seconds between two renewals
 _PATIENCE = 120.0  # seconds without one after which a holder counts as dead
 _LOOK = 5.0  # seconds between two looks
 _MOST = 64 << 10  # bytes of a lease
-_NONE = {"e_tag": '"0"', "version": "0"}  # a version that no object has
 _held: set[str] = set()  # tokens of this process's own; one that it has lost, or could not remove, is not among them
 
 
@@ -96,7 +95,7 @@ class Lease:
             try:
                 self._version = self.place.write_bytes(self._content(), replaces=self._version)
             except StorageError as error:
-                if not _is_other(error):
+                if not is_other(error):
                     raise
                 self._version = self._if_ours()
 
@@ -154,20 +153,20 @@ class Lease:
             try:
                 return self.place.write_bytes(self._content(), replaces=version)
             except StorageError as error:
-                if not _is_other(error):
+                if not is_other(error):
                     raise
 
     def _probe(self) -> None:
         """Sees that the store would not make the object twice, nor replace another one than it is told to."""
         tries: tuple[tuple[str, dict[str, Any]], ...] = (
             ("If-None-Match", {"exclusive": True}),
-            ("If-Match", {"replaces": _NONE}),
+            ("If-Match", {"replaces": NO_VERSION}),
         )
         for header, condition in tries:
             try:
                 self.place.write_bytes(self._content(), **condition)
             except StorageError as error:
-                if isinstance(error, TakenError) or _is_other(error):
+                if isinstance(error, TakenError) or is_other(error):
                     continue
                 raise
             self.place.unlink()
@@ -202,11 +201,6 @@ def leased(place: StoredPath) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
-
-
-def _is_other(error: StorageError) -> bool:
-    """Returns whether an object was not replaced because it is another one, or gone."""
-    return error.errno == errno.ESTALE or isinstance(error, MissingError)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

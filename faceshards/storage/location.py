@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,10 @@ NEEDS_CACHE = (
 
 Version: TypeAlias = dict[str, str]
 """What changes with an object, by which a store replaces no other: its ETag, in some stores a number."""
+
+
+NO_VERSION: Version = {"e_tag": '"0"', "version": "0"}
+"""That no object has."""
 
 
 class Status(NamedTuple):
@@ -199,6 +204,18 @@ class StoredPath:
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Does nothing: a prefix is there as soon as an object is."""
 
+    def check_writable(self) -> None:
+        """Raises StorageError if no objects can be made below this place; none is made to see that."""
+        self._check_bucket()
+        probe = self / f".faceshards-{uuid.uuid4().hex}"
+        try:
+            probe.write_bytes(b"", replaces=NO_VERSION)
+        except StorageError as error:
+            if not is_other(error):
+                raise StorageError(error.errno, error.strerror, str(self)) from None
+        else:  # a store that ignores the condition
+            probe.unlink()
+
     def _check_bucket(self) -> None:
         """Raises StorageError if the bucket is missing, as far as one may look."""
         try:
@@ -223,6 +240,11 @@ def lies_in(place: Location, folder: Location) -> bool:
     if isinstance(place, StoredPath) or isinstance(folder, StoredPath):
         return f"{place}/".startswith(f"{folder}/")
     return place.is_relative_to(folder)
+
+
+def is_other(error: StorageError) -> bool:
+    """Returns whether an object was not replaced because it is another one, or gone."""
+    return error.errno == errno.ESTALE or isinstance(error, MissingError)
 
 
 def version(found: Any) -> Version:

@@ -10,7 +10,7 @@ import pytest
 
 from faceshards.checksums import difference, file_digest
 from faceshards.errors import FaceshardsError
-from faceshards.files import Difference, bytes_text, check_writable, differences, fsync_tree, replacing
+from faceshards.files import Difference, bytes_text, differences, fsync_tree, replacing, writable_at
 
 
 @pytest.mark.parametrize("name", ["link", "/dev/null"])
@@ -72,8 +72,8 @@ def test_a_file_differs_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_be_written_is_found_without_a_trace(tmp_path: Path) -> None:
-    assert check_writable(tmp_path / "deep" / "er") == tmp_path
-    assert check_writable(tmp_path) == tmp_path
+    assert writable_at(tmp_path / "deep" / "er") == tmp_path
+    assert writable_at(tmp_path) == tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_says_where_and_why(tmp_path: Path) -> N
         Path("/proc/run"): "/proc: ",
     }.items():
         with pytest.raises(FaceshardsError) as caught:
-            check_writable(path)
+            writable_at(path)
         assert str(caught.value).startswith(f"{path}: cannot be written: ")
         assert cause in str(caught.value)
 

@@ -22,7 +22,7 @@ from threading import Event
 
 from faceshards.checksums import difference, file_state
 from faceshards.errors import FaceshardsError, disk_full, why
-from faceshards.files import bytes_text, check_writable
+from faceshards.files import bytes_text, writable_at
 from faceshards.reading import BLOCK, open_file, open_regular
 from faceshards.storage.location import Location
 from training.data.layout import StreamError
@@ -65,7 +65,7 @@ class ShardCache:
                 f"--cache-bytes {self.limit}: what the ranks of this host read at once takes up to {need} "
                 f"({bytes_text(need)}), the smallest that works"
             )
-        place = check_writable(self.folder)
+        place = writable_at(self.folder)
         with suppress(FileNotFoundError):
             for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
                 if cause := _strange(entry):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from faceshards.cli.columns import cell
 from faceshards.cli.command import Command
 from faceshards.cli.options import dataset_argument, json_option
-from faceshards.cli.paths import LocalPath
+from faceshards.cli.paths import OUT_FILE
 from faceshards.cli.rows import limit_option, print_list, row_json
 from faceshards.cli.terminal import echo
 from faceshards.dataset.manifest import Manifest
@@ -24,10 +22,10 @@ from pipelines.sources.registry import read_records
 @click.command(cls=Command)
 @dataset_argument
 @click.argument("name", metavar="SID|SHA256|KEY")
-@click.option("--out", type=LocalPath(dir_okay=False), help="Write the encoded image, as the source has it.")
+@click.option("--out", type=OUT_FILE, help="File, or object in a bucket, for the encoded image as the source has it.")
 @limit_option
 @json_option
-def image(path: Location, name: str, out: Path | None, limit: int | None, as_json: bool) -> None:
+def image(path: Location, name: str, out: Location | None, limit: int | None, as_json: bool) -> None:
     """One photograph: where it came from, and what became of it.
 
     It is named by its sid, by the sha256 of the encoded image (8 or more hex digits will do; of images that were
@@ -51,9 +49,9 @@ def image(path: Location, name: str, out: Path | None, limit: int | None, as_jso
         _print(one, limit)
 
 
-def _write(out: Path, data: bytes) -> None:
+def _write(out: Location, data: bytes) -> None:
     try:
-        with replacing(out) as temporary:
+        with replacing(out, keep=True) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise FaceshardsError(f"{out}: {error.strerror}") from None

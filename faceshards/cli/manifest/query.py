@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from faceshards.cli.command import Command
 from faceshards.cli.options import PATH, dataset_argument
-from faceshards.cli.paths import LocalPath
+from faceshards.cli.paths import OUT_FILE
 from faceshards.cli.rows import FEW, print_rows
 from faceshards.cli.terminal import binary_stdout, echo
 from faceshards.dataset.manifest import Manifest
 from faceshards.errors import FaceshardsError
-from faceshards.storage.location import Location
+from faceshards.storage.location import Location, lies_in
 
 if TYPE_CHECKING:
     from faceshards.inspection.query import Answer
@@ -31,7 +31,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 @click.argument("sql")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Without it table, or what --out ends with.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--out", type=LocalPath(dir_okay=False), help="Write csv, json or parquet to this file.")
+@click.option("--out", type=OUT_FILE, help="Write csv, json or parquet to this file, or object in a bucket.")
 @click.option("--limit", type=click.IntRange(min=0), help=f"Rows; 0: all. Without it {FEW} as table, else all.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that the query may take.")
 @click.option("--memory", default="4GB", show_default=True, help="That the query may hold; more goes to disk.")
@@ -41,7 +41,7 @@ def query(
     sql: str,
     kind: str | None,
     as_json: bool,
-    out: Path | None,
+    out: Location | None,
     limit: int | None,
     timeout: float | None,
     memory: str,
@@ -82,7 +82,7 @@ def query(
             ) from None
 
 
-def _format(kind: str | None, as_json: bool, out: Path | None) -> str:
+def _format(kind: str | None, as_json: bool, out: Location | None) -> str:
     """Returns the format that the options ask for; UsageError if they contradict each other."""
     if as_json and kind not in (None, "json"):
         raise click.UsageError(f"--json and --format {kind}")
@@ -95,9 +95,9 @@ def _format(kind: str | None, as_json: bool, out: Path | None) -> str:
     return kind or "table"
 
 
-def _check_out(out: Path, found: Manifest) -> None:
+def _check_out(out: Location, found: Manifest) -> None:
     """Refuses a file that must not be replaced."""
-    if found.path.resolve() in out.resolve().parents:
+    if lies_in(out.resolve(), found.path.resolve()):
         raise FaceshardsError(f"{out}: inside the dataset, which stays as it was published")
     if out.exists() and not out.is_file():
         raise FaceshardsError(f"{out}: no regular file")
@@ -120,7 +120,7 @@ def _say_more(more: bool, limit: int) -> None:
         echo(f"(the first {limit} rows; --limit 0 for all)", err=True)
 
 
-def _write(given: Answer, batches: Iterator[pa.RecordBatch], kind: str, out: Path | None) -> None:
+def _write(given: Answer, batches: Iterator[pa.RecordBatch], kind: str, out: Location | None) -> None:
     from faceshards.files import replacing
     from faceshards.inspection.plain import write_csv, write_json, write_parquet
 
@@ -136,7 +136,7 @@ def _write(given: Answer, batches: Iterator[pa.RecordBatch], kind: str, out: Pat
         stream.flush()
         return
     try:
-        with replacing(out) as temporary:
+        with replacing(out, keep=True) as temporary:
             if kind == "parquet":
                 write_parquet(given.schema, batches, temporary)
             else:

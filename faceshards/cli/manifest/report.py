@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from faceshards.cli.command import Command
 from faceshards.cli.manifest.summary import summary_facts
-from faceshards.cli.options import PATH, dataset_argument, json_option, show
+from faceshards.cli.options import dataset_argument, json_option, show
+from faceshards.cli.paths import OUT_FILE
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import bytes_text, check_writable
+from faceshards.files import bytes_text
 from faceshards.storage.location import Location
 from pipelines.sources.registry import read_records
 
@@ -41,7 +41,13 @@ class _Size(click.ParamType):
 
 @click.command(cls=Command)
 @dataset_argument
-@click.option("--out", required=True, type=PATH, metavar="PAGE", help="The HTML file; one that is there is replaced.")
+@click.option(
+    "--out",
+    required=True,
+    type=OUT_FILE,
+    metavar="PAGE",
+    help="The HTML file, or object in a bucket; one that is there is replaced.",
+)
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses which pictures are shown."
 )
@@ -49,7 +55,7 @@ class _Size(click.ParamType):
     "--max-size", type=_Size(), default="8MB", show_default=True, metavar="SIZE", help="That the page may have."
 )
 @json_option
-def report(path: Location, out: Path, seed: int, max_size: int, as_json: bool) -> None:
+def report(path: Location, out: Location, seed: int, max_size: int, as_json: bool) -> None:
     """A page that shows the dataset PATH in figures and pictures.
 
     Pictures of what was dropped, linked and kept. The page needs nothing else: pictures are in it. Kept ones come from
@@ -73,7 +79,7 @@ def report(path: Location, out: Path, seed: int, max_size: int, as_json: bool) -
     show(facts, [report_line(out, written)], as_json)
 
 
-def check_report(out: Path, folder: Location) -> None:
+def check_report(out: Location, folder: Location) -> None:
     """Refuses a page that cannot be written, or must not be; before work that takes hours.
 
     Args:
@@ -83,16 +89,15 @@ def check_report(out: Path, folder: Location) -> None:
     from faceshards.inspection.report.page import check_page
 
     check_page(out, folder)
-    check_writable(out.parent)
 
 
-def write_report(out: Path, found: Manifest, seed: int = 0, max_size: int | None = None) -> Written:
+def write_report(out: Location, found: Manifest, seed: int = 0, max_size: int | None = None) -> Written:
     """Returns what was written about a dataset; see faceshards.inspection.report.page.write."""
     from faceshards.inspection.report.page import SIZE, write  # Jinja and OpenCV: not for every command
 
     return write(out, found, summary_facts(found), read_records, seed, max_size or SIZE)
 
 
-def report_line(out: Path, written: Written) -> str:
+def report_line(out: Location, written: Written) -> str:
     """Returns the line that says what was written."""
     return f"report {out}: {bytes_text(written.bytes)}, {written.pictures:,} pictures"

@@ -16,7 +16,7 @@ from faceshards.inspection.report.album import Album, Filled, fill
 from faceshards.inspection.report.figures import figures
 from faceshards.inspection.report.sheets import plan
 from faceshards.inspection.report.templates import environment
-from faceshards.storage.location import Location
+from faceshards.storage.location import Location, lies_in
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Written:
 
 
 def write(
-    page: Path, found: Manifest, facts: Mapping[str, Any], read: ReadRecords, seed: int = 0, most: int = SIZE
+    page: Location, found: Manifest, facts: Mapping[str, Any], read: ReadRecords, seed: int = 0, most: int = SIZE
 ) -> Written:
     """Writes a page about a dataset, whole or not at all; the same dataset and seed give the same bytes.
 
@@ -75,7 +75,7 @@ def write(
     text = rendered(filled, unread)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(page) as temporary:
+        with replacing(page, keep=True) as temporary:
             temporary.write_bytes(text)
     except OSError as error:
         raise FaceshardsError(f"{page}: the report cannot be written: {error.strerror}") from None
@@ -85,17 +85,17 @@ def write(
     return Written(len(text), sum(sheet.pictures for sheet in filled), len(unread))
 
 
-def check_page(page: Path, folder: Location) -> None:
+def check_page(page: Location, folder: Location) -> None:
     """Refuses a page that is no regular file, or would lie in the dataset's folder.
 
     A link is refused too: what is replaced would be the link, and that of /dev/stdout is the machine's.
     """
     try:
-        if page.is_symlink():
+        if isinstance(page, Path) and page.is_symlink():
             raise FaceshardsError(f"{page}: a link; name the file itself")
         if page.exists() and not page.is_file():
             raise FaceshardsError(f"{page}: no regular file")
-        inside = isinstance(folder, Path) and page.resolve().is_relative_to(folder.resolve())
+        inside = lies_in(page.resolve(), folder.resolve())
     except OSError as error:
         raise FaceshardsError(f"{page}: {error.strerror}") from None
     if inside:

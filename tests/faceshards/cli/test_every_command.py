@@ -24,10 +24,11 @@ from click.testing import CliRunner, Result
 
 import pipelines.wanted
 from faceshards import progress
+from faceshards.cli import paths
 from faceshards.cli.command import Command, goes_on
 from faceshards.cli.groups import LazyCommands
 from faceshards.cli.main import main
-from faceshards.cli.paths import FETCHED, LocalPath
+from faceshards.cli.paths import LocalPath
 from faceshards.dataset.manifest import Manifest
 from tests.pipelines.build_fixtures import ROOT
 from tests.test_docs import refused
@@ -326,7 +327,8 @@ def test_an_address_in_a_bucket_is_no_folder_called_s3(words: tuple[str, ...]) -
     for param in command(words).params:
         if not isinstance(param.type, click.Path):
             continue
-        assert isinstance(param.type, LocalPath) or param.type is FETCHED, f"{param.name} takes any text for a path"
+        in_buckets = (paths.FETCHED, paths.MODEL, paths.OUT_FILE, paths.OUT_FOLDER)
+        assert isinstance(param.type, LocalPath) or param.type in in_buckets, f"{param.name} takes any text for a path"
         if isinstance(param.type, LocalPath):
             with pytest.raises(click.BadParameter, match="s3://faces/x is in a bucket, and has to be on a disk here"):
                 param.type.convert("s3://faces/x", param, None)

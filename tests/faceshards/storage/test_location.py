@@ -105,9 +105,9 @@ def test_places_have_pathlibs_names() -> None:
 
 
 def test_an_option_of_files_refuses_an_address(tmp_path: Path) -> None:
-    said = CliRunner().invoke(main, ["manifest", "report", str(tmp_path), "--out", "s3://faces/page.html"])
+    said = CliRunner().invoke(main, ["train", "ms1mv3", "--data", str(tmp_path), "--out", "s3://faces/run"])
     assert said.exit_code == 2
-    assert "s3://faces/page.html is in a bucket, and has to be on a disk here" in said.output
+    assert "s3://faces/run is in a bucket, and has to be on a disk here: files of a run are appended" in said.output
 
 
 def test_training_from_a_bucket_wants_a_folder_for_its_shards(tmp_path: Path) -> None:
