@@ -10,6 +10,14 @@ from collections.abc import Iterable
 # bytes of a file's name: terminals obey the former, and nothing can write the latter.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# Of an address: what stands before its @, if a colon is in it, and after its ?.
+_CREDENTIALS = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*:/+)(?:[^\s/@:'"]*:[^\s@'"]*(?=@)|([^\s?'"]*\?)[^\s/'"]*=[^\s'"]*)""")
+
+
+def discreet(text: str) -> str:
+    """Returns a text with ... in place of credentials in the addresses that it quotes."""
+    return _CREDENTIALS.sub(lambda found: f"{found[1]}{found[2] or ''}...", text)
+
 
 def harmless(text: str) -> str:
     """Returns a text with its control characters as their codes: \\x1b, and as JSON has them where it may hold them."""

@@ -45,13 +45,14 @@ def check_output(out: Path) -> None:
     """Refuses a place where no dataset can be published.
 
     Raises:
-        BuildError: the path has characters that MindRecord forbids, or something that is no dataset is in the way.
+        BuildError: the path has characters that MindRecord forbids, or something else is in the way, or around it.
     """
     bad = sorted(set(str(out)) & (FORBIDDEN - {"/"}))
     if bad:
         raise BuildError(f"{out}: has {' '.join(bad)} in it, which MindRecord forbids in names; choose another path")
     if out.exists() and not (out / "dataset.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
+    prefix.check_outside(out)
 
 
 def check_apart(manifest: Manifest, out: Location) -> None:
