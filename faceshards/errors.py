@@ -11,7 +11,9 @@ from collections.abc import Iterable
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # Of an address: what stands before its @, if a colon is in it, and after its ?.
-_CREDENTIALS = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*:/+)(?:[^\s/@:'"]*:[^\s@'"]*(?=@)|([^\s?'"]*\?)[^\s/'"]*=[^\s'"]*)""")
+_CREDENTIALS = re.compile(
+    r"""([A-Za-z][A-Za-z0-9+.-]*:/+)(?:[^\s/@:'"]*:[^\s@'"]*(?=@)|([^\s?'"]*\?)[^\s/'"]*=[^\s'"]*)"""
+)
 
 
 def discreet(text: str) -> str:

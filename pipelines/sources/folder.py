@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections import Counter
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceshards.errors import SourceError
+from faceshards.errors import SourceError, first_few
 from faceshards.storage.location import Location, StoredPath
 from pipelines.sources import nesting
 from pipelines.sources.base import (
@@ -29,6 +30,7 @@ from pipelines.sources.base import (
 from pipelines.sources.leftovers import Leftovers, is_image
 
 _TOLD = 8  # names in a warning
+_LISTED = 10_000  # objects of a bucket, for a hint
 
 
 def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
@@ -38,9 +40,14 @@ def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
         SourceError: no image in it; or it is in a bucket, where an image is a request.
     """
     if isinstance(path, StoredPath):
+        if (path / "dataset.json").exists():
+            raise SourceError(f"{path}: is a dataset, and no source of one; export-data makes .rec or .tar of it")
+        ends = (".rec", ".tar")
+        inner = {str(place.parent) for place, _ in itertools.islice(path.tree(), _LISTED) if place.suffix in ends}
+        deeper = f"; some lie deeper: --source {first_few(sorted(inner))}" if inner else ""
         raise SourceError(
             f"{path}: no .rec and no .tar, and of buckets only these are read: pack pictures (im2rec or tar), or copy "
-            "them to a disk"
+            f"them to a disk{deeper}"
         )
     if not path.is_dir():
         return None

@@ -79,15 +79,22 @@ def test_a_source_that_changed_is_refused(stored: StoredPath) -> None:
         opened.file(file)
 
 
+_NONE = "no .rec and no .tar, and of buckets only these are read: pack pictures (im2rec or tar), or copy them to a disk"
+
+
 def test_what_cannot_be_read_is_said(bucket: StoredPath) -> None:
     (bucket / "pictures" / "anna" / "1.jpg").write_bytes(b"")
     (bucket / "empty.rec").write_bytes(b"")
+    for name in ("sets/a/train.rec", "sets/b/c/x.tar", "done/dataset.json"):
+        (bucket / name).write_bytes(b"1")
     (bucket / "no.rec").write_bytes(b"no records" * 100)
     (bucket / "packed.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
     for name, cause in (
         ("none", "no such file or folder"),
         ("none.rec", "no such file or folder"),
-        ("pictures", "no .rec and no .tar, and of buckets only these are read"),
+        ("pictures", _NONE),
+        ("sets", f"{_NONE}; some lie deeper: --source {bucket}/sets/a, {bucket}/sets/b/c"),
+        ("done", "is a dataset, and no source of one"),
         ("empty.rec", "empty file"),
         ("no.rec", "not RecordIO"),
         ("packed.tar.gz", "compressed"),
