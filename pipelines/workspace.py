@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError, disk_full, why
-from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_json
+from faceshards.files import bytes_text, differences, fsync, fsync_tree, told, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from faceshards.locks import BusyError, exclusive_folder
@@ -184,10 +184,10 @@ def claim(work: Work, request: dict[str, Any], what: str = "build") -> Work:
         _forget_decisions(pieces)
         write_json({**request, **own}, path)
     elif different:
-        changes = "; ".join(f"{name}: {then!r} then, {now!r} now" for name, then, now in different)
         begun = "a plan" if planned.exists() else f"an interrupted {what}"
         raise BuildError(
-            f"{work}: {begun} has another request ({changes}); repeat it as it was, or pass --restart to begin anew"
+            f"{work}: {begun} has another request ({told(different, 'then', 'now')}); repeat it as it was, or pass "
+            "--restart to begin anew"
         )
     if what == "build":
         planned.unlink(missing_ok=True)

@@ -196,13 +196,19 @@ class OpenFiles:
             file: the source.
             places: in it, in order of their offsets.
             in_order: they follow each other, and what lies between them may be read, too.
+
+        Raises:
+            SourceError: it changed, or went away, since it was scanned.
         """
         stored = isinstance(as_location(file.path), StoredPath)
         if not stored and not (in_order and os.path.isfile(file.path)):
             return  # it may be a folder
         # A part of a record adds 8 bytes of header and at most 3 of padding.
         spans = [(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places]
-        self.file(file).read_ahead(spans, in_order)
+        try:
+            self.file(file).read_ahead(spans, in_order)
+        except OSError as error:  # who writes meanwhile would take it for one of its own disk
+            raise SourceError(f"{file.path}: {error.strerror or error}") from None
 
     def __enter__(self) -> OpenFiles:
         return self

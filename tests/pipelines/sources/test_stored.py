@@ -77,6 +77,9 @@ def test_a_source_that_changed_is_refused(stored: StoredPath) -> None:
     (stored / "train.rec").write_bytes(b"another")
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
         opened.file(file)
+    (stored / "train.rec").unlink()  # an OSError would be taken for one of the disk that is written to
+    with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: no such object"):
+        opened.read_ahead(file, [Place("1", 0, 24, 100, 1)])
 
 
 _NONE = "no .rec and no .tar, and of buckets only these are read: pack pictures (im2rec or tar), or copy them to a disk"
