@@ -26,6 +26,17 @@ def as_typed(text: object) -> str:
     return found
 
 
+# Of an address: what stands before its @, if a colon is in it, and after its ?.
+_CREDENTIALS = re.compile(
+    r"""([A-Za-z][A-Za-z0-9+.-]*:/+)(?:[^\s/@:'"]*:[^\s@'"]*(?=@)|([^\s?'"]*\?)[^\s/'"]*=[^\s'"]*)"""
+)
+
+
+def discreet(text: str) -> str:
+    """Returns a text with ... in place of credentials in the addresses that it quotes."""
+    return _CREDENTIALS.sub(lambda found: f"{found[1]}{found[2] or ''}...", text)
+
+
 def harmless(text: str) -> str:
     """Returns a text with its control characters as their codes: \\x1b, and as JSON has them where it may hold them."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] < " " else f"\\u{ord(found[0]):04x}", text)

@@ -214,6 +214,9 @@ def bytes_text(count: float) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:.{1 if count >= 1e6 else 3}f} MB"
 
 
+_TOLD = 4  # differences in a message
+
+
 class Difference(NamedTuple):
     """An entry of a request that is not what it was."""
 
@@ -232,3 +235,31 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
     now = json.loads(json.dumps(now))
     names = dict.fromkeys((*now, *before))
     return [Difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+
+
+def told(found: Sequence[Difference], then: str, now: str) -> str:
+    """Returns differences for a message, of nested entries the innermost: those of a long configuration alone.
+
+    Args:
+        found: them.
+        then: what to call the time of the earlier request, such as ``then``.
+        now: of this one.
+    """
+    lines = [f"{name}: {old!r} {then}, {new!r} {now}" for each in found for name, old, new in _innermost(each)]
+    return "; ".join([*lines[:_TOLD], *([f"and {len(lines) - _TOLD} more"] if len(lines) > _TOLD else [])])
+
+
+def _innermost(found: Difference) -> list[Difference]:
+    """Returns the differences in a mapping, or a list of as many mappings, by the names in it; else the one itself."""
+    _, before, now = found
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [inner for entry in differences(before, now) for inner in _innermost(entry)]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(then, new) for then, new in zip(before, now, strict=True) if then != new]
+        if all(isinstance(item, dict) and "path" in item for pair in pairs for item in pair):
+            return [
+                Difference(f"{then['path']}: {inner.name}", inner.before, inner.now)
+                for then, new in pairs
+                for inner in differences(then, new)
+            ]
+    return [found]

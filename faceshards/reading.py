@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from faceshards.errors import stands_for
+from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
 from faceshards.storage.ranges import PIECE, StoredFile, read_object, read_range
 
@@ -26,6 +28,7 @@ BLOCK = 32 << 20
 NOT_REGULAR = "no regular file"
 
 _WAITING = 8  # requests of a kind in flight, of a process
+_LOOKED_INTO = 64  # folders, for a hint
 _HEAD = 128  # bytes of the header of an .npy of one dimension
 
 Item = TypeVar("Item")
@@ -151,6 +154,21 @@ def names_in(folder: Location) -> set[str]:
     if isinstance(folder, StoredPath):
         return {entry.name for entry, is_prefix in folder.entries() if not is_prefix}
     return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+
+
+def folders_with(name: str, place: Location) -> list[Location]:
+    """Returns the folders, or prefixes, right in a place that hold a file of a name; of many folders few are looked at,
+    and of one that is closed to us nothing is said."""
+    try:
+        inner: Iterable[Location]
+        if isinstance(place, StoredPath):
+            inner = (entry for entry, is_prefix in place.entries() if is_prefix)
+        else:
+            inner = (entry for entry in place.iterdir() if entry.is_dir())
+        found = [*itertools.islice(inner, _LOOKED_INTO)]
+        return sorted(itertools.compress(found, each(lambda folder: (folder / name).is_file(), found)))
+    except (OSError, StorageError):
+        return []
 
 
 def each(function: Callable[[Item], Found], items: Iterable[Item], at_once: int = _WAITING) -> list[Found]:

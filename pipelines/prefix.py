@@ -10,6 +10,7 @@ another one is refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import uuid
@@ -105,8 +106,38 @@ def _is_bare(out: StoredPath) -> bool:
         return False
 
 
+def check_outside(out: Location) -> None:
+    """Refuses a place in a dataset or, in a bucket, where one is being made: with that one it would be removed.
+
+    Raises:
+        BuildError: says which.
+    """
+    place, around = out, list[Location]()
+    while place.parent != place:
+        place = place.parent
+        around += [place / "dataset.json", *([place / MARK] if isinstance(place, StoredPath) else [])]
+    if found := next(filter(None, each(_what_is_at, around)), None):
+        raise BuildError(f"{out}: lies in {found}, and would be taken for a part of it; choose another place")
+
+
+def _what_is_at(last: Location) -> str:
+    """Returns what a dataset.json or a mark makes of the place that it is in; "" if it is not there, or not of ours."""
+    try:
+        found = read_json(last)
+    except StorageError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES):  # others' prefixes may be closed to us
+            raise
+        return ""
+    except (OSError, ValueError):
+        return ""
+    if last.name == MARK:
+        return f"{last.parent}, where another dataset is being made"
+    return f"the dataset {last.parent}" if isinstance(found, dict) and "fingerprint" in found else ""
+
+
 def _check_free(out: StoredPath, what: str = "build") -> None:
     """Raises BuildError if something is there that is no interrupted build."""
+    check_outside(out)
     if not (out / MARK).exists() and out.is_dir():
         thing = "export" if what == "export" else "dataset"
         raise BuildError(f"{out}: objects lie there, and no {thing} of ours; they are not touched")

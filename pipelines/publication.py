@@ -5,6 +5,7 @@ What was uploaded is known by size and SHA-256; whose the prefix is, and what ma
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,18 +70,26 @@ class Publication:
             BuildError: another process is at work, something else is in the way, or a file is damaged.
             StorageError: the store refuses, or does not answer.
         """
+        self._check_ours(work, made)
         try:
             with (
                 prefix.claimed(self.out, self.last, self.request, restart, self.what) as lease,
                 exclusive_folder(work, "lock"),
             ):
                 if restart:
-                    shutil.rmtree(made, ignore_errors=True)
+                    _remove(made)
                 self.upload(made, make(), quiet, lease)
-                shutil.rmtree(made)
+                _remove(made)
         except BusyError as error:
             what = f"another {self.what} (process {error.holder})"
             raise BuildError(f"{work}: {what} is at work there") from None
+
+    def _check_ours(self, work: Path, made: Path) -> None:
+        """Raises BuildError if what was made there before was not made to be uploaded: it is removed in the end."""
+        bare = made.is_dir() and not any(made.iterdir())
+        ours = (work / "lock").is_file() and (made / self.last).is_file()
+        if made.exists() and not bare and not ours:
+            raise BuildError(f"{made}: is in the way, and was not left by us; it is not touched, choose another --work")
 
     def upload(self, folder: Path, files: Sequence[prefix.File], quiet: bool, lease: Lease) -> None:
         """Uploads files; the last one when all others are known to be there.
@@ -120,10 +129,26 @@ class Publication:
             made: folder on a disk in which it was made.
         """
         (self.out / prefix.MARK).unlink()
+        if not (made.parent / "lock").is_file():
+            return
         try:
             here = (made / self.last).read_bytes()
         except OSError:
-            return
-        if content(self.out / self.last) == here:
+            here = b""
+        if not here or content(self.out / self.last) == here:
             with exclusive_folder(made.parent, "lock"):
-                shutil.rmtree(made, ignore_errors=True)
+                _remove(made, bool(here))
+
+
+def _remove(made: Path, whole: bool = True) -> None:
+    """Removes what was made, in one step: half of it could not be told from what others keep there.
+
+    Args:
+        made: its folder, which may be gone.
+        whole: it is there as it was made; else only what an earlier removal left goes.
+    """
+    away = made.with_name(f".{made.name}.removed")
+    shutil.rmtree(away, ignore_errors=True)
+    if whole and made.exists():
+        os.replace(made, away)
+        shutil.rmtree(away)

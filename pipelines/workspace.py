@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from faceshards.dataset.manifest import Manifest
 from faceshards.dataset.schema import SCHEMA_VERSION
 from faceshards.errors import BuildError, EmptyDatasetError, ShardError, UnsoundError, disk_full, why
-from faceshards.files import bytes_text, differences, fsync, fsync_tree, write_json
+from faceshards.files import bytes_text, differences, fsync, fsync_tree, told, write_json
 from faceshards.formats.json_files import read_json
 from faceshards.formats.mindrecord.writer import FORBIDDEN
 from faceshards.locks import BusyError, exclusive_folder
@@ -45,13 +45,14 @@ def check_output(out: Path) -> None:
     """Refuses a place where no dataset can be published.
 
     Raises:
-        BuildError: the path has characters that MindRecord forbids, or something that is no dataset is in the way.
+        BuildError: the path has characters that MindRecord forbids, or something else is in the way, or around it.
     """
     bad = sorted(set(str(out)) & (FORBIDDEN - {"/"}))
     if bad:
         raise BuildError(f"{out}: has {' '.join(bad)} in it, which MindRecord forbids in names; choose another path")
     if out.exists() and not (out / "dataset.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise BuildError(f"{out}: exists and is no dataset of ours; it is not touched")
+    prefix.check_outside(out)
 
 
 def check_apart(manifest: Manifest, out: Location) -> None:
@@ -183,10 +184,10 @@ def claim(work: Work, request: dict[str, Any], what: str = "build") -> Work:
         _forget_decisions(pieces)
         write_json({**request, **own}, path)
     elif different:
-        changes = "; ".join(f"{name}: {then!r} then, {now!r} now" for name, then, now in different)
         begun = "a plan" if planned.exists() else f"an interrupted {what}"
         raise BuildError(
-            f"{work}: {begun} has another request ({changes}); repeat it as it was, or pass --restart to begin anew"
+            f"{work}: {begun} has another request ({told(different, 'then', 'now')}); repeat it as it was, or pass "
+            "--restart to begin anew"
         )
     if what == "build":
         planned.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 from faceshards.errors import ConfigError
 from faceshards.settings import CONFIGS, check_ranges, check_settings, choices_of, one_of, within
+from faceshards.storage.faults import StorageError
+from faceshards.storage.location import StoredPath, as_location
 from training.recipes import read_recipe, resolve
 
 RECIPES = CONFIGS / "train"
@@ -150,10 +152,16 @@ def find_recipe(recipe: str) -> Path:
     """Returns the file of a recipe: of one that comes with faceshards (faceshards/configs/train), or a YAML file.
 
     Raises:
-        ConfigError: no such name; the message lists the known ones.
+        ConfigError: no such name; the message lists the known ones. Or it is in a bucket.
     """
-    if Path(recipe).suffix:
-        return Path(recipe)
+    try:
+        place = as_location(recipe)
+    except StorageError as error:
+        raise ConfigError(str(error)) from None
+    if isinstance(place, StoredPath):
+        raise ConfigError(f"{place}: is in a bucket, and a recipe is a file on a disk here")
+    if place.suffix:
+        return place
     path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         known = sorted(entry.stem for entry in RECIPES.glob("*.yaml"))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from faceshards.cli.command import Command, Interrupted
-from faceshards.errors import as_typed, harmless
+from faceshards.errors import as_typed, discreet, harmless
 from faceshards.extensions import ExtensionError, load, registered
 
 
@@ -22,14 +22,14 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was typed; Ctrl-C ends it alike before it runs.
 
-        What is said of its failure has no control characters.
+        What is said of its failure has no control characters, and no credentials of an address that was typed.
         """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
         except click.ClickException as error:
-            error.message = harmless(as_typed(error.message))  # type: ignore[misc]
+            error.message = harmless(as_typed(discreet(error.message)))  # type: ignore[misc]
             raise
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from faceshards.errors import as_typed, harmless, one_line
+from faceshards.errors import as_typed, discreet, harmless, one_line
 
 
 def echo(text: str = "", err: bool = False, nl: bool = True) -> None:
@@ -53,4 +53,4 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line, and below it the traceback if there is one."""
-        return harmless(super().format(record))
+        return harmless(discreet(super().format(record)))

@@ -23,9 +23,10 @@ from faceshards.checksums import check_seal, dead_link
 from faceshards.dataset.content import check_info, is_inside, sound
 from faceshards.dataset.schema import DROP_REASONS, LATER, SCHEMA_VERSION, SCHEMAS, complete, schema_with, stood_for
 from faceshards.dataset.table_files import TableFiles
-from faceshards.errors import FaceshardsError
+from faceshards.errors import FaceshardsError, first_few
 from faceshards.formats.encoded_image import MAX_PIXELS
 from faceshards.formats.json_files import read_json
+from faceshards.reading import folders_with
 from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath, as_location
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Manifest:
             here = isinstance(self.path, StoredPath) or self.path.exists()  # a bucket has no folders
             cause = "no dataset.json" if here else "no such folder"
             cause = f"{link} is a link that leads nowhere" if link else cause
+            if not link and (inner := folders_with("dataset.json", self.path)):
+                cause += f"; datasets lie in it: {first_few(map(str, inner))}"
             raise ManifestError(f"{self.path}: no dataset published there ({cause})") from None
         except OSError as error:
             raise ManifestError(f"{file}: {error.strerror}") from None

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
+from faceshards.errors import discreet, one_line
 from faceshards.storage import requests
 from faceshards.storage.faults import MissingError, StorageError
 
@@ -142,18 +143,24 @@ class StoredPath:
         for key in found["common_prefixes"]:
             yield StoredPath(self.scheme, self.bucket, key.rstrip("/")), True
         for entry in found["objects"]:
-            if entry["path"] == self.key:  # an empty object that stands for the prefix itself
-                continue
-            yield StoredPath(self.scheme, self.bucket, entry["path"]), False
+            if entry["path"] != self.key:  # else a console's mark of a folder, PREFIX/, which comes without its slash
+                yield StoredPath(self.scheme, self.bucket, entry["path"]), False
 
     def iterdir(self) -> Iterator[StoredPath]:
         """Yields what is right below this place, as a folder's entries."""
         return (entry for entry, _ in self.entries())
 
     def tree(self) -> Iterator[tuple[StoredPath, int]]:
-        """Yields every object below this place, and its size in bytes."""
+        """Yields every object below this place, and its size in bytes; not the marks of folders that consoles make."""
+        last = None  # of no bytes: a mark, if what lies below it comes next
         for entry in requests.below(self):
-            yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
+            if last and not entry["path"].startswith(f"{last}/"):
+                yield StoredPath(self.scheme, self.bucket, last), 0
+            last = None if entry["size"] else entry["path"]
+            if entry["size"]:
+                yield StoredPath(self.scheme, self.bucket, entry["path"]), entry["size"]
+        if last and last != self.key:
+            yield StoredPath(self.scheme, self.bucket, last), 0
 
     def below(self, after: str = "") -> Iterator[tuple[str, Status]]:
         """Yields the path of every object below this place, from here on, and what is known of it.
@@ -267,12 +274,14 @@ def as_location(text: str | Location) -> Location:
     if not isinstance(text, str):
         return as_location(str(text)) if isinstance(text, Path) and _collapsed(text) else text
     found = _ADDRESS.fullmatch(text)
+    if found is None and text != text.strip() and _ADDRESS.fullmatch(text.strip()) and not os.path.lexists(text):
+        raise _refused(repr(discreet(text)), "no address begins with a blank")
     if found is None or (len(found[2]) == 1 and os.path.lexists(text)):
         return Path(text)
     scheme, slashes, rest = found[1].lower(), found[2], found[3]
-    if len(slashes) == 1 and scheme not in SCHEMES:
+    if len(slashes) == 1 and scheme not in (*SCHEMES, "file"):
         return Path(text)
-    if scheme == "file" and len(slashes) == 3:
+    if scheme == "file" and len(slashes) != 2:
         return Path("/" + unquote(rest))
     bucket, _, key = rest.partition("/")
     # What holds credentials is never repeated.
@@ -300,4 +309,4 @@ def _collapsed(path: Path) -> bool:
 
 
 def _refused(text: str, cause: str) -> StorageError:
-    return StorageError(errno.EINVAL, cause, text)
+    return StorageError(errno.EINVAL, cause, one_line(text))

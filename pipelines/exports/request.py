@@ -11,7 +11,7 @@ from typing import Any
 
 from faceshards.checksums import check_seal
 from faceshards.dataset.manifest import Manifest
-from faceshards.files import differences
+from faceshards.files import differences, told
 from faceshards.formats.json_files import read_json
 from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location
@@ -82,7 +82,6 @@ def published(
     """
     found = read(out)
     if different := differences({name: found.get(name) for name in asked}, asked):
-        changes = "; ".join(f"{name}: {then!r} there, {now!r} now" for name, then, now in different)
-        raise ExportError(f"{out}: another export is there ({changes}); {instead}")
+        raise ExportError(f"{out}: another export is there ({told(different, 'there', 'now')}); {instead}")
     log.warning("%s: already exported from the same dataset; nothing to do", out)
     return found

@@ -213,6 +213,9 @@ class OpenFiles:
             file: the source.
             places: in it, in order of their offsets.
             in_order: they follow each other, and what lies between them may be read, too.
+
+        Raises:
+            SourceError: it changed, or went away, since it was scanned.
         """
         root = as_location(file.path)
         if isinstance(root, StoredPath) and file.is_folder:
@@ -223,7 +226,10 @@ class OpenFiles:
             return  # it may be a folder
         # A part of a record adds 8 bytes of header and at most 3 of padding.
         spans = [(p.offset, p.header + p.size + 11 * max(1, p.parts)) for p in places]
-        self.file(file).read_ahead(spans, in_order)
+        try:
+            self.file(file).read_ahead(spans, in_order)
+        except OSError as error:  # who writes meanwhile would take it for one of its own disk
+            raise SourceError(f"{file.path}: {error.strerror or error}") from None
 
     def image(self, path: StoredPath) -> bytes:
         """Returns an image that is an object of its own; StorageError if it cannot be read."""

@@ -38,8 +38,10 @@ def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns the folder, as SourceKind has it.
 
     Raises:
-        SourceError: no image in it.
+        SourceError: no image in it, or it is a dataset.
     """
+    if (path / "dataset.json").is_file():
+        raise SourceError(f"{path}: is a dataset, and no source of one; export-data makes .rec or .tar of it")
     if isinstance(path, StoredPath):
         found = LISTINGS.make(path)
         if found.newest < 0:

@@ -10,7 +10,7 @@ import pytest
 
 from faceshards.checksums import difference, file_digest
 from faceshards.errors import FaceshardsError
-from faceshards.files import Difference, bytes_text, differences, fsync_tree, replacing, writable_at
+from faceshards.files import Difference, bytes_text, differences, fsync_tree, replacing, told, writable_at
 
 
 @pytest.mark.parametrize("name", ["link", "/dev/null"])
@@ -96,3 +96,14 @@ def test_sizes_for_people() -> None:
     assert [bytes_text(count) for count in (12_345, 4.56e7, 999e6, 1.234e12)] == [
         *("0.012 MB", "45.6 MB", "999.0 MB", "1,234.00 GB"),
     ]
+
+
+def test_of_requests_that_differ_the_innermost_is_said():
+    then = {"name": "a", "config": {"seed": 0, "size": [1, 1]}, "sources": [{"path": "x", "bytes": 1}, {"path": "y"}]}
+    now = {"name": "a", "config": {"seed": 1, "size": [1, 1]}, "sources": [{"path": "x", "bytes": 2}, {"path": "y"}]}
+    assert told(differences(then, now), "then", "now") == "seed: 0 then, 1 now; x: bytes: 1 then, 2 now"
+    fewer = {**then, "sources": []}
+    assert told(differences(fewer, {**then, "sources": [1]}), "there", "now") == "sources: [] there, [1] now"
+    assert told([Difference("config", None, {"seed": 1})], "then", "now") == "config: None then, {'seed': 1} now"
+    many = told(differences(dict.fromkeys("abcdef", 0), {}), "then", "now")
+    assert many.endswith("d: 0 then, None now; and 2 more")

@@ -113,6 +113,18 @@ def test_nothing_there_is_said(bucket: StoredPath) -> None:
         assert cause in said.stderr
 
 
+def test_of_a_place_that_holds_several_it_is_said_which(bucket: StoredPath, tmp_path: Path) -> None:
+    for place in (bucket, tmp_path):
+        for name in ("b", "a/b", "c", "d"):
+            (place / name).mkdir(parents=True)
+            (place / name / "dataset.json").write_bytes(b"{}")
+        said = CliRunner().invoke(main, ["manifest", "summary", str(place)])
+        inner = ", ".join(str(place / name) for name in "bcd")
+        assert said.output == (
+            f"Error: {place}: no dataset published there (no dataset.json; datasets lie in it: {inner})\n"
+        )
+
+
 def test_an_older_one_is_upgraded(tiny_dataset: Manifest, stored: StoredPath) -> None:
     info = {name: value for name, value in tiny_dataset.info.items() if name != "sha256"}
     (stored / "dataset.json").write_bytes(json.dumps({**info, "schema_version": 1}).encode())

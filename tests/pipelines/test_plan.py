@@ -105,7 +105,8 @@ def test_other_settings_are_tried_on_the_same_scan(tiny_source, tmp_path, monkey
         assert any("1 of 2 pictures cannot be decoded" in line for line in told["warnings"])
         assert told["dropped"]["min_images"] > before["dropped"]["min_images"]
         with pytest.raises(
-            BuildError, match=r"a plan has another request \(config: .*; repeat it as it was, or pass --"
+            BuildError,
+            match=r"a plan has another request \(image_size: \[112, 112\] then, .*; repeat it as it was, or pass --",
         ):
             run_plan(tiny_source, out, BuildConfig(image_size=(0, 0)))
         # What was told of the set is not told of a build without it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from faceshards.storage.lease import Lease
 from faceshards.storage.location import StoredPath
 from pipelines import prefix, publication, upload
 from pipelines.config import BuildConfig
+from pipelines.derived import export_at
 from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.runner import Execution
@@ -87,6 +89,7 @@ def whole(tiny_source: Path, tiny_dataset: Manifest, tmp_path: Path) -> Path:
     """A work folder in which the tiny dataset waits to be uploaded."""
     work = tmp_path / "work"
     shutil.copytree(tiny_dataset.path, upload.made_in(work))
+    (work / "lock").touch()
     return work
 
 
@@ -243,3 +246,43 @@ def test_options_that_do_not_go_together(arguments: list[str], cause: str) -> No
     said = CliRunner().invoke(main, ["build", "--source", "x.rec", *arguments])
     assert said.exit_code == 2
     assert cause in said.output
+
+
+def test_a_place_in_a_dataset_or_where_one_is_made_is_refused(
+    tiny_source: Path, tiny_dataset: Manifest, bucket: StoredPath, worker: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_dataset.path, tmp_path / "set")
+    put(tmp_path / "set", bucket / "set")
+    (bucket / "begun" / prefix.MARK).write_bytes(b"{}")
+    (bucket / "dataset.json").write_bytes(b"[]")  # somebody's
+    for place, cause in (
+        (bucket / "set" / "more", f"{bucket}/set/more: lies in the dataset {bucket}/set, and would be"),
+        (bucket / "begun" / "a" / "b", f"lies in {bucket}/begun, where another dataset is being made"),
+    ):
+        for options in ({"work": tmp_path / "work"}, {"work": bucket / "work"}):
+            with pytest.raises(BuildError, match=re.escape(cause)):
+                build(tiny_source, place, worker, **options)
+    with pytest.raises(BuildError, match="lies in the dataset"):
+        build(tiny_source, tmp_path / "set" / "more", worker)
+    assert not (tmp_path / "work").exists() or [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+    assert build(tiny_source, bucket / "apart", worker, work=tmp_path / "work").fingerprint == tiny_dataset.fingerprint
+
+
+def test_a_work_folder_with_a_dataset_of_somebody_else_is_left_as_it_is(
+    tiny_source: Path, tiny_dataset: Manifest, bucket: StoredPath, worker: str, tmp_path: Path
+) -> None:
+    """What is made there is removed in the end: it has to have been made there."""
+    shutil.copytree(tiny_dataset.path, tmp_path / "dataset")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "notes.txt").write_text("mine")
+    before = digests(tmp_path)
+    for restart in (False, True):
+        with pytest.raises(BuildError, match="dataset: is in the way, and was not left by us"):
+            build(tiny_source, bucket / "set", worker, work=tmp_path, restart=restart)
+        with pytest.raises(BuildError, match="export: is in the way, and was not left by us"):
+            export_at(
+                *(tiny_dataset.path, bucket / "tars", Request("webdataset"), Execution(1, worker, quiet=True)),
+                work=tmp_path,
+                restart=restart,
+            )
+    assert digests(tmp_path) == before

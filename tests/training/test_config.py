@@ -64,6 +64,10 @@ def test_unknown_recipe(tmp_path):
         load_recipe("lfw", {})
     with pytest.raises(ConfigError, match="No such file"):
         load_recipe(str(tmp_path / "mine.yaml"), {})
+    with pytest.raises(ConfigError, match=r"s3://faces/mine\.yaml: is in a bucket, and a recipe is a file on a disk"):
+        load_recipe("s3://faces/mine.yaml", {})
+    with pytest.raises(ConfigError, match=r"s3://\.\.\.: an address holds no credentials"):
+        load_recipe("s3://key:secret@faces/mine.yaml", {})
     (tmp_path / "mine.yaml").write_text("epochs: 3\n")
     assert load_recipe(str(tmp_path / "mine.yaml"), {"lr": 1}) == TrainConfig(epochs=3, lr=1.0)
 

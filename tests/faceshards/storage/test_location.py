@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from faceshards.cli.main import main
 from faceshards.cli.options import BYTES
+from faceshards.cli.terminal import LogFormatter
 from faceshards.storage.faults import StorageError
 from faceshards.storage.location import StoredPath, as_location
 
@@ -38,6 +40,7 @@ def test_anything_else_is_a_path(text: str) -> None:
 
 def test_an_address_of_a_file_is_its_path() -> None:
     assert as_location("file:///data/with%20space") == Path("/data/with space")
+    assert as_location("file:/data/x") == Path("/data/x")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,8 @@ def test_an_address_of_a_file_is_its_path() -> None:
         ("s3://faces/a//b", "an empty name, between two slashes"),
         ("s3://faces//a", "an empty name, between two slashes"),
         ("s3://faces/a\nb", r"'a\\nb' is no name in a bucket"),
+        ("s3://faces/a\nb", r"s3://faces/a\\nb: "),
+        (" s3://faces/x", "no address begins with a blank"),
         ("hdfs://host/x", "addresses of hdfs are not known; there are s3://, gs://, az://, file://"),
         ("https://host/x", "addresses of https are not known"),
         ("file://host/x", "there are .*file:///"),
@@ -81,6 +86,32 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> No
     assert "sEc" not in said.output
     assert "AKIA" not in said.output
     assert text.partition(":")[0] in said.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "s3://AKIAKEY:sEcReT@faces/mine.yaml", "--data", "x", "--out", "y"],
+        ["train", "s3:/AKIAKEY:sEc/ReT@faces/mine.yaml", "--data", "x", "--out", "y"],
+        ["build", "s3://AKIAKEY:sEcReT@faces/x", "--out", "y"],
+        ["build", "--source", "x", "--out", "y", "--set", "image_size=s3://AKIAKEY:sEcReT@faces/x"],
+        ["build", "--source", "x", "--out", "y", "--set", "s3://faces/x?key=AKIAKEY&secret_key=sEcReT"],
+        ["manifest", "summary", "--s3://AKIAKEY:sEcReT@faces", "x"],
+        ["manifest", "summary", "x", "s3://AKIAKEY:sEcReT@faces"],
+        ["manifest", "summary", " s3://AKIAKEY:sEcReT@faces"],
+    ],
+)
+def test_wherever_an_address_with_credentials_is_typed_they_are_not_repeated(arguments: list[str]) -> None:
+    said = CliRunner().invoke(main, arguments)
+    assert said.exit_code == 2
+    assert "sEc" not in said.output
+    assert "AKIA" not in said.output
+
+
+def test_an_address_in_a_log_has_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("faceshards").warning("%s: gone; s3://faces/é@x is not", "s3://AKIAKEY:sEcReT@faces/x")
+    said = LogFormatter("%(levelname)s %(message)s").format(caplog.records[-1])
+    assert said == "WARNING s3://...@faces/x: gone; s3://faces/é@x is not"
 
 
 def test_a_path_made_of_an_address_is_refused_unless_it_is_there(

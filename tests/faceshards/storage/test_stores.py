@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 from faceshards.checksums import file_digest
@@ -215,3 +216,18 @@ def test_a_profile_of_awss_files_is_read(
     (tmp_path / "config").write_text("[profile other]\nsso_session = x\n")
     with pytest.raises(StorageError, match=r"by sso_session, which is not read here; .*export-credentials"):
         (bucket / "x").stat()
+
+
+def test_marks_of_folders_that_consoles_make_are_no_objects(bucket: StoredPath) -> None:
+    files = pyarrow.fs.S3FileSystem(
+        access_key=KEY, secret_key=SECRET, endpoint_override=os.environ["AWS_ENDPOINT_URL"], region="us-east-1"
+    )
+    for name in ("set", "set/tables", "bare"):
+        files.create_dir(f"{bucket.bucket}/{bucket.key}/{name}", recursive=False)
+    assert [(str(place), size) for place, size in bucket.tree()] == [(f"{bucket}/bare", 0), (f"{bucket}/set/tables", 0)]
+    assert not (bucket / "bare").is_dir()
+    for name in ("set/tables/x", "set/empty", "set/tables.txt"):
+        (bucket / name).write_bytes(b"" if name == "set/empty" else b"1")
+    found = {str(place).removeprefix(f"{bucket}/"): size for place, size in bucket.tree()}
+    assert found == {"bare": 0, "set/empty": 0, "set/tables.txt": 1, "set/tables/x": 1}
+    assert list((bucket / "set" / "tables").entries()) == [(bucket / "set" / "tables" / "x", False)]

@@ -76,24 +76,31 @@ def test_a_source_that_changed_is_refused(stored: StoredPath) -> None:
     (stored / "train.rec").write_bytes(b"another")
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
         opened.file(file)
+    (stored / "train.rec").unlink()  # an OSError would be taken for one of the disk that is written to
+    with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: no such object"):
+        opened.read_ahead(file, [Place("1", 0, 24, 100, 1)])
 
 
 def test_what_cannot_be_read_is_said(bucket: StoredPath) -> None:
     (bucket / "pictures" / "1.jpg").write_bytes(b"")
     (bucket / "empty.rec").write_bytes(b"")
+    for name in ("sets/a/train.rec", "sets/b/c/x.tar", "done/dataset.json"):
+        (bucket / name).write_bytes(b"1")
     (bucket / "no.rec").write_bytes(b"no records" * 100)
     (bucket / "packed.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
     for name, cause in (
         ("none", "no such file or folder"),
         ("none.rec", "no such file or folder"),
         ("pictures", "no .rec file, and no sub-folder with .jpg or .png images; 1 pictures lie in the folder itself"),
+        ("sets", f"a .rec lies deeper: --source {bucket}/sets/a"),
+        ("done", "is a dataset, and no source of one"),
         ("empty.rec", "empty file"),
         ("no.rec", "not RecordIO"),
         ("packed.tar.gz", "compressed"),
     ):
         with pytest.raises(SourceError) as caught:
             find_files(bucket / name)
-        assert str(caught.value).startswith(f"{bucket / name}: {cause}")
+        assert str(caught.value).startswith(f"{bucket / name}: ") and cause in str(caught.value)
 
 
 def test_tars_are_read_as_on_a_disk(tiny_dataset: Manifest, bucket: StoredPath, tmp_path: Path) -> None:
