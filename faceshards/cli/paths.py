@@ -119,8 +119,8 @@ class _Output(click.Path):
         folder: it is a folder, or a prefix; without this a file, or an object.
     """
 
-    def __init__(self, folder: bool = False) -> None:
-        super().__init__(path_type=Path, dir_okay=folder)
+    def __init__(self, folder: bool = False, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
         self.folder = folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -159,5 +159,6 @@ LOCATION = _Location()
 PATH = LocalPath()
 FETCHED = _Fetched()
 MODEL = _Fetched(_of_model)
-OUT_FILE = _Output()
+OUT_FILE = _Output(dir_okay=False)
+OUT_PAGE = _Output()  # of a folder its command says that it is none
 OUT_FOLDER = _Output(folder=True)
