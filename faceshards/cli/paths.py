@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import re
 import shutil
 import tempfile
@@ -136,10 +137,14 @@ class _Output(click.Path):
         """Returns the place, if something can be made there."""
         from faceshards.files import check_writable  # needs pyarrow
 
-        through = isinstance(place, Path) and place.exists() and not (place.is_file() or place.is_dir())
-        if not through:  # what is a device, or a pipe, is not made
+        if isinstance(place, StoredPath) or not _is_device(place):  # which is written through, not made
             check_writable(place if self.folder else place.parent)
         return place
+
+
+def _is_device(path: Path) -> bool:
+    """Returns whether something is there that is neither a file nor a folder: a device, or a pipe."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 class _Location(click.ParamType):
