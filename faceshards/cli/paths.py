@@ -137,14 +137,14 @@ class _Output(click.Path):
         """Returns the place, if something can be made there."""
         from faceshards.files import check_writable  # needs pyarrow
 
-        if isinstance(place, StoredPath) or not _is_device(place):  # which is written through, not made
+        if isinstance(place, StoredPath) or not _is_written_through(place):
             check_writable(place if self.folder else place.parent)
         return place
 
 
-def _is_device(path: Path) -> bool:
-    """Returns whether something is there that is neither a file nor a folder: a device, or a pipe."""
-    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+def _is_written_through(path: Path) -> bool:
+    """Returns whether a link, a device or a pipe is there, beside which nothing is made."""
+    return os.path.islink(path) or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)))
 
 
 class _Location(click.ParamType):
