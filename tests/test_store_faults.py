@@ -246,7 +246,9 @@ def test_a_store_may_die_at_any_moment(
     assert found == stage.dataset.fingerprint or "build" not in operation
 
 
-@pytest.mark.parametrize("arguments", [("build", "--source", "none.rec", "--exclude"), ("eval", "--set")])
+@pytest.mark.parametrize(
+    "arguments", [("build", "--source", "none.rec", "--out", "none", "--exclude"), ("eval", "--set")]
+)
 def test_what_is_fetched_for_a_command_fails_alike(
     arguments: tuple[str, ...], bucket: StoredPath, proxy: FaultProxy
 ) -> None:

@@ -25,7 +25,7 @@ from faceshards.cli.options import (
     quiet_option,
     settings_option,
 )
-from faceshards.cli.paths import OUT_FILE
+from faceshards.cli.paths import OUT_PAGE
 from faceshards.cli.plan import print_plan
 from faceshards.cli.terminal import echo
 from faceshards.settings import load_yaml, make_config
@@ -82,7 +82,7 @@ def _go_on(params: Mapping[str, Any]) -> str:
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that is published at --out.")
 @click.option("--restart", is_flag=True, help="Throw away an interrupted build instead of going on with it.")
 @click.option(
-    "--report", "page", type=OUT_FILE, metavar="PAGE", help="In the end, write a page that shows the dataset."
+    "--report", "page", type=OUT_PAGE, metavar="PAGE", help="In the end, write a page that shows the dataset."
 )
 @click.option("--plan", is_flag=True, help="Say what would be kept and dropped, its disk and time; publish nothing.")
 @click.option("--sample", type=SHARE, metavar="5%", help="With --plan: look at so many of the identities only.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import re
 import shutil
 import tempfile
@@ -119,8 +120,8 @@ class _Output(click.Path):
         folder: it is a folder, or a prefix; without this a file, or an object.
     """
 
-    def __init__(self, folder: bool = False) -> None:
-        super().__init__(path_type=Path, dir_okay=folder)
+    def __init__(self, folder: bool = False, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
         self.folder = folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -136,10 +137,14 @@ class _Output(click.Path):
         """Returns the place, if something can be made there."""
         from faceshards.files import check_writable  # needs pyarrow
 
-        through = isinstance(place, Path) and place.exists() and not (place.is_file() or place.is_dir())
-        if not through:  # what is a device, or a pipe, is not made
+        if isinstance(place, StoredPath) or not _is_written_through(place):
             check_writable(place if self.folder else place.parent)
         return place
+
+
+def _is_written_through(path: Path) -> bool:
+    """Returns whether a link, a device or a pipe is there, beside which nothing is made."""
+    return os.path.islink(path) or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)))
 
 
 class _Location(click.ParamType):
@@ -159,5 +164,6 @@ LOCATION = _Location()
 PATH = LocalPath()
 FETCHED = _Fetched()
 MODEL = _Fetched(_of_model)
-OUT_FILE = _Output()
+OUT_FILE = _Output(dir_okay=False)
+OUT_PAGE = _Output()  # of a folder its command says that it is none
 OUT_FOLDER = _Output(folder=True)

@@ -10,7 +10,7 @@ import click
 from faceshards.cli.command import Command
 from faceshards.cli.manifest.summary import summary_facts
 from faceshards.cli.options import dataset_argument, json_option, show
-from faceshards.cli.paths import OUT_FILE
+from faceshards.cli.paths import OUT_PAGE
 from faceshards.dataset.manifest import Manifest
 from faceshards.files import bytes_text
 from faceshards.storage.location import Location
@@ -44,7 +44,7 @@ class _Size(click.ParamType):
 @click.option(
     "--out",
     required=True,
-    type=OUT_FILE,
+    type=OUT_PAGE,
     metavar="PAGE",
     help="The HTML file, or object in a bucket; one that is there is replaced.",
 )

@@ -327,7 +327,7 @@ def test_an_address_in_a_bucket_is_no_folder_called_s3(words: tuple[str, ...]) -
     for param in command(words).params:
         if not isinstance(param.type, click.Path):
             continue
-        in_buckets = (paths.FETCHED, paths.MODEL, paths.OUT_FILE, paths.OUT_FOLDER)
+        in_buckets = (paths.FETCHED, paths.MODEL, paths.OUT_FILE, paths.OUT_PAGE, paths.OUT_FOLDER)
         assert isinstance(param.type, LocalPath) or param.type in in_buckets, f"{param.name} takes any text for a path"
         if isinstance(param.type, LocalPath):
             with pytest.raises(click.BadParameter, match="s3://faces/x is in a bucket, and has to be on a disk here"):

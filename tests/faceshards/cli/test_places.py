@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import faceshards
 from faceshards.cli import paths
 from faceshards.cli.main import main
 from faceshards.dataset.manifest import Manifest
@@ -24,6 +25,7 @@ from faceshards.storage.location import StoredPath
 from tests import fault_proxy as faults
 from tests.faceshards.test_stored_dataset import upload
 from tests.fault_proxy import FaultProxy
+from tests.pipelines.build_fixtures import shared_worker
 from tests.recs import jpeg
 
 
@@ -243,3 +245,21 @@ def test_what_belongs_to_a_model_comes_with_it(bucket: StoredPath, refusing: Fau
             assert {entry.name for entry in copy.parent.iterdir()} == {name, *others}
             assert all(entry.read_bytes() == entry.name.encode() for entry in copy.parent.iterdir())
         assert not copy.exists()
+
+
+def test_sets_of_one_name_are_told_apart_by_their_addresses(
+    tiny_source: Path, bucket: StoredPath, tmp_path: Path, temporary: Path
+) -> None:
+    write_bin(tmp_path / "lfw.bin", [jpeg(i) for i in range(4)], [True, False])
+    sets = [bucket / "a" / "lfw.bin", bucket / "b" / "lfw.bin"]
+    for place in sets:
+        place.write_bytes((tmp_path / "lfw.bin").read_bytes())
+    out, worker = tmp_path / "set", shared_worker()
+    found = faceshards.build(tiny_source, out, exclude=[*map(str, sets)], shards=4, scheduler=worker, quiet=True)
+    assert [entry["name"] for entry in found.info["exclude"]] == ["a/lfw", "b/lfw"]
+    options = [word for place in sets for word in ("--exclude", place)]
+    again = call("build", "--source", tiny_source, "--out", out, "--set", "shards=4", "--scheduler", worker, *options)
+    assert (again.exit_code, "already built from the same sources and settings" in again.stderr) == (0, True)
+    with pytest.raises(faceshards.FaceshardsError, match=f"{bucket}/none.bin: no such object"):
+        faceshards.build(tiny_source, out, exclude=bucket / "none.bin", quiet=True)
+    assert [*temporary.iterdir()] == []
