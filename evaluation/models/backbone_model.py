@@ -78,11 +78,17 @@ def _of_weights(path: Path, name: str) -> Backbone:
     return Backbone(cell, name, size, path, digest, card)
 
 
+def chosen(path: Path) -> Path:
+    """Returns a checkpoint itself; of a run's folder its best, or else its last; what is neither, itself."""
+    if (path / "checkpoint.json").is_file():
+        return path
+    known = checkpoint.known(path / "checkpoints")
+    return checkpoint.best(path / "checkpoints") or (known[-1] if known else path)
+
+
 def _of_checkpoint(path: Path) -> Backbone:
     """Returns the backbone of a checkpoint, or of a run's best or last."""
-    if not (path / "checkpoint.json").is_file():
-        known = checkpoint.known(path / "checkpoints")
-        path = checkpoint.best(path / "checkpoints") or (known[-1] if known else path)
+    path = chosen(path)
     meta = checkpoint.read_meta(path)
     state, name, size = meta.state, str(meta.config.get("backbone")), meta.config.get("embedding_size")
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:

@@ -61,11 +61,16 @@ class _Fetched(click.Path):
 
     Args:
         beside: gives the names of objects beside it that are copied too, where they are there and may be read.
+        prefix: copies what is no object but a prefix into a folder; without it that is refused.
     """
 
-    def __init__(self, beside: Callable[[StoredPath], Iterable[str]] = lambda place: ()) -> None:
+    def __init__(
+        self,
+        beside: Callable[[StoredPath], Iterable[str]] = lambda place: (),
+        prefix: Callable[[StoredPath, Path], Path] | None = None,
+    ) -> None:
         super().__init__(path_type=Path)
-        self.beside = beside
+        self.beside, self.prefix = beside, prefix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns the Path of the file, or Later that of the copy."""
@@ -83,8 +88,11 @@ class _Fetched(click.Path):
         try:
             copy = brought(place, folder)
         except MissingError as error:
-            many = "; of buckets one file is taken, not a folder of them" if place.is_dir() else ""
-            raise FaceshardsError(f"{error}{many}") from None
+            if not place.is_dir():
+                raise
+            if self.prefix is None:
+                raise FaceshardsError(f"{error}; of buckets one file is taken, not a folder of them") from None
+            return self.prefix(place, folder)
         for name in self.beside(place):
             _fetch_if_there(place.with_name(name), copy.with_name(name))
         return copy
@@ -111,6 +119,13 @@ def _of_model(place: StoredPath) -> list[str]:
     if found := re.search(_PARAMS + "$", place.name):
         return [place.name[: found.start()] + _SYMBOL]
     return [f"{place.name}.json"]
+
+
+def _checkpoint(place: StoredPath, folder: Path) -> Path:
+    """Returns a copy of what a model needs of a checkpoint or a run."""
+    from evaluation.models.stored_checkpoint import bring_checkpoint  # needs MindSpore, as such models do
+
+    return bring_checkpoint(place, folder)
 
 
 class _Output(click.Path):
@@ -163,7 +178,7 @@ class _Location(click.ParamType):
 LOCATION = _Location()
 PATH = LocalPath()
 FETCHED = _Fetched()
-MODEL = _Fetched(_of_model)
+MODEL = _Fetched(_of_model, _checkpoint)
 OUT_FILE = _Output(dir_okay=False)
 OUT_PAGE = _Output()  # of a folder its command says that it is none
 OUT_FOLDER = _Output(folder=True)

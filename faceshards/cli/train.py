@@ -13,7 +13,7 @@ import click
 from evaluation.origin import MARK, NOTE, Origin
 from faceshards.cli.command import Command, Interrupted, interruptible
 from faceshards.cli.options import BYTES, PATH, data_root_option, json_option, settings_option, show
-from faceshards.cli.paths import FETCHED, LOCATION, LocalPath
+from faceshards.cli.paths import LOCATION, MODEL, LocalPath
 from faceshards.cli.terminal import echo
 from faceshards.storage.location import NEEDS_CACHE, Location, StoredPath
 
@@ -42,9 +42,7 @@ class _Train(Command):
 @click.option("--cache", type=PATH, help="A folder for copies of the shards that are read; a bucket's need one.")
 @click.option("--cache-bytes", type=BYTES, default=0, help="That they may take, such as 200G; 0: no limit.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, if there is one.")
-@click.option(
-    "--finetune", type=FETCHED, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt."
-)
+@click.option("--finetune", type=MODEL, help="Start from the backbone of this checkpoint, .pth, .safetensors or .ckpt.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each host.")
 @click.option("--hosts", help="All hosts of the job, by commas; the first runs the scheduler.")
 @click.option("--host-rank", type=click.IntRange(min=0), default=0, show_default=True, help="This host in --hosts.")

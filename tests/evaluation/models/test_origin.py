@@ -8,8 +8,10 @@ import shutil
 import pytest
 
 from evaluation.models.load import load_model
+from evaluation.models.stored_checkpoint import bring_checkpoint
 from faceshards.formats.verification_bin import read_bin, write_bin
 from tests.evaluation.commands import run
+from tests.faceshards.test_stored_dataset import upload
 from tests.recs import jpeg
 from training import checkpoint
 from training.backbones.registry import create_backbone
@@ -92,6 +94,38 @@ def test_what_is_exported_knows_it_too(trained, tmp_path):
         json.dumps({name: part for name, part in json.loads(card.read_text()).items() if name != "chosen_on"})
     )
     assert load_model(tmp_path / "model.safetensors").origin().chosen_on == {"lfw": "", "orl": ""}
+
+
+def test_a_run_in_a_bucket_is_the_one_on_the_disk(trained, bucket, tmp_path):
+    out, save = trained
+    digests = {"lfw": LFW, "orl": ORL}
+    best = [save(step, accuracy, digests) for step, accuracy in ((10, 0.7), (20, 0.9), (30, 0.8))][1]
+    stored = upload(out, bucket / "run")
+    (bucket / "run" / "logs" / "worker.log").write_bytes(b"1")
+    copy = bring_checkpoint(stored, tmp_path)
+    name = best.relative_to(out) / "backbone.safetensors"
+    assert (copy / name).read_bytes() == (out / name).read_bytes()
+    ranks = [*copy.rglob("rank-*"), *copy.rglob("optimizer*")]
+    assert len(ranks) == 6
+    assert not any(set(file.read_bytes()) - {0} for file in ranks)
+    assert not (copy / "logs").exists()
+    for place in (stored, bucket / "run" / "checkpoints" / best.name):
+        done = run("export", place, tmp_path / "model.safetensors")
+        assert done.exit_code == 0, done.output
+        origin = load_model(tmp_path / "model.safetensors").origin()
+        assert (origin.step, origin.chosen_on) == (20, digests)
+        assert (tmp_path / "model.safetensors").read_bytes() == exported(out, tmp_path)
+    done = run("export", bucket / "run" / "logs", tmp_path / "none.safetensors")
+    assert done.exit_code == 1
+    assert done.output == (
+        f"Error: {bucket}/run/logs: no model there: neither a file, nor a checkpoint, nor a run that has one\n"
+    )
+
+
+def exported(out, tmp_path):
+    """Returns the weights that are exported of a run on a disk."""
+    assert run("export", out, tmp_path / "local.safetensors").exit_code == 0
+    return (tmp_path / "local.safetensors").read_bytes()
 
 
 def test_a_model_from_elsewhere_says_what_is_known(tiny_weights):

@@ -100,7 +100,8 @@ def test_what_cannot_be_read_is_said(bucket: StoredPath) -> None:
     ):
         with pytest.raises(SourceError) as caught:
             find_files(bucket / name)
-        assert str(caught.value).startswith(f"{bucket / name}: ") and cause in str(caught.value)
+        assert str(caught.value).startswith(f"{bucket / name}: ")
+        assert cause in str(caught.value)
 
 
 def test_tars_are_read_as_on_a_disk(tiny_dataset: Manifest, bucket: StoredPath, tmp_path: Path) -> None:
