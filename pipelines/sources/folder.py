@@ -16,6 +16,7 @@ from faceshards.errors import SourceError
 from faceshards.reading import each
 from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.ranges import read_once
 from pipelines.sources import nesting
 from pipelines.sources.base import (
     IMAGES_AT_ONCE,
@@ -242,7 +243,7 @@ def _objects(root: StoredPath, names: list[str]) -> list[bytes | StorageError]:
 
 def _object(path: StoredPath) -> bytes | StorageError:
     try:
-        return image_of(path)
+        return read_once(path, MAX_ENCODED)
     except StorageError as error:
         if error.errno == errno.EFBIG:
             return bytes(MAX_ENCODED + 1)

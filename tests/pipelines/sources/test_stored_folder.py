@@ -67,6 +67,13 @@ def tree(root: Path, paths: list[str]) -> Path:
     return root
 
 
+def arrow(endpoint: str) -> fs.S3FileSystem:
+    """Returns somebody else's client."""
+    return fs.S3FileSystem(
+        access_key=KEY, secret_key=SECRET, endpoint_override=endpoint.removeprefix("http://"), scheme="http"
+    )
+
+
 def found(root: Location, work: Path, step: int = 0) -> object:
     """Returns all that is found in a folder, but for where it lies."""
 
@@ -126,21 +133,15 @@ def test_what_stands_for_folders_is_no_file(bucket: StoredPath, object_store: st
         (local / name).mkdir(parents=True)
     (local / "_SUCCESS").touch()
     stored = upload(local, bucket / "set")
-    arrow = fs.S3FileSystem(
-        access_key=KEY, secret_key=SECRET, endpoint_override=object_store.removeprefix("http://"), scheme="http"
-    )
     for path in (local, *local.rglob("*/")):
         if path.is_dir():
-            arrow.create_dir(f"{bucket.bucket}/{stored.key}/{path.relative_to(local)}".removesuffix("/."))
+            arrow(object_store).create_dir(f"{bucket.bucket}/{stored.key}/{path.relative_to(local)}".removesuffix("/."))
     assert "zoe" in {name for name, _ in stored.below()}
     assert found(stored, tmp_path / "stored") == found(local, tmp_path / "local")
 
 
 def test_names_that_the_client_does_not_take_are_said(bucket: StoredPath, object_store: str) -> None:
-    arrow = fs.S3FileSystem(
-        access_key=KEY, secret_key=SECRET, endpoint_override=object_store.removeprefix("http://"), scheme="http"
-    )
-    with arrow.open_output_stream(f"{bucket.bucket}/{bucket.key}/set/ann/a\nb.jpg") as file:
+    with arrow(object_store).open_output_stream(f"{bucket.bucket}/{bucket.key}/set/ann/a\nb.jpg") as file:
         file.write(IMAGE)
     with pytest.raises(FaceshardsError) as caught:
         find_files(bucket / "set")
@@ -256,6 +257,26 @@ def test_a_store_that_fails_is_no_picture(
     assert str(caught.value).startswith(f"{stored}/ann/")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_came_changed_is_read_again(
+    bucket: StoredPath, object_store: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Its ETag tells; where that is no MD5, as of objects that were put in parts, two answers do."""
+    local = tree(tmp_path / "set", ["ann/0.jpg", "ann/1.jpg"])
+    stored = upload(local, bucket / "set")
+    with arrow(object_store).open_output_stream(f"{bucket.bucket}/{bucket.key}/set/ann/1.jpg") as file:
+        file.write((local / "ann" / "1.jpg").read_bytes())
+    (part,), _ = cut(find_files(stored)[0], tmp_path, 0)
+    proxy.add(faults.flip, path="0.jpg$")
+    proxy.asked.clear()
+    images = scan(part).images
+    assert list(map(bytes, images)) == [path.read_bytes() for path in sorted(local.rglob("*.jpg"))]
+    assert [rule.seen for rule in proxy.rules] == [2]
+    assert sum(asked.path.endswith("1.jpg") for asked in proxy.asked) == 2
+    proxy.add(faults.flip, path="1.jpg$")
+    with pytest.raises(StorageError, match=f"^{stored}/ann/1.jpg: comes with other bytes each time$"):
+        scan(part)
 
 
 def build_changed(stored: StoredPath, out: Path, form: str, stage: str, change: Callable[[StoredPath], object]) -> Any:
