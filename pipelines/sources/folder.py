@@ -256,7 +256,7 @@ def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     """Returns an image file; its folder has too many to keep them open."""
     root = as_location(file.path)
     if isinstance(root, StoredPath):
-        return opened.image(root / place.key)
+        return opened.images.pop(root / place.key, None) or image_of(root / place.key)
     with open(os.path.join(root, place.key), "rb") as handle:
         return handle.read()
 
