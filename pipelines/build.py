@@ -29,7 +29,7 @@ from faceshards.storage.location import Location, StoredPath
 from pipelines import workspace
 from pipelines.config import BuildConfig
 from pipelines.runner import Execution, Runner, survived
-from pipelines.shuffle import spills
+from pipelines.shuffle import carried, spills
 from pipelines.sources.base import Partition, SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.assemble import assemble
@@ -38,7 +38,7 @@ from pipelines.stages.route import route
 from pipelines.stages.sections import by_shard
 from pipelines.stages.sign import PartitionFacts
 from pipelines.stages.write import write
-from pipelines.survey import Doubts, Found, Survey, ask, carried, refusal, room
+from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
 
 log = logging.getLogger(__name__)
 

@@ -30,12 +30,12 @@ from pipelines import prefix, workspace
 from pipelines.config import BuildConfig
 from pipelines.filters.quantiles import quantiles
 from pipelines.runner import Execution
-from pipelines.shuffle import spills
+from pipelines.shuffle import carried, spills
 from pipelines.sources.base import SourceFile
 from pipelines.sources.catalog import Dataset
 from pipelines.stages.balance import shard_count
 from pipelines.stages.sign import PartitionFacts
-from pipelines.survey import Doubts, Found, Survey, ask, carried, refusal, room
+from pipelines.survey import Doubts, Found, Survey, ask, refusal, room
 
 # Bytes of the manifest, measured on sets of 400 to 7,400 images: hashes do not compress, all else nearly vanishes.
 _IMAGE_ROW, _IMAGE_PART, _DROPPED_ROW, _IDENTITY_ROW, _CONFLICT_ROW, _REST = 76, 3500, 30, 28, 50, 12_000

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from faceshards.files import bytes_text
 from faceshards.storage.location import StoredPath, as_location
 
 FORMS = ("auto", "direct", "spill")
@@ -32,6 +33,15 @@ def spills(asked: str, paths: Iterable[str]) -> bool:
         paths: of the sources.
     """
     return asked == "spill" or (asked == "auto" and any(map(is_slow, paths)))
+
+
+def carried(count: int) -> str:
+    """Returns how much of a build's room the images take that are carried through the work folder.
+
+    Args:
+        count: bytes; 0 if none are.
+    """
+    return f", {bytes_text(count)} of them to carry the images; --shuffle direct needs none of these" if count else ""
 
 
 def is_slow(path: str) -> bool:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from faceshards.dataset.schema import complete
 from faceshards.errors import BuildError, EmptyDatasetError, SourceError
-from faceshards.files import bytes_text, write_json
+from faceshards.files import write_json
 from faceshards.locks import own_folder
 from faceshards.progress import Progress
 from faceshards.reading import content, each, for_arrow, names_in
@@ -98,15 +98,6 @@ def room(files: Sequence[SourceFile], spilled: bool) -> int:
         spilled: their images are carried through the work folder.
     """
     return int(sum(file.bytes for file in files) * (1.1 + spilled)) + (8 << 20)
-
-
-def carried(count: int) -> str:
-    """Returns how much of a build's room the images take that are carried through the work folder.
-
-    Args:
-        count: bytes; 0 if none are.
-    """
-    return f", {bytes_text(count)} of them to carry the images; --shuffle direct needs none of these" if count else ""
 
 
 def refusal(unsound: Sequence[str]) -> str:

@@ -115,7 +115,7 @@ def _explained(error: Exception, where: str, server: str, took: float) -> Storag
         return StorageError(errno.ESTALE, "was replaced while it was read", where)
     if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)", text):
         return no_credentials(where)
-    if bad := re.search(r'Error parsing Path "(.*?)": ', text, re.DOTALL):
+    if bad := re.search(r'invalid path: .*?Path "(.*?)"(: | contained)', text, re.DOTALL):
         return StorageError(errno.EINVAL, f"holds an object named {bad[1]!r}; {_NAMES}", where)
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or (status and status[1] in ("401", "403")):

@@ -6,6 +6,7 @@ Every range is asked of the object as it was when it was opened (If-Match): one 
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import threading
@@ -41,6 +42,28 @@ def read_object(path: StoredPath, most: int = 16 << 20) -> tuple[bytes, Version]
     """Returns the content of a small object, and its version; StorageError if it has more than `most` bytes."""
     data, about = requests.whole(path, most)
     return data, version(about)
+
+
+def read_once(path: StoredPath, most: int) -> bytes:
+    """Returns the content of a small object that nothing is known of yet, and that is not read a second time.
+
+    Over http bytes may come changed. Then the MD5 that most stores give as ETag is another, and it is read again: of an
+    ETag that is none (encrypted objects, those of several parts) two answers that are alike tell.
+
+    Raises:
+        StorageError: it has more than `most` bytes, cannot be read, or is another one each time.
+    """
+    data, about = read_object(path, most)
+    if requests.is_protected(path) or _is_md5(about, data):
+        return data
+    again, about = read_object(path, most)
+    if again != data and not _is_md5(about, again):
+        raise StorageError(errno.EIO, "comes with other bytes each time", str(path))
+    return again
+
+
+def _is_md5(about: Version, data: bytes) -> bool:
+    return about.get("e_tag", "").strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 @cache

@@ -78,6 +78,12 @@ def _asked(place: Place, uploads: bool = False) -> Iterator[tuple[Any, Any]]:
         yield obstore, store
 
 
+def is_protected(place: Place) -> bool:
+    """Returns whether bytes of a store cannot come changed: unless it is asked over http, they come over TLS."""
+    store: Any = stores.store(place.scheme, place.bucket)
+    return not str(store.config.get("endpoint", "")).startswith("http://")
+
+
 @patient
 def head(place: Place) -> Any:
     """Returns what obstore says of an object."""

@@ -23,7 +23,7 @@ MAX_ENCODED = 64 << 20
 """Bytes of one encoded image; a record beyond it is no aligned face, and reading it would burst a worker."""
 
 IMAGES_AT_ONCE = 32
-"""Requests in flight, of a process, where each image is an object of its own; they are small, and all wait."""
+"""Requests in flight, of a process, where each image is an object of its own."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._open: dict[str, OpenFile] = {}
-        self._images: dict[StoredPath, bytes] = {}  # read ahead
+        self.images: dict[StoredPath, bytes] = {}  # read ahead, each an object of its own
         self._states: dict[str, os.stat_result | Status] = {}
 
     def state(self, path: str) -> os.stat_result | Status:
@@ -220,7 +220,7 @@ class OpenFiles:
         root = as_location(file.path)
         if isinstance(root, StoredPath) and file.is_folder:
             paths = [root / place.key for place in places]
-            self._images = dict(zip(paths, each(image_of, paths, IMAGES_AT_ONCE), strict=True))
+            self.images = dict(zip(paths, each(image_of, paths, IMAGES_AT_ONCE), strict=True))
             return
         if not isinstance(root, StoredPath) and not (in_order and os.path.isfile(file.path)):
             return  # it may be a folder
@@ -230,10 +230,6 @@ class OpenFiles:
             self.file(file).read_ahead(spans, in_order)
         except OSError as error:  # who writes meanwhile would take it for one of its own disk
             raise SourceError(f"{file.path}: {error.strerror or error}") from None
-
-    def image(self, path: StoredPath) -> bytes:
-        """Returns an image that is an object of its own; StorageError if it cannot be read."""
-        return self._images.pop(path, None) or image_of(path)
 
     def __enter__(self) -> OpenFiles:
         return self

@@ -16,6 +16,7 @@ from faceshards.errors import SourceError
 from faceshards.reading import each
 from faceshards.storage.faults import StorageError
 from faceshards.storage.location import Location, StoredPath, as_location
+from faceshards.storage.ranges import read_once
 from pipelines.sources import nesting
 from pipelines.sources.base import (
     IMAGES_AT_ONCE,
@@ -244,7 +245,7 @@ def _objects(root: StoredPath, names: list[str]) -> list[bytes | StorageError]:
 
 def _object(path: StoredPath) -> bytes | StorageError:
     try:
-        return image_of(path)
+        return read_once(path, MAX_ENCODED)
     except StorageError as error:
         if error.errno == errno.EFBIG:
             return bytes(MAX_ENCODED + 1)
@@ -257,7 +258,7 @@ def read(file: SourceFile, place: Place, opened: OpenFiles) -> bytes:
     """Returns an image file; its folder has too many to keep them open."""
     root = as_location(file.path)
     if isinstance(root, StoredPath):
-        return opened.image(root / place.key)
+        return opened.images.pop(root / place.key, None) or image_of(root / place.key)
     with open(os.path.join(root, place.key), "rb") as handle:
         return handle.read()
 

@@ -154,15 +154,12 @@ def keep(images: Sequence[np.ndarray], path: Location) -> None:
         images: (bytes,) uint8 each, in the order of the rows.
         path: file or object to write.
     """
-    _write_whole(np.concatenate([np.empty(0, np.uint8), *images]).data, path)
-
-
-def _write_whole(images: bytes | memoryview, path: Location) -> None:
+    pieces = [image.data for image in images]
     if isinstance(path, StoredPath):
-        path.write_bytes(images)
+        path.write_bytes(b"".join(pieces))
         return
-    with replacing(path) as temporary:
-        temporary.write_bytes(images)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(pieces)
 
 
 def _damaged(path: Location, key: str) -> BuildError:
@@ -189,7 +186,11 @@ def spill(rows: pa.Table, origin: Sources | Kept, path: Location) -> None:
     images = memoryview(bytearray(int(ends[-1]) if len(ends) else 0))
     for end, image in zip(ends[order].tolist(), origin.in_order(rows.take(pa.array(order))), strict=True):
         images[end - len(image) : end] = image
-    _write_whole(images, path)
+    if isinstance(path, StoredPath):
+        path.write_bytes(images)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(images)
 
 
 class Stretch(NamedTuple):

@@ -67,6 +67,13 @@ def tree(root: Path, paths: list[str]) -> Path:
     return root
 
 
+def arrow(endpoint: str) -> fs.S3FileSystem:
+    """Returns somebody else's client."""
+    return fs.S3FileSystem(
+        access_key=KEY, secret_key=SECRET, endpoint_override=endpoint.removeprefix("http://"), scheme="http"
+    )
+
+
 def found(root: Location, work: Path, step: int = 0) -> object:
     """Returns all that is found in a folder, but for where it lies."""
 
@@ -126,27 +133,30 @@ def test_what_stands_for_folders_is_no_file(bucket: StoredPath, object_store: st
         (local / name).mkdir(parents=True)
     (local / "_SUCCESS").touch()
     stored = upload(local, bucket / "set")
-    arrow = fs.S3FileSystem(
-        access_key=KEY, secret_key=SECRET, endpoint_override=object_store.removeprefix("http://"), scheme="http"
-    )
     for path in (local, *local.rglob("*/")):
         if path.is_dir():
-            arrow.create_dir(f"{bucket.bucket}/{stored.key}/{path.relative_to(local)}".removesuffix("/."))
+            arrow(object_store).create_dir(f"{bucket.bucket}/{stored.key}/{path.relative_to(local)}".removesuffix("/."))
     assert "zoe" in {name for name, _ in stored.below()}
     assert found(stored, tmp_path / "stored") == found(local, tmp_path / "local")
 
 
-def test_names_that_the_client_does_not_take_are_said(bucket: StoredPath, object_store: str) -> None:
-    arrow = fs.S3FileSystem(
-        access_key=KEY, secret_key=SECRET, endpoint_override=object_store.removeprefix("http://"), scheme="http"
-    )
-    with arrow.open_output_stream(f"{bucket.bucket}/{bucket.key}/set/ann/a\nb.jpg") as file:
-        file.write(IMAGE)
+@pytest.mark.parametrize("name", ["a\nb.jpg", "/b.jpg", "../b.jpg"])
+def test_names_that_the_client_does_not_take_are_said(name: str, bucket: StoredPath, proxy: FaultProxy) -> None:
+    """This store has none of them: answers are changed on their way."""
+
+    def renamed(to: Any) -> None:
+        answer = to.ask()
+        body = answer.body.replace(b"/b.jpg", f"/{name}".replace("\n", "&#10;").encode())
+        to.say(answer._replace(headers={**answer.headers, "Content-Length": str(len(body))}, body=body))
+
+    (bucket / "set" / "ann" / "b.jpg").write_bytes(IMAGE)
+    proxy.add(renamed, path="list-type", times=-1)
     with pytest.raises(FaceshardsError) as caught:
         find_files(bucket / "set")
+    named = f"{bucket.key}/set/ann/{name}"
     assert str(caught.value) == (
-        f"{bucket}/set: holds an object named '{bucket.key}/set/ann/a\\nb.jpg'; names may hold no control character, "
-        "and between slashes be neither empty nor . or ..: rename it"
+        f"{bucket}/set: holds an object named {named!r}; names may hold no control character, and between slashes be "
+        "neither empty nor . or ..: rename it"
     )
 
 
@@ -256,6 +266,38 @@ def test_a_store_that_fails_is_no_picture(
     assert str(caught.value).startswith(f"{stored}/ann/")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_passes_changes_no_picture(bucket: StoredPath, proxy: FaultProxy, tmp_path: Path) -> None:
+    local = tree(tmp_path / "set", [f"ann/{n}.jpg" for n in range(12)])
+    (part,), _ = cut(find_files(upload(local, bucket / "set"))[0], tmp_path, 0)
+    passing = (faults.reset, faults.cut, faults.short, faults.refused, faults.html, faults.says(503, "SlowDown"))
+    rules = [proxy.add(fault, path=f"/{n}.jpg$") for n, fault in enumerate(passing)]
+    rows = scan(part)
+    assert [bytes(image) for image in rows.images if image is not None] == [
+        (local / key).read_bytes() for key in rows.key
+    ]
+    assert [rule.seen for rule in rules] == [2] * len(passing)
+
+
+def test_a_picture_that_came_changed_is_read_again(
+    bucket: StoredPath, object_store: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Its ETag tells; where that is no MD5, as of objects that were put in parts, two answers do."""
+    local = tree(tmp_path / "set", ["ann/0.jpg", "ann/1.jpg"])
+    stored = upload(local, bucket / "set")
+    with arrow(object_store).open_output_stream(f"{bucket.bucket}/{bucket.key}/set/ann/1.jpg") as file:
+        file.write((local / "ann" / "1.jpg").read_bytes())
+    (part,), _ = cut(find_files(stored)[0], tmp_path, 0)
+    proxy.add(faults.flip, path="0.jpg$")
+    proxy.asked.clear()
+    images = scan(part).images
+    assert list(map(bytes, images)) == [path.read_bytes() for path in sorted(local.rglob("*.jpg"))]
+    assert [rule.seen for rule in proxy.rules] == [2]
+    assert sum(asked.path.endswith("1.jpg") for asked in proxy.asked) == 2
+    proxy.add(faults.flip, path="1.jpg$")
+    with pytest.raises(StorageError, match=f"^{stored}/ann/1.jpg: comes with other bytes each time$"):
+        scan(part)
 
 
 def build_changed(stored: StoredPath, out: Path, form: str, stage: str, change: Callable[[StoredPath], object]) -> Any:
