@@ -222,7 +222,8 @@ class OpenFiles:
 class SourceKind(Protocol):
     """What a kind of source can do: a module with these functions, and a line in SOURCES.
 
-    Any of them may raise OSError, which is told as a SourceError.
+    Any of them may raise OSError, which is told as a SourceError. A kind that gains by it may have one function more:
+    `fetch_ahead(file, keys, opened)`, which has what `place` and `read` will look at for some keys read at once.
     """
 
     def find(self, path: Location) -> tuple[list[SourceFile], list[str]] | None:

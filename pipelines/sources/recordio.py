@@ -19,7 +19,7 @@ from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.rec_files import IR_HEADER, claims, find
 
-__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "place", "prepare", "read", "scan", "set_of"]
+__all__ = ["claims", "cut", "doubt", "fetch_ahead", "find", "labels", "names", "place", "read", "scan", "set_of"]
 _STEP = 64 << 20  # bytes scanned at a time, to count records
 
 
@@ -92,7 +92,7 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
     raise SourceError(f"{file.path}: record {key}: none begins at byte {offset}")
 
 
-def prepare(file: SourceFile, keys: Sequence[str], opened: OpenFiles) -> None:
+def fetch_ahead(file: SourceFile, keys: Sequence[str], opened: OpenFiles) -> None:
     """Fetches of an object what place() and read() will look at, if there is an .idx; several at once."""
     if file.index and isinstance(as_location(file.path), StoredPath):
         index = _index(file, opened)
