@@ -175,6 +175,7 @@ class OpenFiles:
     def __init__(self) -> None:
         self._open: dict[str, OpenFile] = {}
         self._states: dict[str, os.stat_result | Status] = {}
+        self.looked_up: dict[tuple[str, str], Any] = {}  # by a file's path and a key, what its kind makes of it
 
     def state(self, path: str) -> os.stat_result | Status:
         """Returns what is known of a file beside a source since it was first asked for; OSError if it is gone."""
@@ -190,10 +191,11 @@ class OpenFiles:
             OSError: it cannot be opened.
         """
         if file.path not in self._open:
-            self._open[file.path] = found = open_file(file.path)
-            stat = found.status
-            if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
+            found = open_file(file.path)
+            if (found.status.st_size, found.status.st_mtime_ns) != (file.bytes, file.mtime_ns):
+                found.close()
                 raise SourceError(f"{file.path}: changed since it was scanned")
+            self._open[file.path] = found
         return self._open[file.path]
 
     def read_ahead(self, file: SourceFile, places: Sequence[Place], in_order: bool = False) -> None:

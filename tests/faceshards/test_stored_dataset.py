@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +74,6 @@ def test_each_command_says_the_same(tiny_dataset: Manifest, stored: StoredPath, 
         said = [run("manifest", command, path, *more, "--json") for path in (local, stored)]
         assert said[1].replace(json.dumps(str(stored)), json.dumps(str(local))) == said[0], command
     assert not json.loads(run("manifest", "diff", local, stored, "--json"))["differs"]
-
-
-@pytest.fixture
-def proxy(bucket: StoredPath, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """What the store is asked through."""
-    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 def asked_for(proxy: FaultProxy, place: StoredPath) -> Counter[str]:
