@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from faceshards.dataset.manifest import Manifest
     from faceshards.storage.location import StoredPath
+    from tests.fault_proxy import FaultProxy
 
 
 # A developer's machine looks for new examples each time; CI repeats the same ones: what it says is of the change.
@@ -104,6 +105,16 @@ def bucket(object_store: str, _buckets: Iterator[int], tmp_path: Path, monkeypat
     (place / ".made").write_bytes(b"")  # the server makes a bucket with its first object
     (place / ".made").unlink()
     return place
+
+
+@pytest.fixture
+def proxy(bucket: StoredPath, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """What that store is asked through from now on."""
+    from tests.fault_proxy import FaultProxy
+
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
 
 
 @pytest.fixture

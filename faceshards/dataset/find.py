@@ -39,7 +39,7 @@ def find(manifest: Manifest, table: str, column: str, matches: Matches, unique: 
             is no such row and any file is not.
     """
     names = manifest.files(table)
-    manifest.take_few(table)
+    manifest.table_files.take_few(names)
     search = partial(_found, manifest, table, column=column, matches=matches)
     enough = Event()
 

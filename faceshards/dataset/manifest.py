@@ -149,15 +149,6 @@ class Manifest:
         """
         self._check([name])
 
-    def take_few(self, table: str) -> None:
-        """Compares a table with its checksums if it is in a bucket and sooner read whole than looked through.
-
-        Raises:
-            ManifestError: see check_table().
-        """
-        if self.table_files.are_few(self.files(table)):
-            self.check_table(table)
-
     def _check(self, names: Sequence[str]) -> None:
         if problem := self.table_files.first_mismatch(names):
             raise ManifestError(problem)

@@ -86,10 +86,10 @@ class TableFiles:
             while sum(map(len, self._held.values())) > _HELD:
                 self._held.popitem(last=False)
 
-    def are_few(self, names: Sequence[str]) -> bool:
-        """Returns whether files are objects that are read whole sooner than looked through."""
-        stored = isinstance(self._root, StoredPath)
-        return stored and sum(self._entries[name]["bytes"] for name in names) <= _HELD
+    def take_few(self, names: Sequence[str]) -> None:
+        """Compares files if they are objects that are sooner read whole than looked through; tells nothing."""
+        if isinstance(self._root, StoredPath) and sum(self._entries[name]["bytes"] for name in names) <= _HELD:
+            self.first_mismatch(names)
 
     def open(self, name: str) -> OpenFile:
         """Returns a file, open for reading.

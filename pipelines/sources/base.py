@@ -185,6 +185,7 @@ class OpenFiles:
         self._open: dict[str, OpenFile] = {}
         self.images: dict[StoredPath, bytes] = {}  # read ahead, each an object of its own
         self._states: dict[str, os.stat_result | Status] = {}
+        self.looked_up: dict[tuple[str, str], Any] = {}  # by a file's path and a key, what its kind makes of it
 
     def state(self, path: str) -> os.stat_result | Status:
         """Returns what is known of a file beside a source since it was first asked for; OSError if it is gone."""
@@ -200,10 +201,11 @@ class OpenFiles:
             OSError: it cannot be opened.
         """
         if file.path not in self._open:
-            self._open[file.path] = found = open_file(file.path)
-            stat = found.status
-            if (stat.st_size, stat.st_mtime_ns) != (file.bytes, file.mtime_ns):
+            found = open_file(file.path)
+            if (found.status.st_size, found.status.st_mtime_ns) != (file.bytes, file.mtime_ns):
+                found.close()
                 raise SourceError(f"{file.path}: changed since it was scanned")
+            self._open[file.path] = found
         return self._open[file.path]
 
     def read_ahead(self, file: SourceFile, places: Sequence[Place], in_order: bool = False) -> None:
@@ -247,7 +249,8 @@ def image_of(path: StoredPath) -> bytes:
 class SourceKind(Protocol):
     """What a kind of source can do: a module with these functions, and a line in SOURCES.
 
-    Any of them may raise OSError, which is told as a SourceError.
+    Any of them may raise OSError, which is told as a SourceError. A kind that gains by it may have one function more:
+    `fetch_ahead(file, keys, opened)`, which has what `place` and `read` will look at for some keys read at once.
     """
 
     def find(self, path: Location) -> tuple[list[SourceFile], list[str]] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +12,13 @@ from faceshards.dataset.schema import CODE
 from faceshards.errors import SourceError
 from faceshards.formats import idx, recordio, recordio_scan
 from faceshards.reading import OpenFile
-from faceshards.storage.location import StoredPath, as_location
+from faceshards.storage.location import as_location
 from pipelines.records import MAX_LABEL
 from pipelines.sources.base import MAX_ENCODED, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.rec_files import IR_HEADER, claims, find
+from pipelines.sources.rec_places import fetch_ahead, offset_of
 
-__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "place", "prepare", "read", "scan", "set_of"]
-_STEP = 64 << 20  # bytes scanned at a time, to count records
+__all__ = ["claims", "cut", "doubt", "fetch_ahead", "find", "labels", "names", "place", "read", "scan", "set_of"]
 
 
 def cut(file: SourceFile, number: int, work: Path, step: int) -> Cut:
@@ -79,10 +77,7 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
         SourceError: the file changed since it was scanned, or has no image under this key.
     """
     handle = opened.file(file)
-    if key.startswith("@"):
-        offset = int(key[1:])
-    else:
-        offset = _indexed(file, key, opened) if file.index else _counted(file, int(key))
+    offset = offset_of(file, key, opened)
     if offset % 4 == 0 and 0 <= offset < file.bytes:
         found = scan(Partition(0, 0, file.kind, file.path, offset, offset + 4, None, False), handle)
         if len(found.offset) and found.size[0] > 0:
@@ -90,55 +85,6 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
         if len(found.offset):
             raise SourceError(f"{file.path}: record {key} at byte {offset} has no image: {found.detail[0] or 'empty'}")
     raise SourceError(f"{file.path}: record {key}: none begins at byte {offset}")
-
-
-def prepare(file: SourceFile, keys: Sequence[str], opened: OpenFiles) -> None:
-    """Fetches of an object what place() and read() will look at, if there is an .idx; several at once."""
-    if file.index and isinstance(as_location(file.path), StoredPath):
-        index = _index(file, opened)
-        wanted = np.isin(index.keys, [int(key) for key in keys if key.isdecimal()])
-        offsets = np.sort(index.offsets[wanted]).tolist()
-        handle, beside = opened.file(file), recordio_scan.AHEAD
-        spans = ((max(0, offset - beside), offset + 4 + beside) for offset in offsets)
-        handle.read_ahead([(start, stop - start) for start, stop in spans])
-
-
-def _indexed(file: SourceFile, key: str, opened: OpenFiles) -> int:
-    """Returns the byte at which the .idx has a key."""
-    index = _index(file, opened)
-    found = index.offsets[index.keys == int(key)]
-    if len(found) != 1:
-        raise SourceError(f"{file.index}: has the key {key} {len(found)} times")
-    return int(found[0])
-
-
-def _index(file: SourceFile, opened: OpenFiles) -> idx.Index:
-    state = opened.state(file.index)  # says it in fewer words than the reader if it is gone
-    return _read_index(file.index, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1)  # whoever wants one record mostly wants more
-def _read_index(path: str, size: int, mtime_ns: int) -> idx.Index:
-    """Returns an .idx as it is in this state."""
-    return idx.read_index(as_location(path))
-
-
-def _counted(file: SourceFile, ordinal: int) -> int:
-    """Returns the byte at which a record begins, by its place in the file."""
-    before = 0
-    for start in range(0, file.bytes, _STEP):
-        stop = min(start + _STEP, file.bytes)
-        count = _count(file.path, start, stop, file.mtime_ns)
-        if ordinal < before + count:
-            return int(recordio_scan.scan(as_location(file.path), start, stop).offset[ordinal - before])
-        before += count
-    raise SourceError(f"{file.path}: has {before} records, none of the place {ordinal}")
-
-
-@functools.lru_cache(maxsize=1 << 16)  # 4 TiB of records: counted once, however many are looked for
-def _count(path: str, start: int, stop: int, mtime_ns: int) -> int:
-    """Returns how many records begin in a piece of a file as it is in this state."""
-    return len(recordio_scan.scan(as_location(path), start, stop).offset)
 
 
 class _Headers(NamedTuple):

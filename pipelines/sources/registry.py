@@ -190,9 +190,9 @@ def read_records(entry: Mapping[str, Any], keys: Sequence[str]) -> list[bytes | 
             return SourceError(f"{error.filename or file.path}: {error.strerror or error}")
 
     with OpenFiles() as opened:
-        if prepare := getattr(kind, "prepare", None):  # a kind need not have it
-            with suppress(SourceError, OSError):  # of each record it is said below
-                prepare(file, keys, opened)
+        if fetch_ahead := getattr(kind, "fetch_ahead", None):
+            with suppress(SourceError, OSError):  # it is said of each record below
+                fetch_ahead(file, keys, opened)
         return [image(key) for key in keys]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import pyarrow as pa
 
 from faceshards.errors import SourceError
 from faceshards.files import replacing
-from faceshards.formats.tar import Tar
+from faceshards.formats.tar import Member, Tar
 from faceshards.reading import open_file
 from faceshards.storage.location import as_location
 from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
 from pipelines.sources.tar_files import find, set_of
 from pipelines.sources.tar_samples import is_numbered, listing
 
-__all__ = ["claims", "cut", "doubt", "find", "labels", "names", "place", "read", "scan", "set_of"]
+__all__ = ["claims", "cut", "doubt", "fetch_ahead", "find", "labels", "names", "place", "read", "scan", "set_of"]
 _GAP = 1 << 16  # bytes between two images that are read rather than passed over
 _READ = 32 << 20  # bytes read at once
 
@@ -126,12 +127,28 @@ def place(file: SourceFile, key: str, opened: OpenFiles) -> Place:
     Raises:
         SourceError: the file changed since it was scanned, or has no image under this key.
     """
-    for member in Tar(opened.file(file), file.bytes).members():
-        name = member.name
-        if key in (name, f"{name}@{member.offset}") and not member.damage:
-            if member.kind:
-                raise SourceError(f"{file.path}: {key!r} is {member.kind}, and no image")
-            return Place(key, member.offset, member.data - member.offset, member.size, 1)
-        if member.damage and key == f"@{member.offset}":
-            raise SourceError(f"{file.path}: no image at byte {member.offset}: {member.damage}")
-    raise SourceError(f"{file.path}: has no image {key!r}")
+    if (file.path, key) not in opened.looked_up:
+        fetch_ahead(file, [key], opened)
+    member = opened.looked_up[file.path, key]
+    if member is None:
+        raise SourceError(f"{file.path}: has no image {key!r}")
+    if member.damage:
+        raise SourceError(f"{file.path}: no image at byte {member.offset}: {member.damage}")
+    if member.kind:
+        raise SourceError(f"{file.path}: {key!r} is {member.kind}, and no image")
+    return Place(key, member.offset, member.data - member.offset, member.size, 1)
+
+
+def fetch_ahead(file: SourceFile, keys: Sequence[str], opened: OpenFiles) -> None:
+    """Finds the members that keys mean, by one walk; of an object it has their images fetched, several at once."""
+    found: dict[str, Member] = {}
+    wanted, handle = set(keys), opened.file(file)
+    for member in Tar(handle, file.bytes).members():
+        name, at = member.name, f"@{member.offset}"
+        for key in wanted.intersection([at] if member.damage else [name, name + at]):
+            found[key] = member
+            wanted.remove(key)
+        if not wanted:
+            break
+    opened.looked_up |= {(file.path, key): found.get(key) for key in keys}
+    handle.read_ahead(sorted((member.data, member.size) for member in found.values()))

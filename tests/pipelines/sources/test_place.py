@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from faceshards.errors import SourceError
-from pipelines.sources import recordio
+from pipelines.sources import rec_places
 from pipelines.sources.find import find_files
 from pipelines.sources.registry import read_record
 from tests.recs import MAGIC, jpeg, pack, pack_flag, write_rec
@@ -33,7 +33,7 @@ def test_by_the_index_by_offset_and_by_place(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.idx").unlink()
     plain = entry(tmp_path / "a.rec")
     for step in (1 << 26, 4096, 4):  # records are counted over many stretches of the file
-        monkeypatch.setattr(recordio, "_STEP", step)
+        monkeypatch.setattr(rec_places, "_STEP", step)
         assert [read_record(plain, str(i)) for i in range(7)] == IMAGES
     with pytest.raises(SourceError, match=r"a.rec: has 7 records, none of the place 7"):
         read_record(plain, "7")

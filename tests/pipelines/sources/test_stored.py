@@ -15,8 +15,9 @@ from pipelines.exports.base import Request
 from pipelines.exports.export import export
 from pipelines.sources.base import OpenFiles, Place
 from pipelines.sources.find import cut, find_files
-from pipelines.sources.registry import claims, labels, read_images, read_record, scan
+from pipelines.sources.registry import claims, labels, read_images, read_record, read_records, scan
 from tests.faceshards.test_stored_dataset import upload
+from tests.fault_proxy import FaultProxy
 from tests.pipelines.build_fixtures import by_shared_worker
 
 
@@ -74,8 +75,12 @@ def test_names_of_objects_are_named_as_files_are(tiny_source: Path, stored: Stor
 def test_a_source_that_changed_is_refused(stored: StoredPath) -> None:
     (file,), _ = find_files(stored)
     (stored / "train.rec").write_bytes(b"another")
-    with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
-        opened.file(file)
+    with OpenFiles() as opened:
+        for _ in range(2):
+            with pytest.raises(SourceError, match=r"train\.rec: changed since it was scanned"):
+                opened.file(file)
+    found = read_records(dataclasses.asdict(file), ["5", "6"])
+    assert [str(error) for error in found] == [f"{stored}/train.rec: changed since it was scanned"] * 2
     (stored / "train.rec").unlink()  # an OSError would be taken for one of the disk that is written to
     with OpenFiles() as opened, pytest.raises(SourceError, match=r"train\.rec: no such object"):
         opened.read_ahead(file, [Place("1", 0, 24, 100, 1)])
@@ -129,3 +134,26 @@ def test_tars_are_read_as_on_a_disk(tiny_dataset: Manifest, bucket: StoredPath, 
         )
     assert found["local"] == found["stored"] == found["range"]
     assert len(found["local"][3]) == tiny_dataset.totals["kept"]
+
+
+@pytest.mark.parametrize("form", ["rec", "tar"])
+def test_records_of_one_source_are_read_together(
+    tiny_source: Path, tiny_dataset: Manifest, bucket: StoredPath, proxy: FaultProxy, tmp_path: Path, form: str
+) -> None:
+    """Of a .tar by one walk; and one that is not there keeps no other from being read."""
+    if form == "tar":
+        export(tiny_dataset.path, tmp_path / "tars", Request("webdataset"), by_shared_worker())
+        path = upload(tmp_path / "tars", bucket / "tars") / "shard-000000.tar"
+    else:
+        path = upload(tiny_source, bucket / "raw") / "train.rec"
+    (file,), _ = find_files(path)
+    (part,), _ = cut([file], tmp_path, 0)
+    rows = scan(part)
+    here = [i for i in np.flatnonzero((rows.reason == 0) & (rows.size > 0)).tolist() if rows.key[i]][::-3]
+    keys = [*(str(rows.key[i]) for i in here), "999999"]
+    proxy.asked.clear()
+    *images, none = read_records(dataclasses.asdict(file), keys)
+    assert images == [bytes(rows.images[i]) for i in here]
+    assert isinstance(none, SourceError)
+    assert len(proxy.asked) < 10 < len(here)
+    assert sum(asked.answered for asked in proxy.asked if asked.method == "GET") < 2.5 * file.bytes
