@@ -199,7 +199,7 @@ def told(found: Sequence[Difference], then: str, now: str) -> str:
 
 def _innermost(found: Difference) -> list[Difference]:
     """Returns the differences in a mapping, or a list of as many mappings, by the names in it; else the one itself."""
-    name, before, now = found
+    _, before, now = found
     if isinstance(before, dict) and isinstance(now, dict):
         return [inner for entry in differences(before, now) for inner in _innermost(entry)]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):

@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -143,7 +143,7 @@ def folders_with(name: str, place: Location) -> list[Location]:
     and of one that is closed to us nothing is said."""
     try:
         if isinstance(place, StoredPath):
-            inner = (entry for entry, is_prefix in place.entries() if is_prefix)
+            inner: Iterator[Location] = (entry for entry, is_prefix in place.entries() if is_prefix)
         else:
             inner = (entry for entry in place.iterdir() if entry.is_dir())
         found = [*itertools.islice(inner, _LOOKED_INTO)]
