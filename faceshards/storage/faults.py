@@ -110,7 +110,7 @@ def _explained(error: Exception, where: str, server: str, took: float) -> Storag
         return TakenError(errno.EEXIST, "is there already", where)
     if isinstance(error, exceptions.PreconditionError) or (status and status[1] == "412"):
         return StorageError(errno.ESTALE, "was replaced while it was read", where)
-    if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)", text):
+    if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)|Account must be specified", text):
         return no_credentials(where)
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or (status and status[1] in ("401", "403")):
