@@ -133,6 +133,7 @@ def publish(on: Stage) -> object:
     work = on.folder / "work"
     if not work.exists():
         shutil.copytree(on.dataset.path, upload.made_in(work))
+        (work / "lock").touch()
     files, _ = find_files(on.source)
     execution = InProcess(1, None, PARTITION_BYTES, quiet=True)
     found = upload.build_at("tiny", files, on.out, CONFIG, execution, work=work)

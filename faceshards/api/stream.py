@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from types import TracebackType
+from typing import NoReturn
+
+import numpy as np
 
 from faceshards.dataset.manifest import Manifest
+from faceshards.storage.location import StoredPath, as_location
 from training.config import WINDOW
 from training.data import stream
 from training.data.layout import Layout, StreamError
 from training.data.shard_cache import ShardCache
+
+_OF_ONE_PROCESS = (
+    "a Stream's files and threads do not pass between processes: make one in each, with a rank of its own, as "
+    "examples/torch_dataloader.py does"
+)
 
 
 class Stream(stream.Stream):
@@ -77,6 +86,9 @@ class Stream(stream.Stream):
         ):
             if value < least:
                 raise StreamError(f"{name} is {value}, and has to be {least} at least")
+        folder = None if cache is None else as_location(os.fspath(cache))
+        if isinstance(folder, StoredPath):
+            raise StreamError(f"cache={folder}: is in a bucket, and has to be on a disk here")
         found = data if isinstance(data, Manifest) else Manifest(os.fspath(data))
         layout = Layout(found, world, batch_size * world)
         super().__init__(
@@ -91,10 +103,29 @@ class Stream(stream.Stream):
             augment=augment,
             threads=threads,
             check_shards=check_shards,
-            cache=None if cache is None else ShardCache(Path(cache), cache_bytes),
+            cache=None if folder is None else ShardCache(folder, cache_bytes),
         )
         self._steps = layout.steps_per_epoch
         self.num_classes = int(found.totals["identities"])
+        self._process = os.getpid()
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the batches of an epoch from step `start` on, at once wherever that is.
+
+        Yields:
+            images (B, 3, H, W) float32, RGB, (x / 255 - 0.5) / 0.5; labels (B,) int32.
+
+        Raises:
+            ShardError: an image cannot be read or decoded; the message names file and row.
+            StreamError: a shard was found to be damaged; an epoch does not end before all were compared. Or the stream
+                is closed or another process's, or there is no such epoch or step.
+        """
+        if os.getpid() != self._process:  # after a fork, which threads do not survive: it would wait for ever
+            raise StreamError(_OF_ONE_PROCESS)
+        return super().batches(epoch, start)
+
+    def __reduce__(self) -> NoReturn:
+        raise StreamError(_OF_ONE_PROCESS)
 
     def __len__(self) -> int:
         return self._steps

@@ -106,6 +106,8 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def with_tls(*args: Any, scheduler: str | None, **options: Any) -> Any:
+        if "@" in (scheduler or ""):
+            raise click.UsageError("--scheduler is tls://HOST:PORT or tcp://HOST:PORT, without a user or a password")
         given = {name: path for name in _TLS if (path := options.pop(f"tls_{name}")) is not None}
         if given and not (scheduler or "").startswith("tls://"):
             raise click.UsageError(f"--tls-{next(iter(given))} belongs to --scheduler tls://HOST:PORT")

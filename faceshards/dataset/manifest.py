@@ -67,10 +67,12 @@ class Manifest:
         file = self.path / "dataset.json"
         try:
             self.info: dict[str, Any] = read_json(file)
+            if not isinstance(self.info, dict):
+                raise ValueError("holds no mapping of names to values")
             self.schema_version: int = self.info["schema_version"]
             if self.schema_version not in (1, SCHEMA_VERSION):
                 raise ManifestError(
-                    f"{self.path}: schema version {self.schema_version}; this release reads 1 and {SCHEMA_VERSION}"
+                    f"{self.path}: schema version {self.schema_version!r}; this release reads 1 and {SCHEMA_VERSION}"
                 )
             if self.schema_version == SCHEMA_VERSION or "sha256" in self.info:
                 check_seal(self.info)

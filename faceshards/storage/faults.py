@@ -113,7 +113,7 @@ def _explained(error: Exception, where: str, server: str, took: float) -> Storag
         return TakenError(errno.EEXIST, "is there already", where)
     if isinstance(error, exceptions.PreconditionError) or (status and status[1] == "412"):
         return StorageError(errno.ESTALE, "was replaced while it was read", where)
-    if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)", text):
+    if re.search(r"169\.254\.|Missing (AccessKeyId|SecretAccessKey)|Account must be specified", text):
         return no_credentials(where)
     if bad := re.search(r'invalid path: .*?Path "(.*?)"(: | contained)', text, re.DOTALL):
         return StorageError(errno.EINVAL, f"holds an object named {bad[1]!r}; {_NAMES}", where)

@@ -41,7 +41,7 @@ _OTHER_WAYS = (
     *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
     *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE"),
 )
-_METADATA = ("169.254.169.254", 80)  # where a machine of Amazon's asks for its own credentials
+_METADATA = ("169.254.169.254", 80)  # where a machine of Amazon's or Google's asks for its own credentials
 
 
 def store(scheme: str, bucket: str, uploads: bool = False) -> ObjectStore:
@@ -69,6 +69,8 @@ def attempts() -> int:
 def _store(scheme: str, bucket: str, silence: float, _environment: tuple[tuple[str, str], ...]) -> ObjectStore:
     url = f"{scheme}://{bucket}"
     config = _s3(bucket, url) if scheme == "s3" else {}
+    if scheme == "gs" and not _has_google() and not _on_a_cloud():
+        raise no_credentials(url)
     options: dict[str, Any] = {
         "connect_timeout": "5s",
         "read_timeout": timedelta(seconds=silence),
@@ -106,7 +108,7 @@ def _s3(bucket: str, url: str) -> dict[str, Any]:
         names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
         names["aws_session_token"] = "session_token"
         config = {ours: profile[theirs] for theirs, ours in names.items() if theirs in profile}
-        if not config and not any(map(env.get, _OTHER_WAYS)) and (endpoint or not _on_amazon()):
+        if not config and not any(map(env.get, _OTHER_WAYS)) and (endpoint or not _on_a_cloud()):
             raise no_credentials(url)
     region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or profile.get("region")
     config["region"] = region or "us-east-1"
@@ -123,7 +125,7 @@ def _s3(bucket: str, url: str) -> dict[str, Any]:
     return config
 
 
-def _on_amazon() -> bool:
+def _on_a_cloud() -> bool:
     """Returns whether this machine can ask for credentials of its own; others would wait minutes for an answer."""
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return False
@@ -132,6 +134,12 @@ def _on_amazon() -> bool:
     except OSError:
         return False
     return True
+
+
+def _has_google() -> bool:
+    """Returns whether something says where Google's credentials are, or that there are none."""
+    file = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
+    return file.exists() or any(name.startswith("GOOGLE_") for name in os.environ)
 
 
 def _profile(url: str) -> dict[str, str]:

@@ -227,7 +227,7 @@ def test_another_request_is_refused_or_begins_anew(
     other = BuildConfig(shards=2)
     with pytest.raises(BuildError, match=rf"^{bucket}/set: an interrupted upload of another request"):
         build(tiny_source, bucket / "set", worker, bucket / "work", other)
-    with pytest.raises(BuildError, match=rf"^{bucket}/work: an interrupted build has another request \(config: "):
+    with pytest.raises(BuildError, match=rf"^{bucket}/work: an interrupted build has another request \(shards: 4"):
         build(tiny_source, bucket / "free", worker, bucket / "work", other)
     assert unpublished.is_dir()
     assert names(bucket / "free") == []

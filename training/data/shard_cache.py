@@ -65,7 +65,10 @@ class ShardCache:
                 f"--cache-bytes {self.limit}: what the ranks of this host read at once takes up to {need} "
                 f"({bytes_text(need)}), the smallest that works"
             )
-        place = writable_at(self.folder)
+        try:
+            place = writable_at(self.folder)
+        except FaceshardsError as error:
+            raise CacheError(str(error)) from None
         with suppress(FileNotFoundError):
             for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
                 if cause := _strange(entry):

@@ -98,6 +98,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> No
         ["build", "--source", "x", "--out", "y", "--set", "s3://faces/x?key=AKIAKEY&secret_key=sEcReT"],
         ["manifest", "summary", "--s3://AKIAKEY:sEcReT@faces", "x"],
         ["manifest", "summary", "x", "s3://AKIAKEY:sEcReT@faces"],
+        ["build", "--source", "x", "--out", "y", "--scheduler", "tcp://AKIAKEY:sEcReT@host:8786"],
         ["manifest", "summary", " s3://AKIAKEY:sEcReT@faces"],
     ],
 )

@@ -181,6 +181,16 @@ def test_without_credentials_it_is_said_which_to_set(bucket: StoredPath, monkeyp
         (bucket / "x").stat()
 
 
+def test_without_credentials_other_stores_say_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for scheme, variable in (("gs", "GOOGLE_SERVICE_ACCOUNT"), ("az", "AZURE_STORAGE_ACCOUNT_NAME")):
+        with pytest.raises(StorageError, match=rf"^{scheme}://faces.*: no credentials: set {variable}"):
+            StoredPath(scheme, "faces", "x").stat()
+
+
 def test_a_server_that_is_not_there_is_asked_again_and_then_said(
     bucket: StoredPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:

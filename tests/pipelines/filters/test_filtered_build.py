@@ -316,7 +316,7 @@ def test_a_filter_of_another_package_fails_is_mended_and_goes_on(workers, source
     assert any((work_folder(out) / "records").iterdir())  # what the build goes on from
     flag.unlink()
     other = BuildConfig(image_size=(0, 0), shards=2, filters={"heavy": {**filters["heavy"], "max_bytes": limit + 1}})
-    with pytest.raises(BuildError, match=r"has another request .config: .*; repeat it as it was, or pass --restart"):
+    with pytest.raises(BuildError, match=r"has another request .max_bytes: .*; repeat it as it was, or pass --restart"):
         run_build(source, out, other, scheduler=workers)
     found = run_build(source, out, config, scheduler=workers)
     assert found.totals["dropped"]["heavy"] == 1

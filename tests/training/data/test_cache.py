@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import signal
 import tempfile
@@ -20,6 +21,7 @@ import faceshards
 from faceshards.checksums import file_digest
 from faceshards.dataset.manifest import Manifest, ManifestError
 from faceshards.files import bytes_text
+from faceshards.storage.faults import StorageError
 from faceshards.storage.location import StoredPath
 from tests.faceshards.test_stored_dataset import upload
 from tests.training.runs import start, steps, trace, train, wait_for_step
@@ -248,7 +250,7 @@ def test_folders_that_cannot_be_a_cache_are_one_line(many: Manifest, tmp_path: P
         (Path("/proc/cache"), "/proc/cache: cannot be written"),
         (tmp_path / "odd", f"odd: holds {'0' * 64}.mindrecord, which is no file: choose a folder for shards alone"),
     ):
-        with pytest.raises(faceshards.FaceshardsError, match=line) as error:
+        with pytest.raises(CacheError, match=line) as error:
             opened(many, ShardCache(folder))
         assert "\n" not in str(error.value)
     (tmp_path / "disk" / "lost+found").mkdir(parents=True)  # a disk of its own has it
@@ -329,6 +331,24 @@ def test_a_program_has_a_cache_too(many: Manifest, stored: Manifest, tmp_path: P
         faceshards.Stream(many.path, 8, **options) as local,
     ):
         assert same(local.batches(0), remote.batches(0))
+
+
+def test_a_programs_cache_is_no_address_and_a_stream_stays_in_its_process(many: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(StreamError, match="cache=s3://faces/c: is in a bucket, and has to be on a disk here"):
+        faceshards.Stream(many, 16, cache="s3://faces/c")
+    with pytest.raises(StorageError, match=r"^s3://\.\.\.: an address holds no credentials"):
+        faceshards.Stream(many, 16, cache="s3://key:secret@faces/c")
+    with faceshards.Stream(many, 16, cache=tmp_path / "cache", threads=1) as stream:
+        with pytest.raises(StreamError, match="do not pass between processes: make one in each"):
+            pickle.dumps(stream)
+        if not (child := os.fork()):  # here it would wait for threads that there are none of
+            try:
+                next(iter(stream.batches(0)))
+            except StreamError as error:
+                os._exit("do not pass between processes" in str(error))
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        assert len(next(iter(stream.batches(0)))[1]) == 16
 
 
 def test_a_run_is_planned_for_all_ranks_of_a_host(many: Manifest, tmp_path: Path) -> None:
