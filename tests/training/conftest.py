@@ -27,10 +27,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="session")
 def run(data: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one epoch, by the tiny settings; tests read it, and change copies of it."""
+    """A finished run of one epoch, by the tiny settings; tests read it, and change copies of it.
+
+    It has a checkpoint in its middle, and began when the power was 2 by default.
+    """
     from tests.training.runs import train
 
     out = tmp_path_factory.mktemp("run") / "run"
-    done = train(data.path, out, epochs=1, warmup_epochs=0)
+    done = train(data.path, out, power=2.0, epochs=1, warmup_epochs=0, checkpoint_steps=5, keep=9)
     assert done.exit_code == 0, done.output
     return out

@@ -251,22 +251,13 @@ def test_the_settings_that_a_run_writes_are_a_recipe_of_the_same(tmp_path):
     assert load_recipe(str(tmp_path / "config.yaml"), {}) == config
 
 
-@pytest.fixture(scope="module")
-def begun(data, tmp_path_factory):
-    """A run that began when the power was 2 by default, with a checkpoint in its middle."""
-    out = tmp_path_factory.mktemp("begun") / "run"
-    result = train(data.path, out, power=2.0, epochs=1, warmup_epochs=0, checkpoint_steps=5, keep=9)
-    assert result.exit_code == 0, result.output
-    return out
-
-
 SILENT = {"epochs": 1, "warmup_epochs": 0, "checkpoint_steps": 5, "keep": 9}
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_by_the_defaults_it_began_with(data, begun, tmp_path, caplog):
+def test_a_run_goes_on_by_the_defaults_it_began_with(data, run, tmp_path, caplog):
     out = tmp_path / "run"  # as it was when it was killed after its first checkpoint
-    shutil.copytree(begun, out)
+    shutil.copytree(run, out)
     (out / "result.json").unlink()
     for later in sorted((out / "checkpoints").iterdir())[1:]:
         shutil.rmtree(later)
@@ -274,28 +265,28 @@ def test_a_run_goes_on_by_the_defaults_it_began_with(data, begun, tmp_path, capl
     result = train(data.path, out, "--resume", **SILENT)
     assert result.exit_code == 0, result.output
     assert f"{out}: goes on with power 2.0, as it began; the defaults are others" in caplog.messages
-    assert trace(out) == trace(begun)
+    assert trace(out) == trace(run)
     assert "power: 2.0" in (out / "config.yaml").read_text()
 
 
 @pytest.mark.slow
-def test_what_a_recipe_says_is_not_taken_from_the_checkpoint(data, begun):
+def test_what_a_recipe_says_is_not_taken_from_the_checkpoint(data, run):
     other = {**SILENT, "power": 1.0, "margin": [1, 0, 0.3]}
-    message = refused(train(data.path, begun, "--resume", **other))
+    message = refused(train(data.path, run, "--resume", **other))
     assert "made with margin [1.0, 0.0, 0.2], now [1.0, 0.0, 0.3]; choose another --out for a new run" in message
     assert message.endswith("or go on as it began: --set 'margin=[1.0, 0.0, 0.2]' --set power=2.0")
     as_it_began = ["--set", "margin=[1.0, 0.0, 0.2]", "--set", "power=2.0"]
-    assert train(data.path, begun, "--resume", *as_it_began, **other).exit_code == 0
+    assert train(data.path, run, "--resume", *as_it_began, **other).exit_code == 0
 
 
 @pytest.mark.slow
-def test_explained_of_a_run_that_goes_on(data, begun):
-    recipe, *rest = arguments(data.path, begun, "--resume", "--json", **SILENT)
+def test_explained_of_a_run_that_goes_on(data, run):
+    recipe, *rest = arguments(data.path, run, "--resume", "--json", **SILENT)
     settings = json.loads(explain(recipe, *rest).stdout)["settings"]
     assert settings["power"] == {"value": 2.0, "origin": "checkpoint", "source": "ours"}
     assert settings["threads"]["origin"] == "recipe file"
     assert settings["momentum"]["origin"] == "default"
-    assert Request(recipe, {}, data.path, begun).config().power == 1.0
+    assert Request(recipe, {}, data.path, run).config().power == 1.0
 
 
 def test_unknown_keys_name_the_file(tmp_path):

@@ -6,11 +6,17 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from faceshards.dataset.manifest import Manifest
 from tests.pipelines.build_fixtures import rewrite_info
-from tests.training.runs import refused, tiny_dataset, train
+from tests.training.runs import SETTINGS, refused, tiny_dataset, trace, train
+from training.config import TrainConfig
+from training.device.distributed import Group
+from training.plan import make_plan
+from training.setup import set_up
 
 
 @pytest.mark.parametrize(
@@ -128,12 +134,21 @@ def test_another_dataset_needs_finetune(run, tmp_path):
     checkpoint = next((run / "checkpoints").iterdir())
     tuned = train(other, tmp_path / "tuned", "--finetune", str(checkpoint), epochs=1, warmup_epochs=0)
     assert tuned.exit_code == 0, tuned.output
-    weights = str(checkpoint / "backbone.safetensors")
-    for name, options in (("fresh", ()), ("file", ("--finetune", weights))):
-        assert train(other, tmp_path / name, *options, epochs=1, warmup_epochs=0).exit_code == 0
-    lines = {name: (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("tuned", "fresh", "file")}
-    first = {name: json.loads(line[0])["loss"] for name, line in lines.items()}
-    assert first["tuned"] == first["file"] != first["fresh"]
+    assert min(trace(tmp_path / "tuned")) == 1
+    # What it begins with, of the checkpoint and of its file.
+    data, config = Manifest(other), TrainConfig(**{**SETTINGS, "margin": (1.0, 0.0, 0.2)})
+    file = checkpoint / "backbone.safetensors"
+    begins = {}
+    for start in (None, checkpoint, file):
+        parts = set_up(make_plan(config, data, 1), data, tmp_path, Group(), start)
+        begins[start] = {name: weight.asnumpy() for name, weight in parts.weights.items()}
+        parts.close()
+    stored = load_file(file)
+    for start in (checkpoint, file):
+        assert begins[start].keys() == stored.keys()
+        for name, array in stored.items():
+            np.testing.assert_array_equal(begins[start][name], array)
+    assert any((begins[None][name] != array).any() for name, array in stored.items())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 
@@ -9,9 +10,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import ops
+from safetensors.numpy import load_file
 
-from tests.training.runs import trace, train
-from training import loop
+from tests.training.runs import refused, trace, train
+from training import checkpoint, loop
 from training.backbones.registry import BACKBONES
 from training.backbones.spec import Spec
 from training.backbones.vit import TOKENS, VisionTransformer
@@ -113,7 +115,8 @@ def test_ranks_have_their_part_of_the_same_draws(cell):
 
 
 @pytest.mark.slow
-def test_from_what_is_on_disk_at_a_step_it_goes_on_with_identical_losses(data, tmp_path, monkeypatch, caplog):
+def test_from_what_is_on_disk_at_a_step_it_goes_on_bit_for_bit(data, tmp_path, monkeypatch, caplog):
+    """With sub-centres, too: one run shows both."""
     monkeypatch.setitem(BACKBONES, "vit_t", Spec(partial(VisionTransformer, 16, 2, 4), "feature.3"))
     settings = {
         "backbone": "vit_t",
@@ -126,6 +129,7 @@ def test_from_what_is_on_disk_at_a_step_it_goes_on_with_identical_losses(data, t
         "warmup_epochs": 0,
         "sync_bn": False,
         "drop_path": 0.5,
+        "margin": {"name": "subcenter", "k": 2},
     }
 
     class Copied(loop.RunLog):
@@ -144,3 +148,10 @@ def test_from_what_is_on_disk_at_a_step_it_goes_on_with_identical_losses(data, t
     assert trace(tmp_path / "run") == trace(tmp_path / "straight")
     # 6 is the mean of 4, 5 and 6, though 5 was the checkpoint.
     assert list(trace(tmp_path / "run")) == [3, 6, 9, 12, 15]
+    lasts = [checkpoint.known(tmp_path / name / "checkpoints")[-1] for name in ("straight", "run")]
+    assert load_file(lasts[0] / "rank-0-of-1.safetensors")["weight"].shape == (12, 2 * 32)  # classes, components
+    for name in ("backbone", "optimizer", "rank-0-of-1"):
+        one, other = ((last / f"{name}.safetensors").read_bytes() for last in lasts)
+        assert one == other
+    assert "margin" in refused(train(data.path, tmp_path / "run", "--resume", **{**settings, "margin": [1, 0, 0.4]}))
+    assert json.loads((lasts[1] / "checkpoint.json").read_text())["config"]["margin"] == settings["margin"]

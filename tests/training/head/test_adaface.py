@@ -1,20 +1,14 @@
-"""AdaFace against float64, in the head and over whole runs; and runs of other margins by name."""
+"""AdaFace against float64, in the head and over many steps; a run goes on with it in test_mixed_precision."""
 
 from __future__ import annotations
-
-import json
-import shutil
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn, ops
-from safetensors.numpy import load_file
 
 from tests.training.head.adaface_problem import FACTOR, IMAGES, STEPS, WEIGHT, Training, worst
 from tests.training.head.head_oracle import AdaFace
-from tests.training.runs import refused, trace, train
-from training import checkpoint
 from training.device.distributed import Group
 from training.head.margins.adaface import AdaFaceMargin
 
@@ -107,42 +101,3 @@ def test_a_batch_of_one_has_no_deviation():
     found = target(ms.Tensor([[0.5]], ms.float32), ms.Tensor([[3.0]], ms.float32))
     assert all(np.isfinite(part.asnumpy()).all() for part in found)
     assert float(target.deviation.asnumpy()) == pytest.approx(99)
-
-
-ADAFACE = {"margin": "adaface", "checkpoint_steps": 5, "keep": 9}
-
-
-def statistics(path):
-    """Returns what a checkpoint holds of the margin."""
-    arrays = load_file(path / "optimizer.safetensors")
-    return {name: float(array[0]) for name, array in arrays.items() if name.startswith("margin.")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [{"amp": "O2", "centers": "device", "accumulate": 2}, {"margin": {"name": "subcenter", "k": 2}}],
-    ids=["adaface", "subcenter"],
-)
-def test_killed_after_a_checkpoint_it_goes_on_bit_for_bit(data, tmp_path, settings):
-    settings = {**ADAFACE, "epochs": 1, **settings}
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    done = train(data.path, straight, **settings)
-    assert done.exit_code == 0, done.output
-    first, *rest, last = checkpoint.known(straight / "checkpoints")
-    if settings["margin"] == "adaface":
-        assert statistics(first) != statistics(last)
-    else:
-        assert load_file(last / "rank-0-of-1.safetensors")["weight"].shape == (12, 2 * 32)  # classes, components
-    shutil.copytree(straight, resumed)
-    (resumed / "result.json").unlink()
-    for path in (*rest, last):
-        shutil.rmtree(resumed / "checkpoints" / path.name)
-    done = train(data.path, resumed, "--resume", **settings)
-    assert done.exit_code == 0, done.output
-    assert trace(resumed) == trace(straight)
-    for name in ("backbone", "optimizer", "rank-0-of-1"):
-        files = [(out / "checkpoints" / last.name / f"{name}.safetensors").read_bytes() for out in (straight, resumed)]
-        assert files[0] == files[1]
-    assert "margin" in refused(train(data.path, resumed, "--resume", **{**settings, "margin": [1, 0, 0.4]}))
-    assert json.loads((last / "checkpoint.json").read_text())["config"]["margin"] == settings["margin"]
