@@ -33,7 +33,8 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Asked(NamedTuple):
+@dataclass
+class Asked:
     """A request that came by."""
 
     method: str
@@ -167,12 +168,12 @@ class _Connection(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.got: Answer | None = None
-        fault = self.proxy.fault_of(self.command, unquote(self.path))
-        (fault or _Connection.well)(self)
         path, _, query = self.path.partition("?")
         about = (self.command, unquote(path), query, self.headers.get("Range", ""), len(self.body))
-        self.proxy.asked.append(Asked(*about, len(self.got.body) if self.got else 0))
+        self.asked = Asked(*about, 0)
+        self.proxy.asked.append(self.asked)  # before its answer: who has that may look
+        fault = self.proxy.fault_of(self.command, unquote(self.path))
+        (fault or _Connection.well)(self)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -199,8 +200,8 @@ class _Connection(BaseHTTPRequestHandler):
                 headers["Content-Length"] = str(len(body))
         if found.will_close:
             self._upstream.close()
-        self.got = Answer(found.status, headers, body)
-        return self.got
+        self.asked.answered = len(body)
+        return Answer(found.status, headers, body)
 
     def say(self, answer: Answer, bytes_sent: int | None = None) -> None:
         """Sends an answer, or only as many bytes of its body."""

@@ -219,8 +219,7 @@ def test_going_on_with_another_setting_refuses(
     before = digests(work)
     code, _, err = run_here(command(tiny_source, out))
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "'seed': 5" in err
-    assert "'seed': 0" in err
+    assert "(seed: 5 then, 0 now)" in err
     assert "--restart" in err
     assert digests(work).items() >= {name: sha for name, sha in before.items() if name != "lock"}.items()
     # Of a release that cut sources otherwise.
@@ -287,7 +286,7 @@ def test_a_source_that_changed_since_is_said(tiny_source: Path, tiny_dataset: Ma
     os.utime(copy / "train.rec", ns=(1, 1))
     code, _, err = run_here(command(copy, out))
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "'mtime_ns': 1" in err
+    assert "train.rec: mtime_ns: " in err
     assert not out.exists()
 
 

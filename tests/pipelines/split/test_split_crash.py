@@ -66,7 +66,7 @@ def test_finished_pieces_are_not_made_again_and_nobody_else_goes_on(
     assert {path.parent.name for path in kept} == {"routed", "held", "dropped", "done"}
     made = {path: path.stat().st_mtime_ns for path in kept}
     with pytest.raises(
-        BuildError, match=r"an interrupted split has another request \(split: .*--restart to begin anew"
+        BuildError, match=r"an interrupted split has another request \(seed: 3 then, 4 now\); .*--restart to begin anew"
     ):
         run_split(parent, out, Request(REQUEST.unseen, REQUEST.pairs, seed=4))
     seen: dict[Path, int] = {}
