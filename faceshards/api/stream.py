@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from types import TracebackType
-from typing import NoReturn
-
-import numpy as np
 
 from faceshards.dataset.manifest import Manifest
 from faceshards.storage.location import StoredPath, as_location
@@ -15,11 +11,6 @@ from training.config import WINDOW
 from training.data import stream
 from training.data.layout import Layout, StreamError
 from training.data.shard_cache import ShardCache
-
-_OF_ONE_PROCESS = (
-    "a Stream's files and threads do not pass between processes: make one in each, with a rank of its own, as "
-    "examples/torch_dataloader.py does"
-)
 
 
 class Stream(stream.Stream):
@@ -107,25 +98,6 @@ class Stream(stream.Stream):
         )
         self._steps = layout.steps_per_epoch
         self.num_classes = int(found.totals["identities"])
-        self._process = os.getpid()
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the batches of an epoch from step `start` on, at once wherever that is.
-
-        Yields:
-            images (B, 3, H, W) float32, RGB, (x / 255 - 0.5) / 0.5; labels (B,) int32.
-
-        Raises:
-            ShardError: an image cannot be read or decoded; the message names file and row.
-            StreamError: a shard was found to be damaged; an epoch does not end before all were compared. Or the stream
-                is closed or another process's, or there is no such epoch or step.
-        """
-        if os.getpid() != self._process:  # after a fork, which threads do not survive: it would wait for ever
-            raise StreamError(_OF_ONE_PROCESS)
-        return super().batches(epoch, start)
-
-    def __reduce__(self) -> NoReturn:
-        raise StreamError(_OF_ONE_PROCESS)
 
     def __len__(self) -> int:
         return self._steps

@@ -39,10 +39,8 @@ def find(path: Location) -> tuple[list[SourceFile], list[str]] | None:
     """Returns the folder, as SourceKind has it.
 
     Raises:
-        SourceError: no image in it, or it is a dataset.
+        SourceError: no image in it.
     """
-    if (path / "dataset.json").is_file():
-        raise SourceError(f"{path}: is a dataset, and no source of one; export-data makes .rec or .tar of it")
     if isinstance(path, StoredPath):
         found = LISTINGS.make(path)
         if found.newest < 0:
@@ -73,7 +71,9 @@ def _state(root: Path) -> tuple[int, int]:
 
 
 def _without_images(root: Location, warnings: Iterable[str], deeper: Location | None) -> SourceError:
-    """Returns that a folder holds no image, what lies there, and where a .rec does."""
+    """Returns that a folder holds no image, what lies there, and where a .rec does; or that it is a dataset."""
+    if (root / "dataset.json").is_file():  # of ours; others keep one beside their pictures
+        return SourceError(f"{root}: is a dataset, and no source of one; export-data makes .rec or .tar of it")
     told = "".join(f"; {line.removeprefix(f'{root}: ')}" for line in warnings)
     if deeper:
         told += f"; a .rec lies deeper: --source {deeper}"

@@ -119,11 +119,8 @@ class _Walk:
 
     def __init__(self, root: StoredPath, passed: set[int], empty: set[int]) -> None:
         self._passed, self._empty, self._aside = passed, empty, Aside(root)
-        self._folder, self._hidden, self._told = (
-            "",
-            "",
-            "",
-        )  # where it is; the leftover that is in, and the last counted
+        # Where it is, the leftover that this is in, and the last one that was counted.
+        self._folder, self._hidden, self._told = "", "", ""
         self._identity, self._place, self._bare = "", -1, False  # without a picture so far
 
     def on(self, start: int, names: list[str]) -> tuple[list[str], list[int]]:

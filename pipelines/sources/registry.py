@@ -18,7 +18,8 @@ from faceshards.locks import own_folder
 from faceshards.reading import fetch
 from faceshards.storage.location import Location, StoredPath, as_location
 from pipelines.sources import folder, recordio, webdataset
-from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile, SourceKind
+from pipelines.sources.base import Claims, Cut, OpenFiles, Partition, Place, Scanned, SourceFile
+from pipelines.sources.kind import SourceKind
 
 _OWN: dict[str, SourceKind] = {"webdataset": webdataset, "recordio": recordio, "folder": folder}
 SOURCES: dict[str, SourceKind] = family("sources", _OWN, SourceKind)

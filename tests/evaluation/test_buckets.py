@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -29,16 +28,9 @@ from tests.evaluation.commands import run
 from tests.faceshards.test_stored_dataset import upload
 from tests.recs import jpeg, pack, write_rec
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 MODEL = Model(raw_pixels, "", Path("pixels"), "1" * 64, {})
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files, empty."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def parts(out: Path | StoredPath) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from threading import Event
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -28,6 +29,11 @@ from training.data.transforms import ImageError, augment, decode, scaled
 from training.data.windows import Windows
 
 log = logging.getLogger(__name__)
+
+_OF_ONE_PROCESS = (
+    "a Stream's files and threads do not pass between processes: make one in each, with a rank of its own, as "
+    "examples/torch_dataloader.py does"
+)
 
 _ASKED = 8  # shards at once, of those that a cache will keep
 
@@ -99,7 +105,7 @@ class Stream:
         # Of row `start + i`: where its frame begins in its file, the bytes of its image, its identity.
         self._offsets = np.empty(end - self._start, np.int64)
         self._lengths, self.labels = np.empty((2, end - self._start), np.int32)
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         self._check: ShardCheck | None = None
         where = data.shard_path if cache else data.disk_path
         written = {i: Written(where(layout.names[i]), layout.bytes[i], layout.sha256[i]) for i in self._files}
@@ -168,6 +174,9 @@ class Stream:
         part = slice(own.start + self._start - first, own.stop + self._start - first)
         self._offsets[own], self._lengths[own], self.labels[own] = offsets[part], lengths[part], labels[part]
 
+    def __reduce__(self) -> NoReturn:
+        raise StreamError(_OF_ONE_PROCESS)
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the batches of an epoch from step `start` on, at once wherever that is.
 
@@ -177,8 +186,10 @@ class Stream:
         Raises:
             ShardError: an image cannot be read or decoded; the message names file and row.
             StreamError: a shard was found to be damaged; an epoch does not end before all were compared. Or the stream
-                is closed, or there is no such epoch or step.
+                is closed or another process's, or there is no such epoch or step.
         """
+        if os.getpid() != self._process:  # after a fork, which threads do not survive: it would wait for ever
+            raise StreamError(_OF_ONE_PROCESS)
         if epoch < 0 or start < 0:
             raise StreamError(f"epoch {epoch} from step {start} on: both are counted from 0")
         if self._closed:

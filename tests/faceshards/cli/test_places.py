@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,8 @@ from tests.fault_proxy import FaultProxy
 from tests.pipelines.build_fixtures import shared_worker
 from tests.recs import jpeg
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -36,15 +37,6 @@ def call(*arguments: object) -> Result:
 def below(place: StoredPath) -> list[str]:
     """Returns the names of all objects below a place."""
     return sorted(str(found)[len(str(place)) + 1 :] for found, _ in place.tree())
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files, empty."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture
